@@ -242,48 +242,20 @@ pub struct ResponsesConfig {
     pub volatile: Vec<String>,
 }
 
-/// Beginnings of the names of headers that carry meaning.
-const PREFIXES: [&str; 4] = ["access-control-", "content-", "cross-origin-", "sec-"];
+/// Beginnings of the names of headers that carry meaning, and whole names.
+const MEANING_PREFIXES: [&str; 4] = ["access-control-", "content-", "cross-origin-", "sec-"];
+const MEANING_NAMES: &str = "\
+    accept-patch accept-ranges age allow authentication-info authorization cache-control \
+    cdn-cache-control clear-site-data connection cookie date etag expires link location pragma \
+    preference-applied proxy-authenticate referrer-policy refresh retry-after set-cookie \
+    strict-transport-security surrogate-control trailer transfer-encoding upgrade vary \
+    www-authenticate x-content-type-options x-frame-options";
 
 /// Returns whether clients or jobcache act on a response header, so that it may not be left out of an
 /// answer. `name` is in lower case.
 pub fn carries_meaning(name: &str) -> bool {
-    PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-        || matches!(
-            name,
-            "accept-patch"
-                | "accept-ranges"
-                | "age"
-                | "allow"
-                | "authentication-info"
-                | "authorization"
-                | "cache-control"
-                | "cdn-cache-control"
-                | "clear-site-data"
-                | "connection"
-                | "cookie"
-                | "date"
-                | "etag"
-                | "expires"
-                | "link"
-                | "location"
-                | "pragma"
-                | "preference-applied"
-                | "proxy-authenticate"
-                | "referrer-policy"
-                | "refresh"
-                | "retry-after"
-                | "set-cookie"
-                | "strict-transport-security"
-                | "surrogate-control"
-                | "trailer"
-                | "transfer-encoding"
-                | "upgrade"
-                | "vary"
-                | "www-authenticate"
-                | "x-content-type-options"
-                | "x-frame-options"
-        )
+    MEANING_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || MEANING_NAMES.split(' ').any(|known| known == name)
 }
 
 /// Jobs that are read before a client asks, and the requests that read them.

@@ -92,7 +92,7 @@ fn all_settings() -> Roff {
 }
 
 fn render_section(roff: &mut Roff, section: &SettingSection) {
-    let title = match section.table {
+    let title = match section.table() {
         "" => section.title.to_owned(),
         table => format!("{} ([{table}])", section.title),
     };
@@ -144,7 +144,7 @@ mod tests {
         let page = String::from_utf8(manual_page(None).unwrap()).unwrap().replace("\\-", "-");
         for spec in settings() {
             assert!(page.contains(&format!("{} = ", spec.key)), "{}", spec.key);
-            assert!(spec.env.iter().all(|name| page.contains(name)), "{}", spec.key);
+            assert!(spec.variables().iter().all(|name| page.contains(name)), "{}", spec.key);
         }
         for text in ["store.budget = ", "upstream.tls.ca = ", "JOBCACHE_WEBHOOK_SECRET_FILE"] {
             assert!(page.contains(text), "{text} is missing");

@@ -18,7 +18,7 @@ use crate::semantics::{
 pub(super) const KEY: &str = "invalidate";
 
 /// A parsed document takes many times the size of its body in memory.
-const BODY_BOUNDS: Bounds<usize> = Bounds { min: 1, max: 1 << 20 };
+const BODY_BOUNDS: Bounds<usize> = (1, 1 << 20);
 
 /// A key of a rule, for reading and for the documents.
 pub(super) struct RuleKey {
@@ -93,7 +93,7 @@ pub(super) const INTRO: &str = "\
 
 /// Limits of `max_body` for the documents.
 pub(super) fn body_limits() -> String {
-    BODY_BOUNDS.printed(parse::show_bytes)
+    parse::show_bounds(BODY_BOUNDS, parse::show_bytes)
 }
 
 /// Keys of a rule with their values and explanations, for the manual page.
@@ -182,7 +182,7 @@ fn set(rule: &mut InvalidateRule, key: &str, value: &RawValue) -> Result<(), Str
         ("query", RawValue::Many(items)) => rule.query.clone_from(items),
         ("path", RawValue::One(text)) => rule.path.clone_from(text),
         ("all", RawValue::One(text)) => rule.all = parse::switch(text)?,
-        ("max_body", RawValue::One(text)) => rule.max_body = parse::size(text, &BODY_BOUNDS)?,
+        ("max_body", RawValue::One(text)) => rule.max_body = parse::size(text, BODY_BOUNDS)?,
         ("on_miss", RawValue::One(text)) => rule.on_miss = on_miss(text)?,
         (_, RawValue::One(_)) => return Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
         (_, RawValue::Many(_)) => return Err("must be one value, not a list".to_owned()),

@@ -110,7 +110,7 @@ impl LoadedConfig {
         let line = |spec: &'static SettingSpec| match self.settings.of(spec.key) {
             Some(setting) => format!("{:<44} # {}\n", setting.assignment(), setting.origin),
             None if spec.default.is_empty() => format!("# {} is not set\n", spec.key),
-            None => format!("{} = {}\n", spec.key, spec.split(spec.default)),
+            None => format!("{} = {}\n", spec.key, spec.setter.split(spec.default)),
         };
         let rules = self.config.invalidate.iter().map(InvalidateRule::to_toml);
         settings().map(line).chain(rules).collect()
@@ -124,7 +124,7 @@ fn parse(settings: &LayeredSettings, problems: &mut Vec<String>) -> Config {
     let mut config = Config::default();
     let mut failed = Vec::new();
     for setting in &settings.0 {
-        if let Err(why) = setting.spec.apply(&mut config, &setting.value) {
+        if let Err(why) = setting.spec.setter.apply(&mut config, &setting.value) {
             problems.push(setting.problem(&why));
             failed.push(setting.spec.key);
         }
@@ -201,7 +201,7 @@ fn alone(defaults: &Config, setting: Option<&EffectiveSetting>) -> Config {
     let mut config = defaults.clone();
     if let Some(setting) = setting {
         // Loading has applied the setting without an error.
-        let _ = setting.spec.apply(&mut config, &setting.value);
+        let _ = setting.spec.setter.apply(&mut config, &setting.value);
     }
     config
 }
@@ -223,7 +223,7 @@ fn shown(spec: &SettingSpec, setting: Option<&EffectiveSetting>) -> String {
     match setting {
         Some(setting) => spec.show(&setting.value),
         None if spec.default.is_empty() => UNSET.to_owned(),
-        None => spec.split(spec.default).to_string(),
+        None => spec.setter.split(spec.default).to_string(),
     }
 }
 

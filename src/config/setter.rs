@@ -93,11 +93,11 @@ fn decimal(number: &DeInteger<'_>) -> String {
 /// Type, limits and field of a setting. The errors of `apply` say what would be right.
 #[derive(Clone, Copy)]
 pub(super) enum Setter {
-    Switch(fn(&mut Config, bool)),
-    Number(Bounds<usize>, fn(&mut Config, usize)),
+    Switch(Set<bool>),
+    Number(Bounds<usize>, Set<usize>),
     /// Bytes.
-    Size(Bounds<usize>, fn(&mut Config, usize)),
-    Time(Bounds<Duration>, fn(&mut Config, Duration)),
+    Size(Bounds<usize>, Set<usize>),
+    Time(Bounds<Duration>, Set<Duration>),
     /// One of a few words, each with its effect.
     Choice(&'static [Choice]),
     /// Any other text; the bounds are those of its length in bytes.
@@ -106,11 +106,12 @@ pub(super) enum Setter {
     /// A list, or one text in which white space separates the items.
     Words(ItemCount, SetItems),
     /// A table with the user's own keys and a time for each.
-    Times(ItemCount, Bounds<Duration>, fn(&mut Config, Vec<(String, Duration)>)),
+    Times(ItemCount, Bounds<Duration>, Set<Vec<(String, Duration)>>),
 }
 
 /// A word and its effect.
 pub(super) type Choice = (&'static str, fn(&mut Config));
+pub(super) type Set<T> = fn(&mut Config, T);
 pub(super) type SetText = fn(&mut Config, &str) -> Result<(), String>;
 pub(super) type SetItems = fn(&mut Config, &[String]) -> Result<(), String>;
 
@@ -119,16 +120,18 @@ impl Setter {
     pub(super) fn bounds(&self) -> String {
         match self {
             Self::Switch(_) => "true or false".to_owned(),
-            Self::Number(bounds, _) => bounds.printed(|number| number),
-            Self::Size(bounds, _) => bounds.printed(parse::show_bytes),
-            Self::Time(bounds, _) => bounds.printed(parse::show_time),
+            Self::Number(bounds, _) => parse::show_bounds(*bounds, |number| number),
+            Self::Size(bounds, _) => parse::show_bounds(*bounds, parse::show_bytes),
+            Self::Time(bounds, _) => parse::show_bounds(*bounds, parse::show_time),
             Self::Choice(_) => alternatives(&self.choices()),
-            Self::Text(length, _) => {
-                length.map_or_else(String::new, |length| format!("{} bytes", length.printed(|n| n)))
-            }
-            Self::List(count, _) | Self::Words(count, _) => count.printed(),
+            Self::Text(length, _) => length.map_or_else(String::new, show_length),
+            Self::List(count, _) | Self::Words(count, _) => parse::show_count(*count),
             Self::Times(count, bounds, _) => {
-                format!("{}, {} each", count.printed(), bounds.printed(parse::show_time))
+                format!(
+                    "{}, {} each",
+                    parse::show_count(*count),
+                    parse::show_bounds(*bounds, parse::show_time)
+                )
             }
         }
     }
@@ -144,17 +147,17 @@ impl Setter {
     pub(super) fn apply(&self, config: &mut Config, value: &RawValue) -> Result<(), String> {
         match (self, value) {
             (Self::List(count, set) | Self::Words(count, set), RawValue::Many(items)) => {
-                count.check(items.len())?;
+                parse::check_count(items.len(), *count)?;
                 set(config, items)
             }
             (Self::Words(count, set), RawValue::One(text)) => {
                 let items: Vec<_> = text.split_whitespace().map(str::to_owned).collect();
-                count.check(items.len())?;
+                parse::check_count(items.len(), *count)?;
                 set(config, &items)
             }
             (Self::Times(count, bounds, set), RawValue::Pairs(pairs)) => {
-                count.check(pairs.len())?;
-                set(config, parse::times(pairs, bounds)?);
+                parse::check_count(pairs.len(), *count)?;
+                set(config, parse::times(pairs, *bounds)?);
                 Ok(())
             }
             (Self::List(..), _) => Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
@@ -170,16 +173,18 @@ impl Setter {
     fn apply_text(&self, config: &mut Config, text: &str) -> Result<(), String> {
         match self {
             Self::Switch(set) => set(config, parse::switch(text)?),
-            Self::Number(bounds, set) => set(config, parse::number(text, bounds)?),
-            Self::Size(bounds, set) => set(config, parse::size(text, bounds)?),
-            Self::Time(bounds, set) => set(config, parse::time(text, bounds)?),
+            Self::Number(bounds, set) => set(config, parse::number(text, *bounds)?),
+            Self::Size(bounds, set) => set(config, parse::size(text, *bounds)?),
+            Self::Time(bounds, set) => set(config, parse::time(text, *bounds)?),
             Self::Choice(words) => match words.iter().find(|(word, _)| *word == text) {
                 Some((_, set)) => set(config),
                 None => return Err(format!("must be {}", self.bounds())),
             },
             Self::Text(length, set) => {
-                if let Some(length) = length.filter(|length| !length.contain(text.len())) {
-                    return Err(format!("must be {} bytes long", length.printed(|n| n)));
+                if let Some((min, max)) = *length
+                    && !(min..=max).contains(&text.len())
+                {
+                    return Err(format!("must be {} long", show_length((min, max))));
                 }
                 set(config, text)?;
             }
@@ -215,6 +220,10 @@ impl Setter {
 pub(super) fn put<T>(field: &mut T, parsed: Result<T, String>) -> Result<(), String> {
     *field = parsed?;
     Ok(())
+}
+
+fn show_length(length: Bounds<usize>) -> String {
+    format!("{} bytes", parse::show_bounds(length, |n| n))
 }
 
 /// `a, b or c`.

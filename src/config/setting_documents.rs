@@ -7,7 +7,7 @@ use super::{
     RawValue, ReloadClass, SECTIONS, SettingSection, SettingSpec,
     invalidate_rules::{self, KEYS},
     settings,
-    traces::{self, trace_variables},
+    traces::{TRACE_VARIABLES, TRACES_INTRO},
 };
 
 /// Longest line of the file.
@@ -48,8 +48,8 @@ fn toml_section(out: &mut String, section: &SettingSection) {
     if !section.intro.is_empty() {
         comment(out, section.intro);
     }
-    if !section.table.is_empty() {
-        let _ = writeln!(out, "[{}]", section.table);
+    if !section.table().is_empty() {
+        let _ = writeln!(out, "[{}]", section.table());
     }
     for spec in section.settings {
         out.push('\n');
@@ -69,7 +69,7 @@ fn setting_block(out: &mut String, spec: &SettingSpec) {
         comment(out, &format!("Default: {}.", spec.unset));
         let _ = writeln!(out, "# {} = {}", spec.name(), spec.example);
     } else {
-        let _ = writeln!(out, "{} = {}", spec.name(), toml_value(&spec.split(spec.default)));
+        let _ = writeln!(out, "{} = {}", spec.name(), toml_value(&spec.setter.split(spec.default)));
     }
 }
 
@@ -232,8 +232,8 @@ fn reloaded() -> String {
 
 fn section_block(out: &mut String, section: &SettingSection) {
     let _ = writeln!(out, "\n## {}", section.title);
-    if !section.table.is_empty() {
-        paragraph(out, &format!("Table `[{}]` of the file. {}", section.table, section.intro));
+    if !section.table().is_empty() {
+        paragraph(out, &format!("Table `[{}]` of the file. {}", section.table(), section.intro));
     } else if !section.intro.is_empty() {
         paragraph(out, section.intro);
     }
@@ -282,7 +282,7 @@ fn sources(spec: &SettingSpec) -> String {
         let repeats = if spec.is_list() { " (repeats)" } else { "" };
         format!("`--{}`{repeats}", flag.name)
     });
-    let names = spec.env.iter().map(|name| format!("`{name}`"));
+    let names = spec.variables().into_iter().map(|name| format!("`{name}`"));
     let file = spec.has_env_file.then(|| "with `_FILE`".to_owned());
     flag.into_iter().chain(names).chain(file).collect::<Vec<_>>().join(", ")
 }
@@ -334,13 +334,12 @@ fn rules_block(out: &mut String) {
 
 fn traces_block(out: &mut String) {
     out.push_str("\n## Traces\n");
-    paragraph(out, traces::TRACES_INTRO);
+    paragraph(out, TRACES_INTRO);
     out.push_str("\n| variable | default | what it does |\n|---|---|---|\n");
-    for variable in trace_variables() {
-        let names: Vec<_> = variable.names.iter().map(|name| format!("`{name}`")).collect();
-        let is_word = !variable.default.contains(' ') && variable.default != "none";
-        let default =
-            if is_word { format!("`{}`", variable.default) } else { variable.default.clone() };
-        row(out, &[&names.join(", "), &default, &variable.help]);
+    for (names, default, help) in TRACE_VARIABLES {
+        let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+        let is_word = !default.contains(' ') && default != "none";
+        let default = if is_word { format!("`{default}`") } else { default.to_owned() };
+        row(out, &[&names.join(", "), &default, help]);
     }
 }

@@ -71,12 +71,12 @@ pub(super) fn top_level_key(unknown: &str) -> Option<&'static str> {
 }
 
 /// The variable that `unknown` most likely stands for.
-pub(super) fn nearest_variable(unknown: &str) -> Option<&'static str> {
+pub(super) fn nearest_variable(unknown: &str) -> Option<String> {
     let names = settings().flat_map(|spec| {
-        let derived =
-            aliases(spec).map(|alias| format!("JOBCACHE_{}", snake(&alias).to_uppercase()));
-        let own = spec.env.iter().map(|name| (*name).to_owned());
-        own.chain(derived).filter_map(|name| Some((name, *spec.env.first()?)))
+        let own = spec.variables();
+        let derived = aliases(spec).map(|alias| format!("JOBCACHE_{}", alias.to_uppercase()));
+        let all: Vec<_> = own.iter().cloned().chain(derived).collect();
+        all.into_iter().map(move |name| (name, own[0].clone()))
     });
     nearest(unknown, names)
 }
@@ -91,10 +91,7 @@ fn snake(name: &str) -> String {
     name.replace(['.', '-'], "_")
 }
 
-pub(super) fn nearest(
-    unknown: &str,
-    names: impl Iterator<Item = (String, &'static str)>,
-) -> Option<&'static str> {
+pub(super) fn nearest<N>(unknown: &str, names: impl Iterator<Item = (String, N)>) -> Option<N> {
     // One slip in a short name, three in a long one; with more it is another word.
     let slips = 1 + unknown.len() / 10;
     names
@@ -112,7 +109,7 @@ impl Default for Config {
 
 fn with_defaults(mut config: Config) -> Config {
     for spec in settings().filter(|spec| !spec.default.is_empty()) {
-        let applied = spec.apply(&mut config, &spec.split(spec.default));
+        let applied = spec.setter.apply(&mut config, &spec.setter.split(spec.default));
         // A test applies every default, so this cannot fail in a build that passed it.
         debug_assert!(applied.is_ok(), "the default of {}: {applied:?}", spec.key);
     }
@@ -283,7 +280,8 @@ mod tests {
     #[test]
     fn a_default_passes_its_own_limits() {
         for spec in settings().filter(|spec| !spec.default.is_empty()) {
-            let applied = spec.apply(&mut Config::default(), &spec.split(spec.default));
+            let applied =
+                spec.setter.apply(&mut Config::default(), &spec.setter.split(spec.default));
             assert_eq!(applied, Ok(()), "{}", spec.key);
         }
     }

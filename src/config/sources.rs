@@ -128,12 +128,13 @@ pub(super) fn read_env(
 ) -> Environment {
     let mut env: BTreeMap<_, _> = env.into_iter().filter(|(_, text)| !text.is_empty()).collect();
     let config = env.remove(CONFIG).map(|path| (path, CONFIG));
-    let names = settings().flat_map(|spec| spec.env.iter().map(move |name| (spec, *name)));
+    let names =
+        settings().flat_map(|spec| spec.variables().into_iter().map(move |name| (spec, name)));
     let mut settings = Vec::new();
     for (spec, name) in names {
-        let direct = env.remove(name);
+        let direct = env.remove(&name);
         let by_file = spec.has_env_file.then(|| env.remove(&format!("{name}_FILE"))).flatten();
-        settings.extend(from_variable(spec, name, direct, by_file, problems));
+        settings.extend(from_variable(spec, &name, direct, by_file, problems));
     }
     let unknown = env.keys().filter(|name| name.starts_with(PREFIX) && !is_service_link(name));
     let mut warnings = unknown.map(|name| warning(name)).collect();
@@ -161,7 +162,7 @@ fn from_variable(
             (text, Origin::EnvFile { variable, path })
         }
     };
-    Some(EffectiveSetting { spec, value: spec.split(&text), origin })
+    Some(EffectiveSetting { spec, value: spec.setter.split(&text), origin })
 }
 
 /// The content of a secret's file, without the newline that most editors leave.

@@ -60,12 +60,10 @@ const STORE: &str = "must be redis://[user:password@]host[:port][/db] (rediss://
                      redis-cluster://[user:password@]host[:port],host[:port], \
                      unix:///path/to/socket or memory://";
 
-/// Default port of Redis.
+/// Default port of Redis, nodes of a cluster included.
 const REDIS_PORT: u16 = 6379;
 /// Default port of sentinels.
 const SENTINEL_PORT: u16 = 26379;
-/// Default port of the nodes of a cluster.
-const CLUSTER_PORT: u16 = 6379;
 /// More hosts than anyone needs to list; each of them is asked.
 const MAX_HOSTS: usize = 16;
 
@@ -119,14 +117,6 @@ pub struct StoreLogin {
     pub password_file: Option<PathBuf>,
 }
 
-impl FromStr for StoreUrl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        store(text)
-    }
-}
-
 impl StoreUrl {
     /// Whether Redis uses TLS according to the scheme.
     pub fn is_tls(&self) -> bool {
@@ -137,9 +127,7 @@ impl StoreUrl {
             Self::Memory => false,
         }
     }
-}
 
-impl StoreUrl {
     /// Address and database of the store, without user and password.
     pub fn identity(&self) -> String {
         let shown = self.to_string().replace("***@", "");
@@ -165,39 +153,34 @@ impl StoreLogin {
 }
 
 /// Parses a URL. The Redis client accepts every URL that is accepted here; a test checks that.
-pub(super) fn store(text: &str) -> Result<StoreUrl, String> {
-    let why = |why: &str| Err(format!("{STORE}; {why}"));
-    let Some((scheme, rest)) = text.split_once("://") else {
-        return why("the scheme is missing");
-    };
-    match scheme {
-        "memory" if rest.is_empty() => return Ok(StoreUrl::Memory),
-        "memory" => return why("nothing may follow memory://"),
-        "redis" | "valkey" | "rediss" | "valkeys" | "unix" | "redis+unix" | "valkey+unix" => {}
-        "redis-sentinel" | "rediss-sentinel" => {
-            let is_tls = scheme == "rediss-sentinel";
-            return sentinels(rest, is_tls)
-                .map_or_else(why, |url| Ok(StoreUrl::Sentinel(Box::new(url))));
+impl FromStr for StoreUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let why = |why: &str| Err(format!("{STORE}; {why}"));
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return why("the scheme is missing");
+        };
+        match scheme {
+            "memory" if rest.is_empty() => return Ok(StoreUrl::Memory),
+            "memory" => return why("nothing may follow memory://"),
+            "redis" | "valkey" | "rediss" | "valkeys" | "unix" | "redis+unix" | "valkey+unix" => {}
+            "redis-sentinel" | "rediss-sentinel" => return sentinels(scheme, rest).or_else(why),
+            "redis-cluster" | "rediss-cluster" => return seeds(scheme, rest).or_else(why),
+            _ => return why("no other scheme is supported"),
         }
-        "redis-cluster" | "rediss-cluster" => {
-            let is_tls = scheme == "rediss-cluster";
-            return seeds(rest, is_tls)
-                .map_or_else(why, |url| Ok(StoreUrl::Cluster(Box::new(url))));
-        }
-        _ => return why("no other scheme is supported"),
+        let Ok(url) = Url::parse(text) else {
+            return why("this is not a URL; percent-encode special characters of the password");
+        };
+        let fault = if scheme.ends_with("unix") { unix_fault(&url) } else { tcp_fault(&url) };
+        fault.map_or_else(|| Ok(StoreUrl::Redis(text.to_owned())), why)
     }
-    let Ok(url) = Url::parse(text) else {
-        return why("this is not a URL; percent-encode special characters of the password");
-    };
-    let fault = if scheme.ends_with("unix") { unix_fault(&url) } else { tcp_fault(&url) };
-    fault.map_or_else(|| Ok(StoreUrl::Redis(text.to_owned())), why)
 }
 
 /// `[user:password@]host[:port],host[:port]/master[/db]`; a URL parser does not accept several ports.
-fn sentinels(rest: &str, is_tls: bool) -> Result<Sentinels, &'static str> {
+fn sentinels(scheme: &str, rest: &str) -> Result<StoreUrl, &'static str> {
     const ENCODE: &str = "percent-encode special characters of the password";
     let (authority, path) = rest.split_once('/').ok_or("the name of the master is missing")?;
-    let (user, hosts) = authority.rsplit_once('@').map_or((None, authority), |(u, h)| (Some(u), h));
     let (master, database) = path.split_once('/').unwrap_or((path, ""));
     if rest.contains(['?', '#']) || master.contains('@') || database.contains('@') {
         return Err(ENCODE);
@@ -209,29 +192,37 @@ fn sentinels(rest: &str, is_tls: bool) -> Result<Sentinels, &'static str> {
         "" => 0,
         number => number.parse().map_err(|_| "the database must be a number")?,
     };
-    let hosts = hosts.split(',').map(|text| host(text, SENTINEL_PORT));
-    let hosts = hosts.collect::<Result<Vec<_>, _>>()?;
-    if hosts.len() > MAX_HOSTS {
-        return Err("at most 16 sentinels: they report the others");
-    }
-    let login = user.map_or_else(|| Ok(StoreLogin::default()), login)?;
-    Ok(Sentinels { hosts, master: master.to_owned(), is_tls, login, database })
+    let (user, hosts) = split_user(authority);
+    let hosts = hosts_of(hosts, SENTINEL_PORT, "at most 16 sentinels: they report the others")?;
+    let is_tls = scheme.starts_with("rediss");
+    let sentinels =
+        Sentinels { hosts, master: master.to_owned(), is_tls, login: login(user)?, database };
+    Ok(StoreUrl::Sentinel(Box::new(sentinels)))
 }
 
 /// `[user:password@]host[:port],host[:port]`.
-fn seeds(rest: &str, is_tls: bool) -> Result<ClusterSeeds, &'static str> {
-    let (user, hosts) = rest.rsplit_once('@').map_or((None, rest), |(u, h)| (Some(u), h));
+fn seeds(scheme: &str, rest: &str) -> Result<StoreUrl, &'static str> {
+    let (user, hosts) = split_user(rest);
     let (hosts, database) = hosts.split_once('/').unwrap_or((hosts, ""));
     if !matches!(database, "" | "0") {
         return Err("a cluster only has database 0");
     }
-    let hosts = hosts.split(',').map(|text| host(text, CLUSTER_PORT));
-    let hosts = hosts.collect::<Result<Vec<_>, _>>()?;
-    if hosts.len() > MAX_HOSTS {
-        return Err("at most 16 nodes: they report the others");
-    }
-    let login = user.map_or_else(|| Ok(StoreLogin::default()), login)?;
-    Ok(ClusterSeeds { hosts, is_tls, login })
+    let hosts = hosts_of(hosts, REDIS_PORT, "at most 16 nodes: they report the others")?;
+    let seeds = ClusterSeeds { hosts, is_tls: scheme.starts_with("rediss"), login: login(user)? };
+    Ok(StoreUrl::Cluster(Box::new(seeds)))
+}
+
+fn split_user(authority: &str) -> (Option<&str>, &str) {
+    authority.rsplit_once('@').map_or((None, authority), |(user, hosts)| (Some(user), hosts))
+}
+
+fn hosts_of(
+    text: &str,
+    port: u16,
+    too_many: &'static str,
+) -> Result<Vec<(String, u16)>, &'static str> {
+    let hosts: Vec<_> = text.split(',').map(|text| host(text, port)).collect::<Result<_, _>>()?;
+    if hosts.len() > MAX_HOSTS { Err(too_many) } else { Ok(hosts) }
 }
 
 /// One host, read by a URL parser.
@@ -246,16 +237,14 @@ fn host(text: &str, port: u16) -> Result<(String, u16), &'static str> {
     Ok((host.to_owned(), url.port().unwrap_or(port)))
 }
 
-fn login(text: &str) -> Result<StoreLogin, &'static str> {
+fn login(text: Option<&str>) -> Result<StoreLogin, &'static str> {
+    let Some(text) = text else { return Ok(StoreLogin::default()) };
     let decoded = |text: &str| percent_decode_str(text).decode_utf8().map(String::from);
     let decoded = |text: &str| decoded(text).map_err(|_| "user and password must be UTF-8");
     let (user, password) = text.split_once(':').ok_or("the user needs a password")?;
     let username = if user.is_empty() { None } else { Some(decoded(user)?) };
-    Ok(StoreLogin {
-        username,
-        password: Some(Secret::new(decoded(password)?)),
-        password_file: None,
-    })
+    let password = Some(Secret::new(decoded(password)?));
+    Ok(StoreLogin { username, password, password_file: None })
 }
 
 fn tcp_fault(url: &Url) -> Option<&'static str> {
@@ -328,23 +317,11 @@ impl fmt::Display for Sentinels {
     }
 }
 
-impl fmt::Debug for Sentinels {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 /// Without user and password.
 impl fmt::Display for ClusterSeeds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.is_tls { "rediss-cluster://" } else { "redis-cluster://" })?;
         write_hosts(f, &self.login, &self.hosts)
-    }
-}
-
-impl fmt::Debug for ClusterSeeds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
     }
 }
 

@@ -13,7 +13,6 @@ use crate::config::{
 
 pub(super) const CACHE: SettingSection = SettingSection {
     title: "What is cached",
-    table: "",
     intro: "",
     settings: &[
         choice(
@@ -27,7 +26,6 @@ pub(super) const CACHE: SettingSection = SettingSection {
         )
         .flag("mode", "MODE", CACHING)
         .on_reload()
-        .env(&["JOBCACHE_MODE"])
         .help("Whether reads are answered from the cache.")
         .note(
             "`on`: hits are answered from the cache. `shadow`: the API answers every read; the cache \
@@ -38,7 +36,6 @@ pub(super) const CACHE: SettingSection = SettingSection {
         .see("operations"),
         text("verify", "0", "0 to 1", |c, v| put(&mut c.verify, parse::sample_rate(v)))
             .on_reload()
-            .env(&["JOBCACHE_VERIFY"])
             .help("Share of the hits that are compared with the API in the background.")
             .note(
                 "`0.01` is one in a hundred. The client does not wait for the comparison. An entry \
@@ -48,7 +45,6 @@ pub(super) const CACHE: SettingSection = SettingSection {
         short_text("api", "", (1, 64), |c, v| put(&mut c.api, parse::api(v)))
             .form("letters, digits and . _ ~ -")
             .flag("api", "NAME", CACHING)
-            .env(&["JOBCACHE_API"])
             .unset("the sidecars of the Redis are all of one API", "\"billing\"")
             .help("Name of the API, for APIs that share a Redis.")
             .note(
@@ -63,7 +59,6 @@ pub(super) const CACHE: SettingSection = SettingSection {
         })
         .flag("route", "PATH", CACHING)
         .on_reload()
-        .env(&["JOBCACHE_ROUTES"])
         .help("Paths of the job resource, each with one segment `{id}`.")
         .note(
             "GETs of these paths are cached. A write to such a path, or to anything below it, \
@@ -73,11 +68,9 @@ pub(super) const CACHE: SettingSection = SettingSection {
         .see("what-is-cached"),
         size("max_body", "1MiB", (1, 64 * MIB), |c, v| c.max_body = v)
             .on_reload()
-            .env(&["JOBCACHE_MAX_BODY"])
             .help("Largest body that is stored.")
             .note("Larger bodies pass through uncached."),
         size("max_captured", "64MiB", (MIB, 64 * GIB), |c, v| c.max_captured = v)
-            .env(&["JOBCACHE_MAX_CAPTURED"])
             .help("Memory for all answers that are on their way into the cache.")
             .note(
                 "An answer counts until it is stored and every waiting client has it. When this \
@@ -85,20 +78,17 @@ pub(super) const CACHE: SettingSection = SettingSection {
                  or above `max_body`, or the largest bodies are never stored.",
             ),
         size("max_inspected", "16MiB", (4 * MIB, 64 * GIB), |c, v| c.max_inspected = v)
-            .env(&["JOBCACHE_MAX_INSPECTED"])
             .help("Memory for the bodies of writes that `[[invalidate]]` rules read.")
             .note(
                 "The bodies of purge calls have as much again. When it is used up, a further write or \
                  purge gets 503.",
             ),
         number("max_flights", "10000", (1, 1_000_000), |c, v| c.max_flights = v)
-            .env(&["JOBCACHE_MAX_FLIGHTS"])
             .help("Reads of the API, running or waiting, that several clients may share at a time.")
             .note("Beyond this limit each miss makes its own read of the API."),
         time("settle", "1s", (Duration::ZERO, MINUTE), |c, v| c.settle = v)
             .flag("settle", "TIME", CACHING)
             .on_reload()
-            .env(&["JOBCACHE_SETTLE"])
             .help("Time after a write during which nothing is stored for its job.")
             .note(
                 "Set it above the replication lag if the API reads from a replica. `0s` is safe if \
@@ -107,7 +97,6 @@ pub(super) const CACHE: SettingSection = SettingSection {
             .see("what-is-cached"),
         switch("ignore_client_cache_control", "false", |c, v| c.ignore_client_cache_control = v)
             .on_reload()
-            .env(&["JOBCACHE_IGNORE_CLIENT_CACHE_CONTROL"])
             .help("Ignore `Cache-Control` and `Pragma` of requests.")
             .note(
                 "A browser sends `no-cache` or `max-age=0` with each reload, and each then costs a \
@@ -118,7 +107,6 @@ pub(super) const CACHE: SettingSection = SettingSection {
 
 pub(super) const NEAR: SettingSection = SettingSection {
     title: "Entries in this process",
-    table: "",
     intro: "jobcache keeps entries in its own memory, in front of Redis. Redis reports every change \
             to it (`CLIENT TRACKING`).",
     settings: &[
@@ -132,7 +120,6 @@ pub(super) const NEAR: SettingSection = SettingSection {
             ],
         )
         .flag("near", "MODE", CACHING)
-        .env(&["JOBCACHE_NEAR"])
         .help("When an entry in this process may be served.")
         .note(
             "`strict`: after Redis has answered a `PING` that was sent after the request arrived. \
@@ -143,10 +130,8 @@ pub(super) const NEAR: SettingSection = SettingSection {
         )
         .see("redis"),
         time("near_max_staleness", "1s", (MS, MINUTE), |c, v| c.near.max_staleness = v)
-            .env(&["JOBCACHE_NEAR_MAX_STALENESS"])
             .help("How late a change made through another sidecar may show in `near = \"bounded\"`."),
         size("near_max_bytes", "128MiB", (MIB, 64 * GIB), |c, v| c.near.max_bytes = v)
-            .env(&["JOBCACHE_NEAR_MAX_BYTES"])
             .help("Memory for entries in this process."),
         choice(
             "near_tracking",
@@ -156,7 +141,6 @@ pub(super) const NEAR: SettingSection = SettingSection {
                 ("keys", |c| c.near.tracking = NearTracking::Keys),
             ],
         )
-        .env(&["JOBCACHE_NEAR_TRACKING"])
         .help("Changes that Redis reports to this process.")
         .note(
             "`broadcast`: the changes of every job. `keys`: only those of jobs that this process has \
@@ -170,7 +154,6 @@ pub(super) const NEAR: SettingSection = SettingSection {
 
 pub(super) const QUERY: SettingSection = SettingSection {
     title: "Query parameters of reads",
-    table: "query",
     intro: "A read with any other query parameter passes uncached. Names are written decoded and in \
             the case that clients use.",
     settings: &[
@@ -179,7 +162,6 @@ pub(super) const QUERY: SettingSection = SettingSection {
             put(&mut c.query.allow, parse::parameters(v))
         })
         .on_reload()
-        .env(&["JOBCACHE_QUERY_ALLOW"])
         .unset("none", "[\"view\"]")
         .help("Parameters that change only the form of the API's answer.")
         .note(
@@ -193,7 +175,6 @@ pub(super) const QUERY: SettingSection = SettingSection {
             put(&mut c.query.ignore, parse::parameters(v))
         })
         .on_reload()
-        .env(&["JOBCACHE_QUERY_IGNORE"])
         .unset("none", "[\"_\", \"t\"]")
         .help("Parameters that do not change the API's answer, such as the cache busters `_` and `t`.")
         .note(
@@ -207,7 +188,6 @@ pub(super) const QUERY: SettingSection = SettingSection {
 
 pub(super) const TTL: SettingSection = SettingSection {
     title: "Lifetime of entries",
-    table: "ttl",
     intro: "",
     settings: &[
         time("ttl.default", "300s", (SECOND, DAY), |c, v| c.ttl = v)
@@ -221,7 +201,6 @@ pub(super) const TTL: SettingSection = SettingSection {
             ),
         switch("ttl.stated_only", "false", |c, v| c.ttl_stated_only = v)
             .on_reload()
-            .env(&["JOBCACHE_TTL_STATED_ONLY"])
             .help("Store only responses that state a lifetime (`s-maxage`, `max-age` or `Expires`).")
             .note("Use it if the API already says what may be cached."),
     ],
@@ -229,7 +208,6 @@ pub(super) const TTL: SettingSection = SettingSection {
 
 pub(super) const STATES: SettingSection = SettingSection {
     title: "Lifetime by state of the job",
-    table: "ttl.states",
     intro: "Shorter lifetimes for jobs that still run, so that a lost purge cannot freeze them on a \
             screen. An entry is never kept longer than `ttl.default` or than its response states.",
     settings: &[
@@ -237,12 +215,10 @@ pub(super) const STATES: SettingSection = SettingSection {
             put(&mut c.states.pointer, parse::pointer(v))
         })
         .on_reload()
-        .env(&["JOBCACHE_TTL_STATES_POINTER"])
         .help("Place of the state in the body.")
         .note("The state may be a string, a boolean or an integer."),
-        times("ttl.states.map", (64, "state"), (SECOND, DAY), |c, v| c.states.map = v)
+        times("ttl.states.map", (0, 64, "state"), (SECOND, DAY), |c, v| c.states.map = v)
             .on_reload()
-            .env(&["JOBCACHE_TTL_STATES_MAP"])
             .unset(
                 "states do not matter",
                 "{ completed = \"300s\", failed = \"300s\", running = \"10s\" }",
@@ -257,7 +233,6 @@ pub(super) const STATES: SettingSection = SettingSection {
 
 pub(super) const RESPONSES: SettingSection = SettingSection {
     title: "Responses",
-    table: "responses",
     intro: "Two callers share an entry if the API gives them the same response.",
     settings: &[
         // Every header of a response is compared with every name.
@@ -266,7 +241,6 @@ pub(super) const RESPONSES: SettingSection = SettingSection {
         })
         .on_reload()
         .flag("responses-volatile", "NAME", CACHING)
-        .env(&["JOBCACHE_RESPONSES_VOLATILE"])
         .unset("only those that jobcache knows", "[\"X-Pod\"]")
         .help("Response headers that say nothing about the job and may differ from read to read.")
         .note(
@@ -280,14 +254,12 @@ pub(super) const RESPONSES: SettingSection = SettingSection {
 
 pub(super) const WARM: SettingSection = SettingSection {
     title: "Cache warming",
-    table: "warm",
     intro: "jobcache can read jobs before a client asks: at its start those that a file or a list of \
             the API names, and later those of purges with `\"refresh\": true`.",
     settings: &[
         text("warm.file", "", "the path of a file of at most 4 MiB", |c, v| {
             put(&mut c.warm.file, parse::path(v))
         })
-        .env(&["JOBCACHE_WARM_FILE"])
         .unset("none", "\"/etc/jobcache/active.txt\"")
         .help("File with the ids of jobs to read at the start.")
         .note("It has one id per line; text after a `#` is a comment.")
@@ -295,7 +267,6 @@ pub(super) const WARM: SettingSection = SettingSection {
         text("warm.list", "", "a path of the API, with a query if needed", |c, v| {
             put(&mut c.warm.list, parse::target(v))
         })
-        .env(&["JOBCACHE_WARM_LIST"])
         .unset("none", "\"/jobs?status=active\"")
         .help("Path and query at which the API lists the jobs to read at the start.")
         .note(
@@ -306,7 +277,6 @@ pub(super) const WARM: SettingSection = SettingSection {
         text("warm.pointer", "/items/*/id", "JSON pointer (RFC 6901)", |c, v| {
             put(&mut c.warm.pointer, parse::pointer(v))
         })
-        .env(&["JOBCACHE_WARM_POINTER"])
         .help("Place of the ids in that list.")
         .note(
             "`*` stands for every element of a list and every member of an object. Strings and whole \
@@ -318,7 +288,6 @@ pub(super) const WARM: SettingSection = SettingSection {
         .form("each `Name: value`")
         .visibility(Visibility::Hidden)
         .env_file()
-        .env(&["JOBCACHE_WARM_HEADERS"])
         .unset("none", "[\"Host: jobs.example.com\", \"Accept: application/json\"]")
         .help("Header fields of these reads, as polling clients send them.")
         .note(
@@ -330,15 +299,12 @@ pub(super) const WARM: SettingSection = SettingSection {
         })
         .visibility(Visibility::Hidden)
         .env_file()
-        .env(&["JOBCACHE_WARM_AUTHORIZATION"])
         .unset("none", "\"Bearer ...\"")
         .help("`Authorization` of these reads, if the API needs one.")
         .note("Prefer the variables to the configuration file, so that the file holds no secret."),
         number("warm.rate", "20", (1, 10_000), |c, v| c.warm.rate = v)
-            .env(&["JOBCACHE_WARM_RATE"])
             .help("Such reads per second."),
         number("warm.max", "10000", (1, 100_000), |c, v| c.warm.max = v)
-            .env(&["JOBCACHE_WARM_MAX"])
             .help("Jobs that may wait for such a read.")
             .note("Further ones are left to their first client."),
     ],

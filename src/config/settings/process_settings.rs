@@ -15,17 +15,14 @@ const ADDRESS: &str = "`ip:port` or `unix:/path/to/socket`";
 
 pub(super) const LISTENERS: SettingSection = SettingSection {
     title: "Listeners",
-    table: "",
     intro: "",
     settings: &[
         text("listen", "127.0.0.1:8080", ADDRESS, |c, v| put(&mut c.listen, v.parse()))
             .flag("listen", "ADDR", PLACES)
-            .env(&["JOBCACHE_LISTEN"])
             .help("Address on which clients connect.")
             .note("Use `0.0.0.0` only if other machines must be able to connect."),
         text("admin", "127.0.0.1:9090", ADDRESS, |c, v| put(&mut c.admin, v.parse()))
             .flag("admin", "ADDR", PLACES)
-            .env(&["JOBCACHE_ADMIN"])
             .help("Address of the purge webhook, the health checks, the metrics and the status page.")
             .note(
                 "Any address other than loopback or a unix socket needs `webhook_secret`: anyone who \
@@ -35,7 +32,6 @@ pub(super) const LISTENERS: SettingSection = SettingSection {
         text("unix_mode", "0660", "permissions in octal, at most 0777", |c, v| {
             put(&mut c.unix_mode, parse::mode_bits(v))
         })
-        .env(&["JOBCACHE_UNIX_MODE"])
         .help("File permissions of `listen` and `admin` where they are unix sockets.")
         .note("A client needs write permission to connect."),
     ],
@@ -43,7 +39,6 @@ pub(super) const LISTENERS: SettingSection = SettingSection {
 
 pub(super) const WEBHOOK: SettingSection = SettingSection {
     title: "Purge webhook",
-    table: "",
     intro: "",
     settings: &[
         // Each call is compared with every secret.
@@ -54,7 +49,6 @@ pub(super) const WEBHOOK: SettingSection = SettingSection {
         .visibility(Visibility::Hidden)
         .env_file()
         .on_reload()
-        .env(&["JOBCACHE_WEBHOOK_SECRET"])
         .unset("none: every caller may purge", "[\"...\"]")
         .help("Secret of the purge webhook.")
         .note(
@@ -66,7 +60,6 @@ pub(super) const WEBHOOK: SettingSection = SettingSection {
         .see("purging"),
         number("webhook_max_purges", "5000", (1, 1_000_000), |c, v| c.webhook_max_purges = v)
             .on_reload()
-            .env(&["JOBCACHE_WEBHOOK_MAX_PURGES"])
             .help("Purge calls that the webhook accepts per second, of any number of jobs each.")
             .note(
                 "A call beyond this limit gets 429 with `Retry-After` and purges nothing; the sender \
@@ -74,7 +67,6 @@ pub(super) const WEBHOOK: SettingSection = SettingSection {
             ),
         number("webhook_max_failures", "60", (1, 1_000_000), |c, v| c.webhook_max_failures = v)
             .on_reload()
-            .env(&["JOBCACHE_WEBHOOK_MAX_FAILURES"])
             .help("Calls per minute that one address may make without a valid secret or signature.")
             .note(
                 "Calls with a body that does not arrive count too; all addresses of an IPv6 /64 count as \
@@ -86,21 +78,18 @@ pub(super) const WEBHOOK: SettingSection = SettingSection {
 
 pub(super) const LOG: SettingSection = SettingSection {
     title: "Log",
-    table: "",
     intro: "The log goes to standard error. Traces are set up by the variables of OpenTelemetry \
             (`OTEL_EXPORTER_OTLP_ENDPOINT` and others), not here.",
     settings: &[
         switch("access_log", "false", |c, v| c.access_log = v)
             .flag("access-log", "BOOL", LOGS)
             .on_reload()
-            .env(&["JOBCACHE_ACCESS_LOG"])
             .help("Log one INFO line for each request, with its outcome."),
         text("log", "info", "a level or a list such as `info,jobcache=debug`", |c, v| {
             put(&mut c.log, parse::log_filter(v))
         })
         .flag("log", "LEVEL", LOGS)
         .on_reload()
-        .env(&["JOBCACHE_LOG"])
         .help("Log level: off, error, warn, info, debug or trace.")
         .note("`PUT /log` on the admin listener changes it until the next reload."),
         choice(
@@ -112,7 +101,6 @@ pub(super) const LOG: SettingSection = SettingSection {
             ],
         )
         .flag("log-format", "FORMAT", LOGS)
-        .env(&["JOBCACHE_LOG_FORMAT"])
         .help("Format of a log line.")
         .note("With `json` each line is one JSON object with all fields at its top level."),
     ],
@@ -120,11 +108,9 @@ pub(super) const LOG: SettingSection = SettingSection {
 
 pub(super) const SHUTDOWN: SettingSection = SettingSection {
     title: "Shutdown",
-    table: "",
     intro: "",
     settings: &[
         time("drain_delay", "0s", (Duration::ZERO, FIVE_MINUTES), |c, v| c.drain_delay = v)
-            .env(&["JOBCACHE_DRAIN_DELAY"])
             .help(
                 "Time during which a shutdown still accepts connections, while `/readyz` says 503.",
             )
@@ -133,7 +119,6 @@ pub(super) const SHUTDOWN: SettingSection = SettingSection {
                  health checks.",
             ),
         time("drain_timeout", "25s", (Duration::ZERO, HOUR), |c, v| c.drain_timeout = v)
-            .env(&["JOBCACHE_DRAIN_TIMEOUT"])
             .help("Time that a shutdown then waits for running requests.")
             .note(
                 "Keep the sum of `drain_delay` and `drain_timeout` below the orchestrator's grace \

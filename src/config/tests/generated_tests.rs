@@ -25,9 +25,9 @@ fn every_setting_has_its_text_its_place_and_its_example() {
         for spec in section.settings {
             let key = spec.key;
             let table = key.rsplit_once('.').map_or("", |(table, _)| table);
-            assert_eq!(table, section.table, "{key}");
+            assert_eq!(table, section.table(), "{key}");
             assert!(spec.help.ends_with('.') && spec.help.len() > 10, "{key}");
-            assert!(!spec.limits().is_empty() && !spec.env.is_empty(), "{key}");
+            assert!(!spec.limits().is_empty(), "{key}");
             assert_eq!(spec.example.is_empty(), !spec.default.is_empty(), "{key}");
         }
     }
@@ -42,15 +42,20 @@ fn the_examples_of_settings_without_a_default_are_accepted() {
         let file = sources::parse_file(&format!("{} = {example}", spec.key), "FILE", &mut problems);
         assert_eq!(problems, Vec::<String>::new());
         let setting = &file.settings[0];
-        assert_eq!(spec.apply(&mut Config::default(), &setting.value), Ok(()), "{}", spec.key);
+        assert_eq!(
+            spec.setter.apply(&mut Config::default(), &setting.value),
+            Ok(()),
+            "{}",
+            spec.key
+        );
     }
 }
 
 /// The file must be valid with the tables of the top level first.
 #[test]
 fn the_top_level_comes_before_the_first_table() {
-    let first = SECTIONS.iter().position(|section| !section.table.is_empty()).unwrap();
-    assert!(SECTIONS[first..].iter().all(|section| !section.table.is_empty()));
+    let first = SECTIONS.iter().position(|section| !section.table().is_empty()).unwrap();
+    assert!(SECTIONS[first..].iter().all(|section| !section.table().is_empty()));
 }
 
 #[test]
@@ -75,8 +80,8 @@ fn the_reference_file_gives_every_setting_at_its_default() {
             assert!(REFERENCE.contains(&format!("\n# {name} = ")), "{}", spec.key);
             continue;
         };
-        assert_eq!(setting.value, spec.split(spec.default), "{}", spec.key);
-        spec.apply(&mut config, &setting.value).unwrap();
+        assert_eq!(setting.value, spec.setter.split(spec.default), "{}", spec.key);
+        spec.setter.apply(&mut config, &setting.value).unwrap();
     }
     assert_eq!(config, Config::default());
     assert_eq!(load(&[], &[], REFERENCE).unwrap().config, Config::default());
@@ -87,8 +92,8 @@ fn the_reference_file_and_the_page_name_every_variable_and_flag() {
     let unwrapped = |text: &str, line_break: &str| text.replace(line_break, " ");
     for text in [unwrapped(REFERENCE, "\n# "), unwrapped(PAGE, "\n")] {
         for spec in settings() {
-            for name in spec.env {
-                assert!(text.contains(name), "{name}");
+            for name in spec.variables() {
+                assert!(text.contains(&name), "{name}");
             }
             let flag = spec.flag.map(|flag| format!("--{}", flag.name));
             assert!(flag.is_none_or(|flag| text.contains(&flag)), "{}", spec.key);
@@ -99,8 +104,8 @@ fn the_reference_file_and_the_page_name_every_variable_and_flag() {
 
 #[test]
 fn names_are_unique() {
-    let mut names: Vec<_> = settings().flat_map(|spec| spec.env.iter().copied()).collect();
-    names.extend(settings().map(|spec| spec.key));
+    let mut names: Vec<_> = settings().flat_map(SettingSpec::variables).collect();
+    names.extend(settings().map(|spec| spec.key.to_owned()));
     let count = names.len();
     names.sort_unstable();
     names.dedup();
