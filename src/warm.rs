@@ -10,16 +10,13 @@
 //! Warming does not change who may get an entry, delays neither clients nor readiness, and keeps
 //! nothing warm: an expired entry is read again when a client asks for it.
 
-mod ids;
-mod metrics;
-pub mod probe;
 mod queue;
-mod retry_pauses;
-mod sources;
+pub mod sources;
 
 use std::{sync::Arc, time::Duration};
 
 use hyper::HeaderMap;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     task::{JoinSet, spawn_blocking},
     time::{Instant, sleep, sleep_until},
@@ -27,15 +24,13 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use self::{
-    metrics::WarmMetrics,
-    queue::{Item, WarmQueue},
-    retry_pauses::RetryPauses,
+    queue::{Item, RetryPauses, WarmQueue},
     sources::{MAX_LIST, headers, listed},
 };
 use crate::{
     config::{self, Config},
     drain::{Drain, until_drain},
-    observe::metrics::Registry,
+    observe::metrics::{Counters, Registry},
     proxy::{PrefetchOutcome, Proxy},
     semantics::job_id::JobId,
 };
@@ -128,7 +123,7 @@ impl WarmWorker {
     async fn take_file(&self) {
         let Some(path) = self.config.file.clone() else { return };
         let path_text = path.display().to_string();
-        let read = spawn_blocking(move || ids::in_file(&path, MAX_LIST)).await;
+        let read = spawn_blocking(move || sources::in_file(&path, MAX_LIST)).await;
         match read {
             Ok(Ok(found)) => self.take(WarmSource::File, &found),
             Ok(Err(error)) => {
@@ -173,7 +168,7 @@ impl WarmWorker {
         self.count_source(WarmSource::List, "failed");
     }
 
-    fn take(&self, source: WarmSource, found: &ids::FoundIds) {
+    fn take(&self, source: WarmSource, found: &sources::FoundIds) {
         let taken = self.warmer.refresh(&found.jobs);
         let source_name = source.as_str();
         let jobs = found.jobs.len();
@@ -257,5 +252,70 @@ impl WarmSource {
             Self::File => "file",
             Self::List => "list",
         }
+    }
+}
+
+/// The metrics of cache warming.
+#[derive(Debug)]
+pub(super) struct WarmMetrics {
+    outcomes: Counters<1>,
+    postponed: Counters<1>,
+    /// By source, `file` or `list`, and outcome, `read` or `failed`.
+    sources: Counters<2>,
+    waiting: Gauge,
+}
+
+/// The final outcomes of a read.
+const FINAL_OUTCOMES: [&str; 8] =
+    ["stored", "present", "joined", "status", "unstorable", "passed", "overflow", "died"];
+/// The outcomes that postpone a read, or end it when it has been postponed too long.
+const POSTPONING_OUTCOMES: [&str; 6] = ["fenced", "leased", "revoked", "store", "upstream", "busy"];
+
+impl WarmMetrics {
+    pub(super) fn register(r: &mut Registry) -> Self {
+        let sources = ["file", "list"].map(|source| ["read", "failed"].map(|read| [source, read]));
+        Self {
+            outcomes: r.counters_by(
+                "outcome",
+                "warm",
+                "Jobs to be read ahead, by outcome",
+                FINAL_OUTCOMES.into_iter().chain(POSTPONING_OUTCOMES),
+            ),
+            postponed: r.counters_by(
+                "outcome",
+                "warm_postponed",
+                "Attempts to read a job ahead that are to be repeated, by cause",
+                POSTPONING_OUTCOMES,
+            ),
+            sources: r.counters(
+                "warm_sources",
+                "Files and lists of jobs to be read ahead, by outcome",
+                ["source", "outcome"],
+                sources.into_iter().flatten(),
+            ),
+            waiting: r.gauge("warm_waiting", "Jobs that wait to be read ahead"),
+        }
+    }
+
+    /// Counts jobs by the final outcome of their reads.
+    pub(super) fn count(&self, outcome: &'static str, jobs: usize) {
+        if jobs > 0 {
+            self.outcomes.add([outcome], jobs as u64);
+        }
+    }
+
+    /// Counts an attempt that failed and is to be repeated.
+    pub(super) fn postpone(&self, outcome: &'static str) {
+        self.postponed.inc([outcome]);
+    }
+
+    /// Counts a file or list of jobs as read or failed.
+    pub(super) fn count_source(&self, source: &'static str, outcome: &'static str) {
+        self.sources.inc([source, outcome]);
+    }
+
+    /// Sets how many jobs wait to be read.
+    pub(super) fn set_waiting(&self, jobs: usize) {
+        self.waiting.set(i64::try_from(jobs).unwrap_or(i64::MAX));
     }
 }

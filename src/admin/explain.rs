@@ -14,7 +14,6 @@
 //! Not predicted: requests that the server refuses before it has parsed them (a head that is too
 //! large or is not HTTP), and limits on the number of requests.
 
-mod job_history;
 mod request_head;
 mod wording;
 
@@ -240,7 +239,7 @@ impl ExplainVerdict {
     /// Adapts the verdict to a request without a head. Real clients send headers and may get
     /// something else, so the text adds what most recent requests got if that differs.
     fn without_headers(self, past: &JobHistory) -> Self {
-        let contrast = job_history::usual_outcome(past)
+        let contrast = wording::usual_outcome(past)
             .filter(|most| (most.outcome, most.why) != (self.outcome, self.detail.unwrap_or("")))
             .map(|most| format!("; but {most}"));
         let contrast = contrast.unwrap_or_default();
@@ -343,9 +342,9 @@ impl<'t> Explanation<'t> {
                 "differing_headers":
                     explained.differing_headers.iter().map(HeaderName::as_str).collect::<Vec<_>>(),
             }),
-            events: job_history::events_json(&explained.history),
-            all_purged: explained.history.all_purged.as_ref().map(job_history::event_json),
-            now: job_history::rfc3339(clock::now()),
+            events: wording::events_json(&explained.history),
+            all_purged: explained.history.all_purged.as_ref().map(wording::event_json),
+            now: wording::rfc3339(clock::now()),
         }
     }
 }

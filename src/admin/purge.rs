@@ -15,13 +15,12 @@ use serde_json::{Value, json};
 use tracing::{Instrument as _, info, warn};
 
 use super::{
-    admin_state::AdminState,
+    admin_state::{AdminMetrics, AdminState, WebhookRefusal},
     authorize::{AdminCaller, AuthState, Authorizer},
-    body_limit::{BODY_TIMEOUT, BodyReader, BodySender, MAX_BODY, PurgeBodyError},
-    caller_limits::CallerLimits,
-    metrics::{AdminMetrics, WebhookRefusal},
+    caller_limits::{
+        BODY_TIMEOUT, BodyReader, BodySender, CallerLimits, EventRate, MAX_BODY, PurgeBodyError,
+    },
     purge_request::{PurgeRequest, job_ids},
-    rate_limit::EventRate,
     reply::{Reply, json_reply, retry_later},
 };
 use crate::{

@@ -20,7 +20,7 @@ use jobcache::{
     store::{self, RecordMismatch, StoreError},
     tls,
     upstream::Upstream,
-    warm::probe,
+    warm::sources::{probe_file, probe_list},
 };
 use tokio::time::{error::Elapsed, timeout};
 
@@ -90,13 +90,13 @@ struct Finding {
 }
 
 fn warm_file(path: &Path) -> Finding {
-    probed(probe::file(path))
+    probed(probe_file(path))
 }
 
 /// Reads the list as it is read at the start.
 async fn warm_list(config: &Config) -> Option<Finding> {
     config.warm.list.as_ref()?;
-    let read = timeout(TIMEOUT, probe::list(config)).await;
+    let read = timeout(TIMEOUT, probe_list(config)).await;
     Some(read.map_or_else(|elapsed| connected::<io::Error>(Err(elapsed)), probed))
 }
 
