@@ -104,7 +104,7 @@ impl Admin {
     ) -> Self {
         let authorizer = Arc::new(guard);
         let jobs = (Arc::clone(&cache), Arc::clone(&routes));
-        let webhook = PurgeWebhook::new(jobs, &state, Arc::clone(&authorizer), config);
+        let webhook = PurgeWebhook::new(jobs, state.clone(), Arc::clone(&authorizer), config);
         let status_config = StatusConfig::of(config);
         let status_page = StatusPage::new();
         let limits = config.server.clone();

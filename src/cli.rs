@@ -2,10 +2,10 @@
 //! sources.
 
 pub(crate) mod check;
-pub(crate) mod docs;
 mod flags;
-pub(crate) mod healthcheck;
-mod manual_page;
+pub(crate) mod manual_page;
+
+use std::io::{self, Write as _};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use clap_complete::Shell;
@@ -123,6 +123,14 @@ impl Cli {
                 return Err(Self::command().error(ErrorKind::ArgumentConflict, why));
             }
         })
+    }
+}
+
+/// Writes `text` to standard output at once: a reader that stops early (`| head`) is not an error.
+fn print_at_once(text: &[u8]) -> io::Result<()> {
+    match io::stdout().write_all(text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -189,7 +189,7 @@ fn build(
         caller_limits: Arc::default(),
     };
     let admin = Admin::new(Arc::clone(&cache), Arc::clone(&routes), config, lasting);
-    Ok(ConfigGeneration::new(routes, cache, Arc::new(proxy), Arc::new(admin)))
+    Ok(ConfigGeneration { routes, cache, proxy: Arc::new(proxy), admin: Arc::new(admin) })
 }
 
 /// Both listeners, while they are served.

@@ -39,7 +39,7 @@ use crate::{
 const CONCURRENCY: usize = 8;
 
 /// Handle for queueing jobs to be read.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Warmer {
     queue: Arc<WarmQueue>,
     metrics: Arc<WarmMetrics>,
@@ -48,7 +48,6 @@ pub struct Warmer {
 }
 
 /// Reads the queued jobs, and those that the configuration names.
-#[derive(Debug)]
 pub struct WarmWorker {
     warmer: Warmer,
     /// Headers of the reads. They select the credential and the representation.

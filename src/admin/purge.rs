@@ -15,11 +15,9 @@ use serde_json::{Value, json};
 use tracing::{Instrument as _, info, warn};
 
 use super::{
-    admin_state::{AdminMetrics, AdminState, WebhookRefusal},
+    admin_state::{AdminState, WebhookRefusal},
     authorize::{AdminCaller, AuthState, Authorizer},
-    caller_limits::{
-        BODY_TIMEOUT, BodyReader, BodySender, CallerLimits, EventRate, MAX_BODY, PurgeBodyError,
-    },
+    caller_limits::{BODY_TIMEOUT, BodyReader, BodySender, EventRate, MAX_BODY, PurgeBodyError},
     purge_request::{PurgeRequest, job_ids},
     reply::{Reply, json_reply, retry_later},
 };
@@ -31,7 +29,6 @@ use crate::{
     semantics::{job_id::JobId, route::Routes},
     store::Ended,
     transport::Peer,
-    warm::Warmer,
 };
 
 /// `Retry-After` for a purge that is queued or was not read.
@@ -46,12 +43,10 @@ pub struct PurgeWebhook {
     cache: Arc<Cache>,
     routes: Arc<Routes>,
     body_reader: BodyReader,
-    warmer: Warmer,
     authorizer: Arc<Authorizer>,
-    caller_limits: Arc<CallerLimits>,
     /// Purges per second.
     max_purges: usize,
-    metrics: Arc<AdminMetrics>,
+    state: AdminState,
 }
 
 /// The step after a confirmed purge.
@@ -65,15 +60,15 @@ impl PurgeWebhook {
     /// Creates the webhook.
     pub(super) fn new(
         (cache, routes): (Arc<Cache>, Arc<Routes>),
-        lasting: &AdminState,
+        state: AdminState,
         authorizer: Arc<Authorizer>,
         config: &Config,
     ) -> Self {
-        let AdminState { body_quota: room, warmer, caller_limits, metrics, .. } = lasting.clone();
-        let body_reader =
-            BodyReader::new(room, config.max_inspected, Arc::clone(&caller_limits.body_shares));
+        let shares = Arc::clone(&state.caller_limits.body_shares);
+        let quota = Arc::clone(&state.body_quota);
+        let body_reader = BodyReader::new(quota, config.max_inspected, shares);
         let max_purges = config.webhook_max_purges;
-        Self { cache, routes, body_reader, warmer, authorizer, caller_limits, max_purges, metrics }
+        Self { cache, routes, body_reader, authorizer, max_purges, state }
     }
 
     /// `POST /purge` with a JSON body, which a signature may cover: so the body is read first.
@@ -141,7 +136,7 @@ impl PurgeWebhook {
             }
             PurgeBodyError::QuotaFull => self.reject(WebhookRefusal::Busy, BUSY_TEXT),
             PurgeBodyError::ShareFull => {
-                self.metrics.limits.count(Limit::Inspected);
+                self.state.metrics.limits.count(Limit::Inspected);
                 self.reject(WebhookRefusal::Busy, ADDRESS_BUSY_TEXT)
             }
             PurgeBodyError::RateLimited(wait) => self.authorizer.reject_large_body(wait),
@@ -170,7 +165,7 @@ impl PurgeWebhook {
 
     /// Refuses a call. Nothing is purged or queued.
     fn reject(&self, refused: WebhookRefusal, reason: &str) -> Reply {
-        self.metrics.count_refused(refused);
+        self.state.metrics.count_refused(refused);
         let error = json!({ "error": reason });
         match refused {
             WebhookRefusal::Busy => retry_later(refused_status(refused), &error, RETRY_AFTER),
@@ -182,9 +177,9 @@ impl PurgeWebhook {
     /// that is answered with an error has not been applied. The sender has to repeat it.
     fn reject_over_rate(&self) -> Option<Reply> {
         let pace = EventRate::new(self.max_purges, Duration::from_secs(1));
-        let wait = self.caller_limits.purges.try_acquire(pace, Instant::now()).err()?;
-        self.metrics.limits.count(Limit::WebhookPurges);
-        self.metrics.count_refused(WebhookRefusal::Rate);
+        let wait = self.state.caller_limits.purges.try_acquire(pace, Instant::now()).err()?;
+        self.state.metrics.limits.count(Limit::WebhookPurges);
+        self.state.metrics.count_refused(WebhookRefusal::Rate);
         let error = format!(
             "more than {} purges in one second (webhook_max_purges); nothing was purged or queued: \
              send it again, or put more ids into one purge",
@@ -211,10 +206,12 @@ impl PurgeWebhook {
                 info!(ids = ids.len(), entries, "purged");
                 let mut body = json!({ "purged": names, "entries": entries, "receipts": receipts });
                 if then == AfterPurge::Refresh {
-                    body["refreshing"] = self.warmer.refresh(&ids).into();
-                    if let Some(missing) = self.warmer.headers_warning() {
+                    body["refreshing"] = self.state.warmer.refresh(&ids).into();
+                    if let Some(missing) = self.state.warmer.headers_warning() {
                         body["warning"] = missing.into();
-                        if let Some(suppressed) = self.caller_limits.refresh_warnings.admit("") {
+                        if let Some(suppressed) =
+                            self.state.caller_limits.refresh_warnings.admit("")
+                        {
                             warn!(suppressed, missing, "refreshed entries may match no client");
                         }
                     }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
-    fmt,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -20,15 +19,6 @@ pub(super) struct WarmQueue {
     /// Notified when a job is added.
     added: Notify,
     max: usize,
-}
-
-impl fmt::Debug for WarmQueue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WarmQueue")
-            .field("max", &self.max)
-            .field("waiting", &self.len())
-            .finish_non_exhaustive()
-    }
 }
 
 /// A waiting job.
