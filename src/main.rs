@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use cli::{CheckVerdict, Task, check, manual_page};
+use cli::{CheckArgs, Command, check, manual_page};
 use jobcache::{
     Listeners, RunError,
     config::{Config, Flags, InvalidConfig, ListenAddress, LoadedConfig, LogFormat},
@@ -42,16 +42,21 @@ const SPARE_FILES: u64 = 256;
 const DEMO_LOG: &str = "warn";
 
 fn main() -> ExitCode {
-    let outcome = match cli::parse() {
-        Task::Serve(flags) => serve(flags),
-        Task::Check(flags, verdict) => check(flags, verdict),
-        Task::Healthcheck(flags) => return healthcheck(flags),
-        Task::Demo(args) => demonstrate(args),
-        Task::Completions(shell) => manual_page::completions(shell).map_err(Failure::from),
-        Task::Manual(command) => manual_page::manual(command.as_deref()).map_err(Failure::from),
-        Task::Document(document) => manual_page::document(document).map_err(Failure::from),
-    };
-    outcome.map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS)
+    run().unwrap_or_else(|failure| failure.report())
+}
+
+fn run() -> Result<ExitCode, Failure> {
+    let (flags, command) = cli::parse();
+    match command {
+        None => serve(flags)?,
+        Some(Command::Check(args)) => check(flags, &args)?,
+        Some(Command::Healthcheck(_)) => return Ok(healthcheck(flags)),
+        Some(Command::Demo(args)) => demonstrate(args)?,
+        Some(Command::Completions { shell }) => manual_page::completions(shell)?,
+        Some(Command::Man { command }) => manual_page::manual(command.as_deref())?,
+        Some(Command::Docs { document }) => manual_page::document(document)?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Error that ends the process.
@@ -257,9 +262,9 @@ fn is_echo(first: SignalKind, next: SignalKind, after: Duration) -> bool {
     first == SignalKind::interrupt() && next == first && after < ECHO
 }
 
-fn check(flags: Flags, verdict: CheckVerdict) -> Result<(), Failure> {
+fn check(flags: Flags, args: &CheckArgs) -> Result<(), Failure> {
     let loaded = load_over(&[], flags)?;
-    single_threaded()?.block_on(check::run(&loaded, verdict))
+    single_threaded()?.block_on(check::run(&loaded, args))
 }
 
 /// Docker only defines 0 and 1, so an invalid configuration is 1 here too.

@@ -56,12 +56,9 @@ pub struct WarmWorker {
     period: Duration,
 }
 
-/// Source of job ids; a metric label.
-#[derive(Clone, Copy, Debug)]
-enum WarmSource {
-    File,
-    List,
-}
+/// Sources of job ids, as metric labels.
+const FILE: &str = "file";
+const LIST: &str = "list";
 
 impl Warmer {
     /// A warning if clients will probably not get the entries that are read.
@@ -124,7 +121,7 @@ impl WarmWorker {
         let path_text = path.display().to_string();
         let read = spawn_blocking(move || sources::in_file(&path, MAX_LIST)).await;
         match read {
-            Ok(Ok(found)) => self.take(WarmSource::File, &found),
+            Ok(Ok(found)) => self.take(FILE, &found),
             Ok(Err(error)) => {
                 warn!(
                     path = path_text,
@@ -132,7 +129,7 @@ impl WarmWorker {
                     "cannot read warm.file, so its jobs are not warmed: set it to a file with one id per \
                      line that this user can read, and restart"
                 );
-                self.count_source(WarmSource::File, "failed");
+                self.warmer.metrics.count_source(FILE, "failed");
             }
             // The runtime is shutting down.
             Err(_) => {}
@@ -151,7 +148,7 @@ impl WarmWorker {
                 return;
             }
             let error = match listed(&proxy(), target, &self.headers, &self.config).await {
-                Ok(found) => return self.take(WarmSource::List, &found),
+                Ok(found) => return self.take(LIST, &found),
                 Err(error) => error,
             };
             let Some(pause) = pauses.next() else { break error };
@@ -164,21 +161,19 @@ impl WarmWorker {
             sleep(pause).await;
         };
         warn!(list = %target, %error, "cannot read warm.list, so its jobs are not warmed");
-        self.count_source(WarmSource::List, "failed");
+        self.warmer.metrics.count_source(LIST, "failed");
     }
 
-    fn take(&self, source: WarmSource, found: &sources::FoundIds) {
+    fn take(&self, source: &'static str, found: &sources::FoundIds) {
         let taken = self.warmer.refresh(&found.jobs);
-        let source_name = source.as_str();
         let jobs = found.jobs.len();
         let unreadable = found.unreadable;
-        self.count_source(source, "read");
+        self.warmer.metrics.count_source(source, "read");
         if taken < jobs || unreadable > 0 || jobs == 0 {
-            let pointer =
-                matches!(source, WarmSource::List).then(|| self.config.pointer.to_string());
+            let pointer = (source == LIST).then(|| self.config.pointer.to_string());
             let first = found.first_unreadable.as_deref();
             warn!(
-                source = source_name,
+                source,
                 jobs,
                 taken,
                 unreadable,
@@ -188,7 +183,7 @@ impl WarmWorker {
                  ids, or raise warm.max"
             );
         } else {
-            info!(source = source_name, jobs, "jobs are queued for warming");
+            info!(source, jobs, "jobs are queued for warming");
         }
     }
 
@@ -232,31 +227,18 @@ impl WarmWorker {
         let pause = if outcome.is_transient() { item.pauses.next() } else { None };
         match pause {
             Some(pause) => {
-                self.warmer.metrics.postpone(outcome.as_str());
+                self.warmer.metrics.postponed.inc([outcome.as_str()]);
                 self.warmer.queue.postpone(item, Instant::now() + pause);
             }
             None => self.warmer.metrics.count(outcome.as_str(), 1),
         }
         self.warmer.metrics.set_waiting(self.warmer.queue.len());
     }
-
-    fn count_source(&self, source: WarmSource, outcome: &'static str) {
-        self.warmer.metrics.count_source(source.as_str(), outcome);
-    }
-}
-
-impl WarmSource {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::File => "file",
-            Self::List => "list",
-        }
-    }
 }
 
 /// The metrics of cache warming.
 #[derive(Debug)]
-pub(super) struct WarmMetrics {
+struct WarmMetrics {
     outcomes: Counters<1>,
     postponed: Counters<1>,
     /// By source, `file` or `list`, and outcome, `read` or `failed`.
@@ -271,8 +253,8 @@ const FINAL_OUTCOMES: [&str; 8] =
 const POSTPONING_OUTCOMES: [&str; 6] = ["fenced", "leased", "revoked", "store", "upstream", "busy"];
 
 impl WarmMetrics {
-    pub(super) fn register(r: &mut Registry) -> Self {
-        let sources = ["file", "list"].map(|source| ["read", "failed"].map(|read| [source, read]));
+    fn register(r: &mut Registry) -> Self {
+        let sources = [FILE, LIST].map(|source| ["read", "failed"].map(|read| [source, read]));
         Self {
             outcomes: r.counters_by(
                 "outcome",
@@ -297,24 +279,19 @@ impl WarmMetrics {
     }
 
     /// Counts jobs by the final outcome of their reads.
-    pub(super) fn count(&self, outcome: &'static str, jobs: usize) {
+    fn count(&self, outcome: &'static str, jobs: usize) {
         if jobs > 0 {
             self.outcomes.add([outcome], jobs as u64);
         }
     }
 
-    /// Counts an attempt that failed and is to be repeated.
-    pub(super) fn postpone(&self, outcome: &'static str) {
-        self.postponed.inc([outcome]);
-    }
-
     /// Counts a file or list of jobs as read or failed.
-    pub(super) fn count_source(&self, source: &'static str, outcome: &'static str) {
+    fn count_source(&self, source: &'static str, outcome: &'static str) {
         self.sources.inc([source, outcome]);
     }
 
     /// Sets how many jobs wait to be read.
-    pub(super) fn set_waiting(&self, jobs: usize) {
+    fn set_waiting(&self, jobs: usize) {
         self.waiting.set(i64::try_from(jobs).unwrap_or(i64::MAX));
     }
 }

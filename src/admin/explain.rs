@@ -239,9 +239,10 @@ impl ExplainVerdict {
     /// Adapts the verdict to a request without a head. Real clients send headers and may get
     /// something else, so the text adds what most recent requests got if that differs.
     fn without_headers(self, past: &JobHistory) -> Self {
+        let own = (self.outcome, self.detail.unwrap_or(""));
         let contrast = wording::usual_outcome(past)
-            .filter(|most| (most.outcome, most.why) != (self.outcome, self.detail.unwrap_or("")))
-            .map(|most| format!("; but {most}"));
+            .filter(|(most, _)| (most.what.as_str(), most.why) != own)
+            .map(|(_, text)| format!("; but {text}"));
         let contrast = contrast.unwrap_or_default();
         Self { why: format!("a request without headers {}{contrast}", self.why), ..self }
     }

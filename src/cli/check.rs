@@ -30,7 +30,7 @@ use tokio::{
     time::{error::Elapsed, timeout},
 };
 
-use super::{CheckVerdict, print_at_once};
+use super::{CheckArgs, print_at_once};
 use crate::Failure;
 
 /// For each attempt. It is generous, because a person waits for the result.
@@ -43,11 +43,12 @@ const REACHABLE: &str = "reachable";
 #[error("not everything can be reached: {}", .0.join(", "))]
 pub(crate) struct Unreachable(Vec<&'static str>);
 
-/// Prints the loaded configuration, and what can be reached.
-pub(crate) async fn run(loaded: &LoadedConfig, verdict: CheckVerdict) -> Result<(), Failure> {
+/// Prints the loaded configuration, and what can be reached. Only a strict check fails because of that:
+/// jobcache starts without Redis and the API.
+pub(crate) async fn run(loaded: &LoadedConfig, args: &CheckArgs) -> Result<(), Failure> {
     tls::verify(&loaded.config).map_err(RunError::Tls)?;
     let missing = print(loaded).await?;
-    if missing.is_empty() || verdict == CheckVerdict::Configuration {
+    if missing.is_empty() || !args.strict {
         return Ok(());
     }
     Err(Failure::Unreachable(Unreachable(missing)))

@@ -12,7 +12,7 @@ const CONFIG: &str = "config";
 
 /// The configuration file and the flags of settings.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct SettingFlags(Flags);
+pub(crate) struct SettingFlags(Flags);
 
 impl SettingFlags {
     pub(super) fn flags(self) -> Flags {

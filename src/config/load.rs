@@ -5,7 +5,7 @@ use std::{fmt, net::SocketAddr};
 use super::{
     Config, InvalidateRule, RawValue, ReloadClass, SettingSpec, constraints, invalidate_rules,
     setting, settings,
-    sources::{self, EffectiveSetting, LayeredSettings, Origin},
+    sources::{self, EffectiveSetting, LayeredSettings},
 };
 
 /// Everything that the command line sets.
@@ -71,20 +71,18 @@ impl Config {
         };
         let flags = flags.values.into_iter().filter_map(|(name, value)| {
             let spec = settings().find(|spec| spec.flag.is_some_and(|flag| flag.name == name))?;
-            Some(EffectiveSetting { spec, value, origin: Origin::Flag(name) })
+            Some(EffectiveSetting { spec, value, origin: format!("--{name}") })
         });
         let sockets = sockets.iter().filter_map(|(key, address)| {
             let value = RawValue::One(address.to_string());
-            Some(EffectiveSetting { spec: setting(key)?, value, origin: Origin::Socket })
+            let origin = "a socket of the service manager".to_owned();
+            Some(EffectiveSetting { spec: setting(key)?, value, origin })
         });
-        let in_file = file.settings.clone();
-        let settings =
-            LayeredSettings::merge(sockets.chain(flags).chain(env.settings).chain(file.settings));
-        let wins = |setting: &EffectiveSetting| {
-            let kept = settings.of(setting.spec.key);
-            kept.is_none_or(|kept| matches!(kept.origin, Origin::File(_)))
-        };
-        let overridden = in_file.into_iter().filter(|setting| !wins(setting)).collect();
+        let mut settings = LayeredSettings::merge(sockets.chain(flags).chain(env.settings));
+        let is_overridden = |of_file: &EffectiveSetting| settings.of(of_file.spec.key).is_some();
+        let (overridden, in_force): (Vec<_>, Vec<_>) =
+            file.settings.into_iter().partition(is_overridden);
+        settings.0.extend(in_force);
         let mut config = parse(&settings, &mut problems);
         config.invalidate = file.rules;
         config.traces = env.traces;
@@ -171,7 +169,7 @@ impl LoadedConfig {
             let spec = setting.spec;
             let before = old.overridden.iter().find(|old| old.spec.key == spec.key);
             let is_new = alone(&defaults, Some(setting)) != alone(&defaults, before);
-            let by = self.settings.of(spec.key)?.origin.to_string();
+            let by = self.settings.of(spec.key)?.origin.clone();
             is_new.then(|| OverriddenChange { key: spec.key, file: spec.show(&setting.value), by })
         };
         self.overridden.iter().filter_map(change).collect()

@@ -148,39 +148,35 @@ impl Setter {
         match (self, value) {
             (Self::List(count, set) | Self::Words(count, set), RawValue::Many(items)) => {
                 parse::check_count(items.len(), *count)?;
-                set(config, items)
+                set(config, items)?;
             }
             (Self::Words(count, set), RawValue::One(text)) => {
                 let items: Vec<_> = text.split_whitespace().map(str::to_owned).collect();
                 parse::check_count(items.len(), *count)?;
-                set(config, &items)
+                set(config, &items)?;
             }
             (Self::Times(count, bounds, set), RawValue::Pairs(pairs)) => {
                 parse::check_count(pairs.len(), *count)?;
                 set(config, parse::times(pairs, *bounds)?);
-                Ok(())
             }
-            (Self::List(..), _) => Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
-            (Self::Words(..), _) => Err("must be one value or a list of values".to_owned()),
-            (Self::Times(..), _) => Err("must be a table, such as { a = \"b\" }".to_owned()),
-            (_, RawValue::One(text)) => self.apply_text(config, text),
-            (_, RawValue::Many(_) | RawValue::Pairs(_)) => {
-                Err("must be one value, not a list".to_owned())
+            (Self::List(..), _) => return Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
+            (Self::Words(..), _) => return Err("must be one value or a list of values".to_owned()),
+            (Self::Times(..), _) => return Err("must be a table, such as { a = \"b\" }".to_owned()),
+            (Self::Switch(set), RawValue::One(text)) => set(config, parse::switch(text)?),
+            (Self::Number(bounds, set), RawValue::One(text)) => {
+                set(config, parse::number(text, *bounds)?);
             }
-        }
-    }
-
-    fn apply_text(&self, config: &mut Config, text: &str) -> Result<(), String> {
-        match self {
-            Self::Switch(set) => set(config, parse::switch(text)?),
-            Self::Number(bounds, set) => set(config, parse::number(text, *bounds)?),
-            Self::Size(bounds, set) => set(config, parse::size(text, *bounds)?),
-            Self::Time(bounds, set) => set(config, parse::time(text, *bounds)?),
-            Self::Choice(words) => match words.iter().find(|(word, _)| *word == text) {
-                Some((_, set)) => set(config),
-                None => return Err(format!("must be {}", self.bounds())),
-            },
-            Self::Text(length, set) => {
+            (Self::Size(bounds, set), RawValue::One(text)) => {
+                set(config, parse::size(text, *bounds)?)
+            }
+            (Self::Time(bounds, set), RawValue::One(text)) => {
+                set(config, parse::time(text, *bounds)?)
+            }
+            (Self::Choice(words), RawValue::One(text)) => {
+                let chosen = words.iter().find(|(word, _)| word == text);
+                chosen.ok_or_else(|| format!("must be {}", self.bounds()))?.1(config);
+            }
+            (Self::Text(length, set), RawValue::One(text)) => {
                 if let Some((min, max)) = *length
                     && !(min..=max).contains(&text.len())
                 {
@@ -188,8 +184,9 @@ impl Setter {
                 }
                 set(config, text)?;
             }
-            // `apply` has handled these.
-            Self::List(..) | Self::Words(..) | Self::Times(..) => {}
+            (_, RawValue::Many(_) | RawValue::Pairs(_)) => {
+                return Err("must be one value, not a list".to_owned());
+            }
         }
         Ok(())
     }

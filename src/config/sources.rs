@@ -21,35 +21,8 @@ use super::{
 pub(super) struct EffectiveSetting {
     pub(super) spec: &'static SettingSpec,
     pub(super) value: RawValue,
-    pub(super) origin: Origin,
-}
-
-/// Origin of a value.
-#[derive(Clone, Debug)]
-pub(super) enum Origin {
-    /// A socket that the service manager has passed.
-    Socket,
-    Flag(&'static str),
-    Env(String),
-    /// A file that the variable names.
-    EnvFile {
-        variable: String,
-        path: String,
-    },
-    /// Path and line.
-    File(String),
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Socket => f.write_str("a socket of the service manager"),
-            Self::Flag(name) => write!(f, "--{name}"),
-            Self::Env(variable) => f.write_str(variable),
-            Self::EnvFile { variable, path } => write!(f, "{path}, named by {variable}"),
-            Self::File(at) => f.write_str(at),
-        }
-    }
+    /// Flag, variable, or path and line, for messages.
+    pub(super) origin: String,
 }
 
 impl EffectiveSetting {
@@ -151,7 +124,7 @@ fn from_variable(
 ) -> Option<EffectiveSetting> {
     let (text, origin) = match (direct, by_file) {
         (None, None) => return None,
-        (Some(text), None) => (text, Origin::Env(name.to_owned())),
+        (Some(text), None) => (text, name.to_owned()),
         (Some(_), Some(_)) => {
             problems.push(format!("{name} and {name}_FILE are both set: keep one of them"));
             return None;
@@ -159,7 +132,7 @@ fn from_variable(
         (None, Some(path)) => {
             let variable = format!("{name}_FILE");
             let text = secret_file(&variable, &path).map_err(|why| problems.push(why)).ok()?;
-            (text, Origin::EnvFile { variable, path })
+            (text, format!("{path}, named by {variable}"))
         }
     };
     Some(EffectiveSetting { spec, value: spec.setter.split(&text), origin })
@@ -294,7 +267,7 @@ impl Leaf<'_> {
         let value = value.ok_or_else(|| {
             format!("{at}: {} cannot be a date, or a list of lists or tables", self.key)
         })?;
-        Ok(EffectiveSetting { spec, value, origin: Origin::File(at) })
+        Ok(EffectiveSetting { spec, value, origin: at })
     }
 }
 

@@ -1,10 +1,7 @@
 //! The sentences of a verdict, and the history of a job that they quote. Each sentence continues "a
 //! request like this ...".
 
-use std::{
-    fmt,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::{Method, http::HeaderName};
 use serde_json::{Value, json};
@@ -155,8 +152,8 @@ fn bypass_cause(why: Bypass, explained: &ForecastReport, now: SystemTime) -> Opt
         Bypass::Uncacheable => last_refusal(&explained.history).map(|refusal| {
             format!("would go to the API: the last answer could not be stored ({refusal})")
         }),
-        Bypass::Fenced => last_write(&explained.history).map(|last| {
-            let ago = last.ago(now).as_secs();
+        Bypass::Fenced => last_write(&explained.history, now).map(|(last, ago)| {
+            let ago = ago.as_secs();
             match (last.what, last.why) {
                 (EventKind::Write, _) => {
                     format!("would go to the API: a write has been in flight for {ago} s")
@@ -316,77 +313,45 @@ pub(super) fn event_json(event: &JobEvent) -> Value {
     object
 }
 
-/// The outcome of most recent requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct UsualOutcome {
-    pub(super) outcome: &'static str,
-    pub(super) why: &'static str,
-    times: u64,
-    total: u64,
-}
-
-impl fmt::Display for UsualOutcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { why, times, total: of, .. } = self;
-        match self.outcome {
-            "pass" => write!(f, "its last requests bypassed the cache: {why}")?,
-            _ => write!(f, "its last requests were misses: {why}")?,
-        }
-        write!(f, " ({times} of {of})")
-    }
-}
-
-/// Returns the outcome of more than half of the recent requests if it has a reason. There is none
-/// for hits, and for misses of a job without an entry.
-pub(super) fn usual_outcome(past: &JobHistory) -> Option<UsualOutcome> {
+/// Returns the outcome of more than half of the recent requests if it has a reason, and a sentence
+/// about it. There is none for hits, and for misses of a job without an entry.
+pub(super) fn usual_outcome(past: &JobHistory) -> Option<(&JobEvent, String)> {
     let is_request = |event: &&JobEvent| {
         matches!(event.what, EventKind::Hit | EventKind::Miss | EventKind::Pass | EventKind::Error)
     };
     let requests = || past.events.iter().filter(is_request);
-    let of = requests().map(|event| event.times).sum();
+    let total: u64 = requests().map(|event| event.times).sum();
     let same = |as_this: &JobEvent| -> u64 {
         let same =
             requests().filter(|event| (event.what, event.why) == (as_this.what, as_this.why));
         same.map(|event| event.times).sum()
     };
-    let most = requests().find(|event| same(event) > of / 2)?;
-    let has_reason = matches!(most.what, EventKind::Miss | EventKind::Pass) && !most.why.is_empty();
-    let (outcome, why, times) = (most.what.as_str(), most.why, same(most));
-    has_reason.then_some(UsualOutcome { outcome, why, times, total: of })
+    let most =
+        requests().find(|event| same(event) > total / 2).filter(|most| !most.why.is_empty())?;
+    let (why, times) = (most.why, same(most));
+    let outcome = match most.what {
+        EventKind::Pass => "bypassed the cache",
+        EventKind::Miss => "were misses",
+        _ => return None,
+    };
+    Some((most, format!("its last requests {outcome}: {why} ({times} of {total})")))
 }
 
 /// Returns why the last answer could not be stored, if the reason lies in the answer itself.
-pub(super) fn last_refusal(past: &JobHistory) -> Option<&'static str> {
+fn last_refusal(past: &JobHistory) -> Option<&'static str> {
     let refused = past.events.iter().rev().filter(|event| event.what == EventKind::FillRefused);
     refused
         .map(|event| event.why)
         .find(|why| NoStore::ALL.iter().any(|no_store| no_store.as_str() == *why))
 }
 
-/// A write through this sidecar.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct LastWrite {
-    pub(super) what: EventKind,
-    pub(super) why: &'static str,
-    last_ms: i64,
-    first_ms: i64,
-}
-
-impl LastWrite {
-    /// Returns how long ago it began, if it is in flight, or ended.
-    pub(super) fn ago(&self, now: SystemTime) -> Duration {
-        let ms = if self.what == EventKind::Write { self.first_ms } else { self.last_ms };
-        now.duration_since(from_unix_ms(ms)).unwrap_or_default()
-    }
-}
-
-/// Returns the begin or the end of the last write.
-pub(super) fn last_write(past: &JobHistory) -> Option<LastWrite> {
+/// Returns the begin or the end of the last write through this sidecar, and how long ago it was.
+fn last_write(past: &JobHistory, now: SystemTime) -> Option<(&JobEvent, Duration)> {
     let is_write =
         |event: &&JobEvent| matches!(event.what, EventKind::Write | EventKind::WriteEnded);
-    let event = past.events.iter().rev().find(is_write)?;
-    let &JobEvent { what, why, first_ms, last_ms, .. } = event;
-    Some(LastWrite { what, why, last_ms, first_ms })
+    let last = past.events.iter().rev().find(is_write)?;
+    let at_ms = if last.what == EventKind::Write { last.first_ms } else { last.last_ms };
+    Some((last, now.duration_since(from_unix_ms(at_ms)).unwrap_or_default()))
 }
 
 /// Formats a time as RFC 3339, in UTC.
@@ -416,7 +381,7 @@ mod tests {
 
     #[test]
     fn what_most_of_the_last_requests_came_to_is_told_where_it_has_a_reason() {
-        let text = |happenings: &[_]| usual_outcome(&past(happenings)).map(|most| most.to_string());
+        let text = |happenings: &[_]| usual_outcome(&past(happenings)).map(|(_, text)| text);
         let (query, hit) = ((EventKind::Pass, "query", 8), (EventKind::Hit, "", 5));
         let all = [query, (EventKind::Purge, "confirmed", 50), hit, query];
         assert_eq!(
