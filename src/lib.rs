@@ -30,8 +30,6 @@ pub mod cache;
 pub mod clock;
 pub mod config;
 pub mod demo;
-pub mod drain;
-pub mod informational;
 pub mod limits;
 pub mod mutants;
 pub mod observe;
@@ -66,12 +64,12 @@ use crate::{
     },
     cache::Cache,
     config::{Config, LoadedConfig},
-    drain::Drain,
     observe::{events::Events, metrics::Registry},
     proxy::Proxy,
     reload::{ConfigGeneration, Current, Reloads},
     semantics::route::Routes,
     server::{Server, ServerMetrics, listen::Listener},
+    service::Drain,
     telemetry::{LogFilter, SpanExport},
     tls::{Renewed, TlsError},
     upstream::Upstream,

@@ -46,12 +46,11 @@ use crate::{
     admin::Admin,
     cache::{Cache, WriteOutcome},
     config::{Config, InvalidConfig, LoadedConfig, OverriddenChange, ReloadClass, SettingChange},
-    informational::Informational,
     observe::metrics::{Counters, Registry},
     proxy::{Proxy, body::Body, repeat_hit::RepeatHit},
     run_error::RunError,
     semantics::route::Routes,
-    service::{Answered, FastPathMiss, RepeatFastPath, Service},
+    service::{Answered, FastPathMiss, Informational, RepeatFastPath, Service},
     telemetry::{LogFilter, SpanExport, Telemetry},
     transport::{ConnectionId, Peer},
 };

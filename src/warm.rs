@@ -29,10 +29,10 @@ use self::{
 };
 use crate::{
     config::{self, Config},
-    drain::{Drain, until_drain},
     observe::metrics::{Counters, Registry},
     proxy::{PrefetchOutcome, Proxy},
     semantics::job_id::JobId,
+    service::{Drain, until_drain},
 };
 
 /// Maximum number of concurrent reads.

@@ -8,13 +8,13 @@ use prometheus_client::metrics::{gauge::Gauge, histogram::Histogram};
 use super::{caller_limits::CallerLimits, recent::Recent};
 use crate::{
     cache::Cache,
-    drain::Drain,
     limits::{Limit, LimitHits, Quota},
     observe::{
         events::Events,
         metrics::{Counters, Registry},
     },
     proxy::metrics::ProxyMetrics,
+    service::Drain,
     telemetry::LogFilter,
     upstream::metrics::UpstreamMetrics,
     warm::Warmer,

@@ -29,11 +29,11 @@ use tokio::{
 };
 
 use crate::{
-    drain::{Drain, until_drain},
     observe::events::{
         Events,
         feed::{BusyJob, Event, MAX_SUBSCRIBERS, Subscription},
     },
+    service::{Drain, until_drain},
 };
 
 /// A response of the admin listener.

@@ -92,9 +92,8 @@ use self::{
 };
 use crate::{
     config,
-    drain::Drain,
     server::metrics::ServerMetrics,
-    service::Service,
+    service::{Drain, Service},
     tls::Renewed,
     transport::{RemoteAddress, Socket},
 };
