@@ -94,6 +94,11 @@ impl Permit {
         self.amount.fetch_add(more, Ordering::Relaxed);
     }
 
+    /// Gives back everything above `amount`.
+    pub fn shrink_to(&self, amount: usize) {
+        self.shrink(self.amount.load(Ordering::Relaxed).saturating_sub(amount));
+    }
+
     fn shrink(&self, less: usize) {
         self.quota.used.dec_by(signed(less));
         self.amount.fetch_sub(less, Ordering::Relaxed);
@@ -184,13 +189,6 @@ impl BufferedFrames {
         let whole = join(self.data());
         self.held.shrink_to(whole.len());
         with_permit(whole, self.held)
-    }
-}
-
-impl Permit {
-    /// Gives back everything above `amount`.
-    pub fn shrink_to(&self, amount: usize) {
-        self.shrink(self.amount.load(Ordering::Relaxed).saturating_sub(amount));
     }
 }
 

@@ -25,7 +25,7 @@ use tracing::{error, info, warn};
 
 use self::{
     queue::{Item, RetryPauses, WarmQueue},
-    sources::{MAX_LIST, headers, listed},
+    sources::{headers, listed},
 };
 use crate::{
     config::{self, Config},
@@ -119,7 +119,7 @@ impl WarmWorker {
     async fn take_file(&self) {
         let Some(path) = self.config.file.clone() else { return };
         let path_text = path.display().to_string();
-        let read = spawn_blocking(move || sources::in_file(&path, MAX_LIST)).await;
+        let read = spawn_blocking(move || sources::in_file(&path)).await;
         match read {
             Ok(Ok(found)) => self.take(FILE, &found),
             Ok(Err(error)) => {

@@ -38,7 +38,7 @@ pub struct CallerLimits {
     /// Held while a large body is hashed, so that only one is hashed at a time.
     pub(super) hash_lock: Arc<sync::Mutex<()>>,
     /// Memory that the bodies of each address use.
-    pub(super) body_shares: Arc<AddressShares>,
+    body_shares: Arc<AddressShares>,
     /// Rate of all purges.
     pub(super) purges: RateLimiter,
     /// Warnings of refreshes without `warm.headers`, whose entries may match no client.
@@ -139,7 +139,7 @@ impl AddressRateLimiter {
 }
 
 /// The key of a client: its IPv4 address, or its IPv6 /64, because a host usually has a whole /64.
-pub(super) fn address_key(ip: IpAddr) -> IpAddr {
+fn address_key(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.into(),
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),
@@ -150,7 +150,7 @@ pub(super) fn address_key(ip: IpAddr) -> IpAddr {
 /// longest kind.
 pub(super) const MAX_BODY: usize = 2 << 20;
 /// First bytes of a body, which do not count towards the budget. Nearly all purges are smaller.
-pub(super) const UNCOUNTED_BYTES: usize = 8 << 10;
+const UNCOUNTED_BYTES: usize = 8 << 10;
 /// Time limit for the whole body.
 pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes that have to arrive in each [`STEP_TIMEOUT`] after the first [`UNCOUNTED_BYTES`] bytes, unless the
@@ -189,7 +189,7 @@ pub(super) enum PurgeBodyError {
 
 /// Bytes that each address uses of the budget. Addresses that use none have no entry.
 #[derive(Default)]
-pub(super) struct AddressShares(Mutex<HashMap<Option<IpAddr>, usize>>);
+struct AddressShares(Mutex<HashMap<Option<IpAddr>, usize>>);
 
 /// Bytes that one body uses of the share of its address.
 struct AddressShare {
@@ -217,7 +217,8 @@ struct BodyQuota {
 
 impl BodyReader {
     /// Each address may use a quarter of `size`, and at least one body.
-    pub(super) fn new(quota: Arc<Quota>, size: usize, shares: Arc<AddressShares>) -> Self {
+    pub(super) fn new(quota: Arc<Quota>, size: usize, limits: &CallerLimits) -> Self {
+        let shares = Arc::clone(&limits.body_shares);
         Self { quota, shares, share_limit: (size / 4).max(MAX_BODY) }
     }
 

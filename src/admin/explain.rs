@@ -94,7 +94,8 @@ impl Explainer<'_> {
                 "cannot read the body; send the head of a request, at most {MAX_HEAD} bytes"
             )),
         };
-        explained.unwrap_or_else(|error| bad_request(&error))
+        explained
+            .unwrap_or_else(|error| json_reply(StatusCode::BAD_REQUEST, &json!({ "error": error })))
     }
 
     async fn try_explain(&self, id: &str, head: &[u8]) -> Result<Reply, String> {
@@ -181,10 +182,6 @@ fn canonical_id(id: &str) -> Result<JobId, String> {
             "{shown:?} is not a job id: ids are 1 to 128 of A-Z a-z 0-9 . _ ~ -, and not . or .."
         ),
     })
-}
-
-fn bad_request(error: &str) -> Reply {
-    json_reply(StatusCode::BAD_REQUEST, &json!({ "error": error }))
 }
 
 impl ExplainVerdict {

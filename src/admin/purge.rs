@@ -64,9 +64,8 @@ impl PurgeWebhook {
         authorizer: Arc<Authorizer>,
         config: &Config,
     ) -> Self {
-        let shares = Arc::clone(&state.caller_limits.body_shares);
         let quota = Arc::clone(&state.body_quota);
-        let body_reader = BodyReader::new(quota, config.max_inspected, shares);
+        let body_reader = BodyReader::new(quota, config.max_inspected, &state.caller_limits);
         let max_purges = config.webhook_max_purges;
         Self { cache, routes, body_reader, authorizer, max_purges, state }
     }
@@ -129,8 +128,16 @@ impl PurgeWebhook {
 
     fn body_rejected(&self, unread: PurgeBodyError) -> Reply {
         match unread {
-            PurgeBodyError::TooLarge => self.reject(WebhookRefusal::TooLarge, &too_large_text()),
-            PurgeBodyError::TimedOut => self.reject(WebhookRefusal::Slow, &slow_text()),
+            PurgeBodyError::TooLarge => self.reject(
+                WebhookRefusal::TooLarge,
+                &format!("the body is larger than {MAX_BODY} bytes; split the purge"),
+            ),
+            PurgeBodyError::TimedOut => self.reject(
+                WebhookRefusal::Slow,
+                &format!(
+                    "the body did not arrive within {BODY_TIMEOUT:?}, or stalled; send it again"
+                ),
+            ),
             PurgeBodyError::Broken(error) => {
                 self.reject(WebhookRefusal::Malformed, &format!("cannot read the body: {error}"))
             }
@@ -264,14 +271,6 @@ fn receipt_json(id: &JobId, PurgeReceipt { found: was, flights, near }: &PurgeRe
         "flights_detached": flights,
         "near_dropped": near,
     })
-}
-
-fn too_large_text() -> String {
-    format!("the body is larger than {MAX_BODY} bytes; split the purge")
-}
-
-fn slow_text() -> String {
-    format!("the body did not arrive within {BODY_TIMEOUT:?}, or stalled; send it again")
 }
 
 /// The status for each reason that is used here. Authorization failures have their own answers.

@@ -169,7 +169,7 @@ pub(super) struct ReasonCount {
 }
 
 /// All reasons, and their counts at each second of the last minute.
-pub(super) struct ReasonHistory {
+struct ReasonHistory {
     reasons: Vec<(&'static str, &'static str)>,
     samples: Mutex<VecDeque<Vec<u64>>>,
 }

@@ -31,7 +31,7 @@ use tokio::{
 use crate::{
     observe::events::{
         Events,
-        feed::{BusyJob, Event, MAX_SUBSCRIBERS, Subscription},
+        feed::{Event, MAX_SUBSCRIBERS, Subscription},
     },
     service::{Drain, until_drain},
 };
@@ -192,7 +192,7 @@ fn encode_event(event: &Event) -> Bytes {
             for (outcome, count) in second.outcomes {
                 put(outcome, count.into());
             }
-            put("busiest", second.busiest.iter().map(busy_job_json).collect());
+            put("busiest", json!(second.busiest));
         }
         (None, None) => {}
     }
@@ -208,11 +208,6 @@ fn encode_event(event: &Event) -> Bytes {
         put("jobs", event.jobs.into());
     }
     sse_message(Some(event.number).filter(|number| *number > 0), &object)
-}
-
-/// A busy job as JSON, for `/events` and `/status`.
-pub(super) fn busy_job_json(job: &BusyJob) -> Value {
-    json!({ "job": job.job, "requests": job.requests, "hits": job.hits })
 }
 
 /// One server-sent event. Only numbered events have an id.

@@ -26,7 +26,7 @@ use serde_json::{Map, Value, json};
 use super::{
     admin_state::{AdminState, StatusSources},
     recent::{CounterSnapshot, ReasonCount, Recent},
-    reply::{Reply, ReplyBody, busy_job_json, typed_reply},
+    reply::{Reply, ReplyBody, typed_reply},
 };
 use crate::{
     cache::{Cache, ComparisonResult},
@@ -133,7 +133,7 @@ pub(super) fn status(
             "bytes": near.bytes.get(),
             "max_bytes": mode.near_bytes,
         },
-        "busiest": state.events.busiest(BUSIEST_JOBS).iter().map(busy_job_json).collect::<Value>(),
+        "busiest": state.events.busiest(BUSIEST_JOBS),
         "limits": limits(cache, state, mode),
     })
 }
@@ -239,13 +239,9 @@ fn request_counts(totals: &RequestTotals) -> Value {
 
 /// Comparisons with the upstream by result.
 fn comparison_counts(counts: &Counters<1>) -> Value {
-    let results = ComparisonResult::ALL.map(ComparisonResult::as_str);
-    Value::Object(
-        results
-            .map(|result| (result.to_owned(), counts.get([result]).into()))
-            .into_iter()
-            .collect(),
-    )
+    let results = ComparisonResult::ALL.map(ComparisonResult::as_str).into_iter();
+    let counts = results.map(|result| (result.to_owned(), counts.get([result]).into()));
+    counts.collect::<Map<_, _>>().into()
 }
 
 /// Reasons why reads were not hits, in the words of `Cache-Status`. Reasons that did not occur are

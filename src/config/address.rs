@@ -64,7 +64,7 @@ impl ListenAddress {
 }
 
 /// An absolute path; `text` is the part after `unix:` and may be `///path`.
-pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
+fn socket_path(text: &str) -> Result<PathBuf, String> {
     let path = text.strip_prefix("//").unwrap_or(text);
     if !path.starts_with('/') || path.ends_with('/') {
         return Err("the path of a socket must be absolute: unix:/path/to/socket".to_owned());

@@ -272,7 +272,7 @@ impl Leaf<'_> {
 }
 
 /// The text of a small file.
-pub(super) fn read_text(path: &str) -> io::Result<String> {
+fn read_text(path: &str) -> io::Result<String> {
     let mut text = String::new();
     fs::File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MAX_FILE {

@@ -232,7 +232,7 @@ fn millis(number: usize) -> Duration {
 }
 
 /// Names, default and explanation of a variable, for the documents.
-pub(super) type TraceVariable = (&'static [&'static str], &'static str, &'static str);
+type TraceVariable = (&'static [&'static str], &'static str, &'static str);
 
 /// Introduction for the documents.
 pub(super) const TRACES_INTRO: &str = "\

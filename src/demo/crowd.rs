@@ -37,14 +37,14 @@ use crate::config::Secret;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A client of one server.
-pub(super) struct Client {
+struct Client {
     address: SocketAddr,
     sender: Option<http1::SendRequest<Full<Bytes>>>,
 }
 
 /// Reason why there was no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ClientError {
+enum ClientError {
     #[error("cannot connect: {0}")]
     Connect(#[from] io::Error),
     #[error("the exchange failed: {0}")]
@@ -54,13 +54,13 @@ pub(super) enum ClientError {
 }
 
 impl Client {
-    pub(super) fn new(address: SocketAddr) -> Self {
+    fn new(address: SocketAddr) -> Self {
         Self { address, sender: None }
     }
 
     /// Sends a request and reads the whole answer. Opens a new connection if the last one is
     /// closed.
-    pub(super) async fn send(
+    async fn send(
         &mut self,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Bytes>, ClientError> {

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Maximum size of a list or file in bytes. A parsed document takes many times its size in memory.
-pub(super) const MAX_LIST: usize = 4 << 20;
+const MAX_LIST: usize = 4 << 20;
 
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
@@ -120,12 +120,12 @@ impl FoundIds {
     }
 }
 
-/// Reads a file of at most `max` bytes: one id per line, and comments that start with `#`.
-pub(super) fn in_file(path: &Path, max: usize) -> io::Result<FoundIds> {
+/// Reads a file of at most [`MAX_LIST`] bytes: one id per line, and comments that start with `#`.
+pub(super) fn in_file(path: &Path) -> io::Result<FoundIds> {
     let mut text = String::new();
-    File::open(path)?.take(max as u64 + 1).read_to_string(&mut text)?;
-    if text.len() > max {
-        let error = format!("the file is larger than {max} bytes");
+    File::open(path)?.take(MAX_LIST as u64 + 1).read_to_string(&mut text)?;
+    if text.len() > MAX_LIST {
+        let error = format!("the file is larger than {MAX_LIST} bytes");
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, error));
     }
     Ok(in_lines(&text))
@@ -142,7 +142,7 @@ fn in_lines(text: &str) -> FoundIds {
 }
 
 /// Reads a document in which `pointer` leads to the ids: strings, whole numbers, or arrays of them.
-pub(super) fn in_json(document: &[u8], pointer: &JsonPointer) -> serde_json::Result<FoundIds> {
+fn in_json(document: &[u8], pointer: &JsonPointer) -> serde_json::Result<FoundIds> {
     let document: Value = serde_json::from_slice(document)?;
     let mut found = FoundIds::default();
     pointer.find(&document, &mut |value| match value {
@@ -163,7 +163,7 @@ fn shortened(text: &str) -> String {
 
 /// Describes the ids in a file. The error says what is wrong with it.
 pub fn probe_file(path: &Path) -> Result<String, String> {
-    let found = in_file(path, MAX_LIST).map_err(|error| format!("cannot be read: {error}"))?;
+    let found = in_file(path).map_err(|error| format!("cannot be read: {error}"))?;
     describe(&found, "use a file with one id per line")
 }
 

@@ -53,7 +53,7 @@ pub struct SecondCounts {
 }
 
 /// A job with recent requests.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct BusyJob {
     /// Its key, or its id.
     pub job: String,

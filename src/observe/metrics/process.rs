@@ -127,7 +127,7 @@ impl Collector for RuntimeCollector {
 }
 
 /// Encodes a gauge. `help` is a sentence with its full stop.
-pub(super) fn gauge(
+fn gauge(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
@@ -139,7 +139,7 @@ pub(super) fn gauge(
 }
 
 /// Encodes a counter. `help` is a sentence with its full stop.
-pub(super) fn counter(
+fn counter(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
