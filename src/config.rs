@@ -17,9 +17,9 @@ mod load;
 mod parse;
 mod setter;
 mod setting_documents;
+mod setting_sources;
 mod setting_spec;
 mod settings;
-mod sources;
 mod store_config;
 #[cfg(test)]
 mod tests;

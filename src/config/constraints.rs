@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::{
     ClientTls, Config, Endpoint, KeyPair, ListenAddress, SentinelConfig, StoreLogin, StoreUrl,
-    setting, settings::IDENTITY_HEADERS, sources::LayeredSettings,
+    setting, setting_sources::LayeredSettings, settings::IDENTITY_HEADERS,
 };
 
 /// Runs every check of settings that are all valid by themselves; `failed` has the others.

@@ -4,8 +4,9 @@ use std::{fmt, net::SocketAddr};
 
 use super::{
     Config, InvalidateRule, RawValue, ReloadClass, SettingSpec, constraints, invalidate_rules,
-    setting, settings,
-    sources::{self, EffectiveSetting, LayeredSettings},
+    setting,
+    setting_sources::{self, EffectiveSetting, LayeredSettings},
+    settings,
 };
 
 /// Everything that the command line sets.
@@ -64,10 +65,10 @@ impl Config {
         env: impl IntoIterator<Item = (String, String)>,
     ) -> Result<LoadedConfig, InvalidConfig> {
         let mut problems = Vec::new();
-        let env = sources::read_env(env, &mut problems);
+        let env = setting_sources::read_env(env, &mut problems);
         let file = match flags.config.map(|path| (path, "--config")).or(env.config) {
-            Some((path, from)) => sources::read_file(&path, from, &mut problems),
-            None => sources::ConfigFile::default(),
+            Some((path, from)) => setting_sources::read_file(&path, from, &mut problems),
+            None => setting_sources::ConfigFile::default(),
         };
         let flags = flags.values.into_iter().filter_map(|(name, value)| {
             let spec = settings().find(|spec| spec.flag.is_some_and(|flag| flag.name == name))?;

@@ -148,47 +148,45 @@ impl Setter {
         match (self, value) {
             (Self::List(count, set) | Self::Words(count, set), RawValue::Many(items)) => {
                 parse::check_count(items.len(), *count)?;
-                set(config, items)?;
+                set(config, items)
             }
-            (Self::Words(count, set), RawValue::One(text)) => {
-                let items: Vec<_> = text.split_whitespace().map(str::to_owned).collect();
-                parse::check_count(items.len(), *count)?;
-                set(config, &items)?;
+            (Self::Words(..), RawValue::One(text)) => {
+                let items = text.split_whitespace().map(str::to_owned).collect();
+                self.apply(config, &RawValue::Many(items))
             }
             (Self::Times(count, bounds, set), RawValue::Pairs(pairs)) => {
                 parse::check_count(pairs.len(), *count)?;
-                set(config, parse::times(pairs, *bounds)?);
+                parse::times(pairs, *bounds).map(|times| set(config, times))
             }
-            (Self::List(..), _) => return Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
-            (Self::Words(..), _) => return Err("must be one value or a list of values".to_owned()),
-            (Self::Times(..), _) => return Err("must be a table, such as { a = \"b\" }".to_owned()),
-            (Self::Switch(set), RawValue::One(text)) => set(config, parse::switch(text)?),
+            (Self::List(..), _) => Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
+            (Self::Words(..), _) => Err("must be one value or a list of values".to_owned()),
+            (Self::Times(..), _) => Err("must be a table, such as { a = \"b\" }".to_owned()),
+            (_, RawValue::Many(_) | RawValue::Pairs(_)) => {
+                Err("must be one value, not a list".into())
+            }
+            (Self::Switch(set), RawValue::One(text)) => {
+                parse::switch(text).map(|on| set(config, on))
+            }
             (Self::Number(bounds, set), RawValue::One(text)) => {
-                set(config, parse::number(text, *bounds)?);
+                parse::number(text, *bounds).map(|number| set(config, number))
             }
             (Self::Size(bounds, set), RawValue::One(text)) => {
-                set(config, parse::size(text, *bounds)?)
+                parse::size(text, *bounds).map(|size| set(config, size))
             }
             (Self::Time(bounds, set), RawValue::One(text)) => {
-                set(config, parse::time(text, *bounds)?)
+                parse::time(text, *bounds).map(|time| set(config, time))
             }
             (Self::Choice(words), RawValue::One(text)) => {
                 let chosen = words.iter().find(|(word, _)| word == text);
-                chosen.ok_or_else(|| format!("must be {}", self.bounds()))?.1(config);
+                chosen
+                    .map(|(_, set)| set(config))
+                    .ok_or_else(|| format!("must be {}", self.bounds()))
             }
             (Self::Text(length, set), RawValue::One(text)) => {
-                if let Some((min, max)) = *length
-                    && !(min..=max).contains(&text.len())
-                {
-                    return Err(format!("must be {} long", show_length((min, max))));
-                }
-                set(config, text)?;
-            }
-            (_, RawValue::Many(_) | RawValue::Pairs(_)) => {
-                return Err("must be one value, not a list".to_owned());
+                check_length(*length, text)?;
+                set(config, text)
             }
         }
-        Ok(())
     }
 
     /// Splits the text of a variable at commas where the setting is a list or a table.
@@ -217,6 +215,15 @@ impl Setter {
 pub(super) fn put<T>(field: &mut T, parsed: Result<T, String>) -> Result<(), String> {
     *field = parsed?;
     Ok(())
+}
+
+fn check_length(length: Option<Bounds<usize>>, text: &str) -> Result<(), String> {
+    match length {
+        Some((min, max)) if !(min..=max).contains(&text.len()) => {
+            Err(format!("must be {} long", show_length((min, max))))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn show_length(length: Bounds<usize>) -> String {

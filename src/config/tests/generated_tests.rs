@@ -39,7 +39,11 @@ fn the_examples_of_settings_without_a_default_are_accepted() {
     for spec in settings().filter(|spec| spec.default.is_empty()) {
         let example = spec.example.replace("...", secret);
         let mut problems = Vec::new();
-        let file = sources::parse_file(&format!("{} = {example}", spec.key), "FILE", &mut problems);
+        let file = setting_sources::parse_file(
+            &format!("{} = {example}", spec.key),
+            "FILE",
+            &mut problems,
+        );
         assert_eq!(problems, Vec::<String>::new());
         let setting = &file.settings[0];
         assert_eq!(
@@ -69,7 +73,7 @@ fn the_smallest_secret_of_the_documents_is_the_one_that_is_checked() {
 #[test]
 fn the_reference_file_gives_every_setting_at_its_default() {
     let mut problems = Vec::new();
-    let given = sources::parse_file(REFERENCE, "jobcache.toml", &mut problems).settings;
+    let given = setting_sources::parse_file(REFERENCE, "jobcache.toml", &mut problems).settings;
     assert_eq!(problems, Vec::<String>::new());
     let mut config = Config::default();
     for spec in settings() {
