@@ -267,8 +267,10 @@ pub(super) fn pointer(text: &str) -> Result<JsonPointer, String> {
 /// Keys of the user's own, such as states, and the time of each.
 pub(super) fn times(
     pairs: &[(String, String)],
+    count: ItemCount,
     bounds: Bounds<Duration>,
 ) -> Result<Vec<(String, Duration)>, String> {
+    check_count(pairs.len(), count)?;
     let mut states: Vec<(String, Duration)> = Vec::with_capacity(pairs.len());
     for (state, text) in pairs {
         if state.len() > MAX_STATE {

@@ -145,44 +145,40 @@ impl Setter {
     }
 
     pub(super) fn apply(&self, config: &mut Config, value: &RawValue) -> Result<(), String> {
+        use RawValue::{Many, One, Pairs};
         match (self, value) {
-            (Self::List(count, set) | Self::Words(count, set), RawValue::Many(items)) => {
+            (Self::List(count, set) | Self::Words(count, set), Many(items)) => {
                 parse::check_count(items.len(), *count)?;
                 set(config, items)
             }
-            (Self::Words(..), RawValue::One(text)) => {
+            (Self::Words(..), One(text)) => {
                 let items = text.split_whitespace().map(str::to_owned).collect();
-                self.apply(config, &RawValue::Many(items))
+                self.apply(config, &Many(items))
             }
-            (Self::Times(count, bounds, set), RawValue::Pairs(pairs)) => {
-                parse::check_count(pairs.len(), *count)?;
-                parse::times(pairs, *bounds).map(|times| set(config, times))
+            (Self::Times(count, bounds, set), Pairs(pairs)) => {
+                parse::times(pairs, *count, *bounds).map(|times| set(config, times))
             }
             (Self::List(..), _) => Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
             (Self::Words(..), _) => Err("must be one value or a list of values".to_owned()),
             (Self::Times(..), _) => Err("must be a table, such as { a = \"b\" }".to_owned()),
-            (_, RawValue::Many(_) | RawValue::Pairs(_)) => {
-                Err("must be one value, not a list".into())
-            }
-            (Self::Switch(set), RawValue::One(text)) => {
-                parse::switch(text).map(|on| set(config, on))
-            }
-            (Self::Number(bounds, set), RawValue::One(text)) => {
+            (_, Many(_) | Pairs(_)) => Err("must be one value, not a list".into()),
+            (Self::Switch(set), One(text)) => parse::switch(text).map(|on| set(config, on)),
+            (Self::Number(bounds, set), One(text)) => {
                 parse::number(text, *bounds).map(|number| set(config, number))
             }
-            (Self::Size(bounds, set), RawValue::One(text)) => {
+            (Self::Size(bounds, set), One(text)) => {
                 parse::size(text, *bounds).map(|size| set(config, size))
             }
-            (Self::Time(bounds, set), RawValue::One(text)) => {
+            (Self::Time(bounds, set), One(text)) => {
                 parse::time(text, *bounds).map(|time| set(config, time))
             }
-            (Self::Choice(words), RawValue::One(text)) => {
+            (Self::Choice(words), One(text)) => {
                 let chosen = words.iter().find(|(word, _)| word == text);
                 chosen
                     .map(|(_, set)| set(config))
                     .ok_or_else(|| format!("must be {}", self.bounds()))
             }
-            (Self::Text(length, set), RawValue::One(text)) => {
+            (Self::Text(length, set), One(text)) => {
                 check_length(*length, text)?;
                 set(config, text)
             }
