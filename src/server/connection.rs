@@ -6,7 +6,7 @@
 //! ```text
 //!          requests ^    | responses                     | 1xx responses
 //!                   |    v                               v
-//!   +---------------------------------+    service.rs, informational.rs
+//!   +---------------------------------+    service.rs
 //!   | service                         |
 //!   +---------------------------------+
 //!   | hyper              http1_conn   |  bytes become requests, responses become bytes
