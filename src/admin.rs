@@ -9,27 +9,22 @@
 //! open because it contains no job; its script sends the secret when it fetches the data.
 
 mod admin_route;
-mod admin_state;
+pub(crate) mod admin_state;
 pub mod authorize;
-mod body_limit;
 mod caller_limits;
 mod csrf;
 mod explain;
-mod log_filter;
-pub(crate) mod metrics;
 pub mod purge;
 pub mod purge_request;
-mod rate_limit;
-mod reasons;
 mod recent;
 pub mod reply;
 pub mod signature;
-mod sse;
 mod status;
-mod status_page;
-pub(crate) mod status_sources;
 
-use std::{fmt, sync::Arc};
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Limited};
 
 use hyper::{
     HeaderMap, Request, Response, StatusCode,
@@ -37,21 +32,19 @@ use hyper::{
     http::{HeaderValue, header::CONTENT_TYPE},
 };
 use serde_json::json;
-use tracing::Instrument as _;
+use tokio::time::timeout;
+use tracing::{Instrument as _, warn};
 
 use self::{
     admin_route::{Access, AdminRoute, NoRoute},
+    admin_state::WebhookRefusal,
     authorize::{AdminCaller, Authorizer},
     explain::Explainer,
-    log_filter::LogFilterPage,
-    metrics::WebhookRefusal,
     purge::PurgeWebhook,
     recent::Recent,
     reply::{ReplyBody, json_reply},
-    status::StatusConfig,
-    status_page::StatusPage,
+    status::{StatusConfig, StatusPage},
 };
-pub use self::{admin_state::AdminState, caller_limits::CallerLimits, reply::Reply};
 use crate::{
     cache::Cache,
     config::{self, Config},
@@ -60,8 +53,15 @@ use crate::{
     transport::Peer,
 };
 
+pub use self::{admin_state::AdminState, caller_limits::CallerLimits, reply::Reply};
+
 /// Content type of `/metrics`, which Prometheus 2.5 and newer ask for.
 const OPEN_METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Longest filter of the log, in bytes.
+const MAX_FILTER: usize = 4 << 10;
+/// Time limit for the body with a filter.
+const FILTER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The handler of all requests to the admin listener.
 pub struct Admin {
@@ -69,21 +69,11 @@ pub struct Admin {
     routes: Arc<Routes>,
     authorizer: Arc<Authorizer>,
     webhook: PurgeWebhook,
-    log_filter: LogFilterPage,
     status_config: StatusConfig,
     /// Limits that a request under `/explain` is checked against.
     limits: config::ServerConfig,
     state: AdminState,
     status_page: StatusPage,
-}
-
-impl fmt::Debug for Admin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Admin")
-            .field("mode", &self.status_config)
-            .field("cache", &self.cache)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Admin {
@@ -114,22 +104,11 @@ impl Admin {
     ) -> Self {
         let authorizer = Arc::new(guard);
         let jobs = (Arc::clone(&cache), Arc::clone(&routes));
-        let webhook = PurgeWebhook::new(jobs, &state, Arc::clone(&authorizer), config);
-        let log_filter = LogFilterPage::new(state.filter.clone());
+        let webhook = PurgeWebhook::new(jobs, state.clone(), Arc::clone(&authorizer), config);
         let status_config = StatusConfig::of(config);
         let status_page = StatusPage::new();
         let limits = config.server.clone();
-        Self {
-            cache,
-            routes,
-            authorizer,
-            webhook,
-            log_filter,
-            status_config,
-            limits,
-            state,
-            status_page,
-        }
+        Self { cache, routes, authorizer, webhook, status_config, limits, state, status_page }
     }
 
     /// Returns the counts of the last ten minutes, which have to be sampled.
@@ -204,8 +183,8 @@ impl Admin {
                 json_reply(StatusCode::OK, &status::history(&self.state.status.recent))
             }
             AdminRoute::Events => self.events(request.headers()),
-            AdminRoute::ShowLogFilter => self.log_filter.show(),
-            AdminRoute::SetLogFilter => self.log_filter.put(request.into_body()).await,
+            AdminRoute::ShowLogFilter => self.show_log_filter(),
+            AdminRoute::SetLogFilter => self.set_log_filter(request.into_body()).await,
             AdminRoute::Explain { id } => self.explainer().explain(id, request.into_body()).await,
             AdminRoute::PurgeListed => {
                 let caller = caller(&request);
@@ -228,7 +207,7 @@ impl Admin {
     }
 
     fn events(&self, headers: &HeaderMap) -> Reply {
-        sse::event_stream(
+        reply::event_stream(
             &self.state.events,
             headers,
             &self.state.drain,
@@ -252,10 +231,52 @@ impl Admin {
         )
     }
 
+    /// `GET /log`.
+    fn show_log_filter(&self) -> Reply {
+        match self.state.filter.text() {
+            Some(log) => json_reply(StatusCode::OK, &json!({ "log": log })),
+            None => no_log(),
+        }
+    }
+
+    /// `PUT /log` with a filter as its body. A change lasts until a reload, which restores the
+    /// configured filter, or a restart. It needs the webhook secret as a bearer token
+    /// (`admin_route`), because `debug` shows job ids and slows down every request.
+    async fn set_log_filter(&self, body: Incoming) -> Reply {
+        let read = timeout(FILTER_TIMEOUT, Limited::new(body, MAX_FILTER).collect()).await;
+        let changed = match read {
+            Ok(Ok(body)) => self.change_log_filter(&body.to_bytes()),
+            Ok(Err(error)) => {
+                Err(format!("cannot read the filter ({MAX_FILTER} bytes at most): {error}"))
+            }
+            Err(_) => Err(format!("the body did not arrive within {FILTER_TIMEOUT:?}")),
+        };
+        match changed {
+            Ok(Some((log, was))) => json_reply(StatusCode::OK, &json!({ "log": log, "was": was })),
+            Ok(None) => no_log(),
+            Err(reason) => json_reply(StatusCode::BAD_REQUEST, &json!({ "error": reason })),
+        }
+    }
+
+    /// Sets the filter. Returns the new and the previous one, or `None` if there is no log.
+    fn change_log_filter(&self, body: &Bytes) -> Result<Option<(String, String)>, String> {
+        let text = std::str::from_utf8(body).map_err(|error| error.to_string())?;
+        let log = config::log_filter(text.trim())?;
+        // Logged first: the new filter might suppress it.
+        warn!(log, "log filter changed through the admin listener");
+        let was = self.state.filter.set(&log).map_err(|error| error.to_string())?;
+        Ok(was.map(|was| (log, was)))
+    }
+
     fn metrics_page(&self) -> Reply {
         let mut response =
             Response::new(ReplyBody::Complete(self.state.registry.exposition().into()));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS_TYPE));
         response
     }
+}
+
+/// The answer if this process did not install the logger, as in tests.
+fn no_log() -> Reply {
+    json_reply(StatusCode::NOT_FOUND, &json!({ "error": "jobcache does not own the log here" }))
 }

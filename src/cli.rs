@@ -2,10 +2,13 @@
 //! sources.
 
 pub(crate) mod check;
-pub(crate) mod docs;
 mod flags;
-pub(crate) mod healthcheck;
-mod manual_page;
+pub(crate) mod manual_page;
+
+use std::{
+    io::{self, Write as _},
+    mem,
+};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use clap_complete::Shell;
@@ -28,8 +31,9 @@ TIME has a unit: 50ms, 5s, 5m. There are more settings than flags: `jobcache che
 effective values, and `jobcache man | man -l -` explains them. Secrets have no flag, because other \
 users could read it: set JOBCACHE_WEBHOOK_SECRET, or JOBCACHE_WEBHOOK_SECRET_FILE and JOBCACHE_REDIS_URL_FILE.";
 
+/// Task that the command line asks for.
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(crate) enum Command {
     /// Show the cache at work between pollers and a sample API, without any setup
     Demo(demo::Args),
     /// Check the configuration, print it, and try Redis and the API
@@ -68,61 +72,42 @@ pub(crate) enum Document {
 
 /// Arguments of `check`.
 #[derive(Debug, Args)]
-struct CheckArgs {
+pub(crate) struct CheckArgs {
     #[command(flatten)]
     settings: SettingFlags,
     /// Exit with 1 unless Redis, the API, warm.file and warm.list can be reached
     #[arg(long)]
-    strict: bool,
+    pub(crate) strict: bool,
 }
 
-/// Task that the command line asks for.
-#[derive(Debug)]
-pub(crate) enum Task {
-    Serve(Flags),
-    Demo(demo::Args),
-    Check(Flags, CheckVerdict),
-    Healthcheck(Flags),
-    Completions(Shell),
-    Manual(Option<String>),
-    Document(Document),
-}
-
-/// Criterion for the exit code of `check`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CheckVerdict {
-    /// Only the configuration: jobcache starts without Redis and the API.
-    Configuration,
-    /// Also whether everything that the configuration names can be reached.
-    Everything,
-}
-
-/// Parses the command line; ends the process on `--help`, `--version` and wrong usage.
-pub(crate) fn parse() -> Task {
-    Cli::parse().task().unwrap_or_else(|error| error.exit())
+/// Parses the command line into flags and a command, if there is one; ends the process on `--help`,
+/// `--version` and wrong usage.
+pub(crate) fn parse() -> (Flags, Option<Command>) {
+    Cli::parse().parts().unwrap_or_else(|error| error.exit())
 }
 
 impl Cli {
     /// Flags may stand before a command as well as after it; those after it win.
-    fn task(self) -> Result<Task, clap::Error> {
-        let before = self.settings;
-        Ok(match self.command {
-            None => Task::Serve(before.flags()),
-            Some(Command::Check(CheckArgs { settings, strict })) => {
-                let verdict =
-                    if strict { CheckVerdict::Everything } else { CheckVerdict::Configuration };
-                Task::Check(settings.over(before), verdict)
-            }
-            Some(Command::Completions { shell }) => Task::Completions(shell),
-            Some(Command::Man { command }) => Task::Manual(command),
-            Some(Command::Docs { document }) => Task::Document(document),
-            Some(Command::Healthcheck(after)) => Task::Healthcheck(after.over(before)),
-            Some(Command::Demo(demo)) if before == SettingFlags::default() => Task::Demo(demo),
-            Some(Command::Demo(_)) => {
+    fn parts(mut self) -> Result<(Flags, Option<Command>), clap::Error> {
+        let flags = match &mut self.command {
+            Some(
+                Command::Check(CheckArgs { settings: after, .. }) | Command::Healthcheck(after),
+            ) => mem::take(after).over(self.settings),
+            Some(Command::Demo(_)) if self.settings != SettingFlags::default() => {
                 let why = "flags before `demo` have no effect; put the flags of the demo after it";
                 return Err(Self::command().error(ErrorKind::ArgumentConflict, why));
             }
-        })
+            _ => self.settings.flags(),
+        };
+        Ok((flags, self.command))
+    }
+}
+
+/// Writes `text` to standard output at once: a reader that stops early (`| head`) is not an error.
+fn print_at_once(text: &[u8]) -> io::Result<()> {
+    match io::stdout().write_all(text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -133,8 +118,8 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn task(line: &str) -> Result<Task, clap::Error> {
-        Cli::try_parse_from(line.split(' ')).and_then(Cli::task)
+    fn parts(line: &str) -> Result<(Flags, Option<Command>), clap::Error> {
+        Cli::try_parse_from(line.split(' ')).and_then(Cli::parts)
     }
 
     fn one(name: &'static str, text: &str) -> (&'static str, RawValue) {
@@ -151,7 +136,7 @@ mod tests {
         let line = "jobcache --listen 1 --admin 2 --upstream 3 --redis-url 4 --route 5 --route 6 \
                     --ttl 7 --settle 8 --store-budget 9 --mode 14 --near 12 --access-log --log 10 \
                     --log-format 13 --config 11";
-        let Ok(Task::Serve(flags)) = task(line) else { panic!("{line}") };
+        let Ok((flags, None)) = parts(line) else { panic!("{line}") };
         assert_eq!(flags.config.as_deref(), Some("11"));
         let many = ["5", "6"].map(str::to_owned).to_vec();
         assert_eq!(
@@ -176,24 +161,23 @@ mod tests {
 
     #[test]
     fn a_flag_after_the_command_wins_over_one_before_it() {
-        let Ok(Task::Check(flags, _)) = task("jobcache --ttl 1s --log warn check --ttl 2s") else {
-            panic!("not a check")
-        };
+        let line = "jobcache --ttl 1s --log warn check --ttl 2s";
+        let Ok((flags, Some(Command::Check(_)))) = parts(line) else { panic!("not a check") };
         assert_eq!(flags.values, [one("ttl", "2s"), one("log", "warn"), one("ttl", "1s")]);
     }
 
     #[test]
     fn the_access_log_can_be_turned_off() {
-        let Ok(Task::Serve(flags)) = task("jobcache --access-log=false") else { panic!("usage") };
+        let Ok((flags, None)) = parts("jobcache --access-log=false") else { panic!("usage") };
         assert_eq!(flags.values, [one("access-log", "false")]);
     }
 
     #[test]
     fn flags_before_demo_are_refused() {
-        assert!(task("jobcache --ttl 1s demo").is_err());
+        assert!(parts("jobcache --ttl 1s demo").is_err());
         assert!(matches!(
-            task("jobcache demo --pollers 3"),
-            Ok(Task::Demo(demo::Args { pollers: 3, .. }))
+            parts("jobcache demo --pollers 3"),
+            Ok((_, Some(Command::Demo(demo::Args { pollers: 3, .. }))))
         ));
     }
 

@@ -10,62 +10,43 @@
 //! resolve yet.
 
 mod address;
-mod changes;
+mod connection_config;
 mod constraints;
-mod defaults;
-mod env;
-mod file;
 mod invalidate_rules;
-mod layers;
 mod load;
-mod log_directives;
-mod near_config;
 mod parse;
-mod raw_value;
-mod reference_toml;
-mod responses_config;
-mod sample_rate;
-mod server_config;
 mod setter;
+mod setting_documents;
+mod setting_sources;
 mod setting_spec;
 mod settings;
-mod settings_page;
 mod store_config;
-mod store_url;
-mod suggest;
 #[cfg(test)]
 mod tests;
-mod tls_files;
-mod trace_variables;
 mod traces;
-mod upstream_config;
-mod url;
-mod value_bounds;
-mod warm_config;
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
-pub use address::ListenAddress;
-pub use changes::{OverriddenChange, SettingChange};
-pub use invalidate_rules::rule_keys;
-pub use load::{Flags, InvalidConfig, LoadedConfig};
-pub use log_directives::{filter as log_filter, parsed as parsed_log_filter};
-pub use near_config::{NearConfig, NearMode, NearTracking};
-pub use raw_value::RawValue;
-pub use reference_toml::reference_toml;
-pub use responses_config::{ResponsesConfig, carries_meaning};
-pub use sample_rate::SampleRate;
-pub use server_config::{HEADERS_ON_STACK, ServerConfig};
-pub use setting_spec::{FlagSpec, ReloadClass, SettingSection, SettingSpec};
-pub use settings::{SECTIONS, setting, settings};
-pub use settings_page::settings_page;
-pub use store_config::{PendingConfig, SentinelConfig, StoreConfig};
-pub use store_url::{ClusterSeeds, Sentinels, StoreLogin, StoreUrl};
-pub use tls_files::{ClientTls, Identity, KeyPair};
-pub use traces::TracesConfig;
-pub use upstream_config::{Endpoint, UpstreamConfig};
-pub use warm_config::WarmConfig;
+use hyper::http::{HeaderName, Uri};
 
+pub use self::{
+    address::ListenAddress,
+    connection_config::{
+        ClientTls, Endpoint, HEADERS_ON_STACK, Identity, KeyPair, ServerConfig, UpstreamConfig,
+    },
+    invalidate_rules::rule_keys,
+    load::{Flags, InvalidConfig, LoadedConfig, OverriddenChange, SettingChange},
+    parse::{log_filter, parsed_log_filter},
+    setter::RawValue,
+    setting_documents::{reference_toml, settings_page},
+    setting_spec::{FlagSpec, ReloadClass, SettingSection, SettingSpec},
+    settings::{SECTIONS, setting, settings},
+    store_config::{
+        ClusterSeeds, PendingConfig, SentinelConfig, Sentinels, StoreConfig, StoreLogin, StoreUrl,
+    },
+    traces::TracesConfig,
+};
+use crate::semantics::json_pointer::JsonPointer;
 pub use crate::semantics::{
     secret::Secret,
     settings::{
@@ -187,4 +168,111 @@ impl CacheMode {
             Self::Off => "off",
         }
     }
+}
+
+/// Entries in this process, in front of Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NearConfig {
+    /// When an entry may be used.
+    pub mode: NearMode,
+    /// Largest age of the last confirmation in [`NearMode::Bounded`].
+    pub max_staleness: Duration,
+    /// Memory for the entries, in bytes.
+    pub max_bytes: usize,
+    /// Changes that Redis reports.
+    pub tracking: NearTracking,
+}
+
+/// Changes in Redis that are reported to this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NearTracking {
+    /// The changes of every job.
+    Broadcast,
+    /// The changes of jobs that this process has read since their last change.
+    Keys,
+}
+
+/// When an entry in this process may be used without asking Redis for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NearMode {
+    /// After Redis has answered a `PING` that was sent after the request arrived, so that nothing
+    /// older than the guarantee allows is served. Requests share the `PING`.
+    Strict,
+    /// While the last such answer is young enough.
+    Bounded,
+    /// Never: each hit asks Redis.
+    Off,
+}
+
+impl NearMode {
+    /// The word in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Bounded => "bounded",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// Share of a whole in millionths, so that rates compare exactly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SampleRate(u32);
+
+impl SampleRate {
+    /// The whole, in millionths.
+    pub const WHOLE: u32 = 1_000_000;
+
+    /// A share of `millionths`, capped at the whole.
+    pub fn of_millionths(millionths: u32) -> Self {
+        Self(millionths.min(Self::WHOLE))
+    }
+
+    /// The share in millionths.
+    pub fn millionths(self) -> u32 {
+        self.0
+    }
+}
+
+/// How responses are compared, and what of them is stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResponsesConfig {
+    /// Names of headers, in lower case, that are neither stored nor compared, in addition to the
+    /// built-in list.
+    pub volatile: Vec<String>,
+}
+
+/// Beginnings of the names of headers that carry meaning, and whole names.
+const MEANING_PREFIXES: [&str; 4] = ["access-control-", "content-", "cross-origin-", "sec-"];
+const MEANING_NAMES: &str = "\
+    accept-patch accept-ranges age allow authentication-info authorization cache-control \
+    cdn-cache-control clear-site-data connection cookie date etag expires link location pragma \
+    preference-applied proxy-authenticate referrer-policy refresh retry-after set-cookie \
+    strict-transport-security surrogate-control trailer transfer-encoding upgrade vary \
+    www-authenticate x-content-type-options x-frame-options";
+
+/// Returns whether clients or jobcache act on a response header, so that it may not be left out of an
+/// answer. `name` is in lower case.
+pub fn carries_meaning(name: &str) -> bool {
+    MEANING_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || MEANING_NAMES.split(' ').any(|known| known == name)
+}
+
+/// Jobs that are read before a client asks, and the requests that read them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WarmConfig {
+    /// File of ids that are read at the start.
+    pub file: Option<PathBuf>,
+    /// Path and query at the upstream of a list of jobs that are read at the start.
+    pub list: Option<Uri>,
+    /// Place of the ids in that list.
+    pub pointer: JsonPointer,
+    /// Header fields of the reads; values may be secret.
+    pub headers: Vec<(HeaderName, Secret)>,
+    /// `Authorization` of the reads.
+    pub authorization: Option<Secret>,
+    /// Reads per second.
+    pub rate: usize,
+    /// Jobs that may wait to be read.
+    pub max: usize,
 }

@@ -1,17 +1,15 @@
 //! `jobcache demo`: shows what jobcache does, in one terminal and without any set-up.
 //!
-//! The demo starts a sample jobs API (`api`) with a pipeline behind it (`pipeline`), a real sidecar
-//! in front of it ([`crate::run`]), and a crowd of pollers (`pollers`) that poll the sidecar. All
+//! The demo starts a sample jobs API (`api`) with a pipeline behind it, a real sidecar in front
+//! of it ([`crate::run`]), and a crowd (`crowd`): pollers that poll the sidecar, and the pipeline. All
 //! output (`show`) is measured live (`figures`): the polls, the reads that still reached the API,
 //! and whether any answer was older than the last acknowledged purge.
 //!
 //! The demo is not a benchmark: pollers, sidecar and API share one process and its cores.
 
 mod api;
-mod client;
+mod crowd;
 mod figures;
-mod pipeline;
-mod pollers;
 mod show;
 
 use std::{
@@ -33,10 +31,9 @@ use tokio::{
 
 use self::{
     api::SampleJobs,
+    crowd::{Poller, PurgeClient, StoreState},
     figures::Figures,
-    pipeline::PurgeClient,
-    pollers::Poller,
-    show::{DemoSetup, Show, StoreState},
+    show::{DemoSetup, Show},
 };
 use crate::{
     Listeners, RunError,
@@ -136,7 +133,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
             return Err(DemoError::Store(store));
         }
         show.open().map_err(DemoError::Output)?;
-        pipeline::start(&mut crowd, &jobs, &figures, &webhook).await;
+        crowd::start_pipeline(&mut crowd, &jobs, &figures, &webhook).await;
         Poller::start(&mut crowd, &setup, &jobs, &figures);
         show.follow().await.map_err(DemoError::Output)
     };

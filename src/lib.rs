@@ -25,52 +25,27 @@
 //! Imports run one way: `main -> lib -> {server, admin, reload, demo} -> warm -> proxy -> {upstream,
 //! cache} -> store`. `cache` never imports `upstream`: it hands `proxy` a lease, and `proxy` fetches.
 
-pub mod config;
-
-pub mod server;
-
-pub mod transport;
-
-pub mod service;
-
-pub mod tls;
-
-pub mod informational;
-
-pub mod proxy;
-
-pub mod upstream;
-
-pub mod cache;
-
-pub mod store;
-
-pub mod semantics;
-
-pub mod observe;
-
 pub mod admin;
-
-pub mod reload;
-
-pub mod warm;
-
-pub mod demo;
-
-pub mod limits;
-
+pub mod cache;
 pub mod clock;
-
-pub mod drain;
+pub mod config;
+pub mod demo;
+pub mod limits;
 pub mod mutants;
-
-pub mod telemetry;
-
-pub mod systemd;
-
+pub mod observe;
+pub mod proxy;
+pub mod reload;
 mod run_error;
-
-pub use run_error::RunError;
+pub mod semantics;
+pub mod server;
+pub mod service;
+pub mod store;
+pub mod systemd;
+pub mod telemetry;
+pub mod tls;
+pub mod transport;
+pub mod upstream;
+pub mod warm;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -83,20 +58,25 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use crate::{
-    admin::{Admin, AdminState, metrics::AdminMetrics, status_sources::StatusSources},
+    admin::{
+        Admin, AdminState,
+        admin_state::{AdminMetrics, StatusSources},
+    },
     cache::Cache,
     config::{Config, LoadedConfig},
-    drain::Drain,
     observe::{events::Events, metrics::Registry},
     proxy::Proxy,
     reload::{ConfigGeneration, Current, Reloads},
     semantics::route::Routes,
     server::{Server, ServerMetrics, listen::Listener},
+    service::Drain,
     telemetry::{LogFilter, SpanExport},
     tls::{Renewed, TlsError},
     upstream::Upstream,
     warm::{WarmWorker, Warmer},
 };
+
+pub use run_error::RunError;
 
 /// Time for a last attempt to confirm pending invalidations, after the drain.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -207,7 +187,7 @@ fn build(
         caller_limits: Arc::default(),
     };
     let admin = Admin::new(Arc::clone(&cache), Arc::clone(&routes), config, lasting);
-    Ok(ConfigGeneration::new(routes, cache, Arc::new(proxy), Arc::new(admin)))
+    Ok(ConfigGeneration { routes, cache, proxy: Arc::new(proxy), admin: Arc::new(admin) })
 }
 
 /// Both listeners, while they are served.

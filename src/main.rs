@@ -2,7 +2,6 @@
 //! runtime, binds, runs, and returns the exit code.
 
 mod cli;
-mod open_files;
 
 use std::{
     env, io,
@@ -12,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use cli::{CheckVerdict, Task, check, docs, healthcheck};
+use cli::{CheckArgs, Command, check, manual_page};
 use jobcache::{
     Listeners, RunError,
     config::{Config, Flags, InvalidConfig, ListenAddress, LoadedConfig, LogFormat},
@@ -22,6 +21,7 @@ use jobcache::{
     systemd::{self, InheritedSockets, InheritedSocketsError},
     telemetry,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     runtime::{self, Runtime},
     signal::unix::{Signal, SignalKind, signal},
@@ -36,20 +36,27 @@ const INTERRUPTED: i32 = 130;
 /// A second SIGINT this soon after the first counts as the same one: `timeout -s INT` sends it to the
 /// process and to its group.
 const ECHO: Duration = Duration::from_millis(100);
+/// Files for other purposes than connections of clients and upstream: Redis, admin listener, log.
+const SPARE_FILES: u64 = 256;
 /// Log filter of `jobcache demo`.
 const DEMO_LOG: &str = "warn";
 
 fn main() -> ExitCode {
-    let outcome = match cli::parse() {
-        Task::Serve(flags) => serve(flags),
-        Task::Check(flags, verdict) => check(flags, verdict),
-        Task::Healthcheck(flags) => return healthcheck(flags),
-        Task::Demo(args) => demonstrate(args),
-        Task::Completions(shell) => docs::completions(shell).map_err(Failure::from),
-        Task::Manual(command) => docs::manual(command.as_deref()).map_err(Failure::from),
-        Task::Document(document) => docs::document(document).map_err(Failure::from),
-    };
-    outcome.map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS)
+    run().unwrap_or_else(|failure| failure.report())
+}
+
+fn run() -> Result<ExitCode, Failure> {
+    let (flags, command) = cli::parse();
+    match command {
+        None => serve(flags)?,
+        Some(Command::Check(args)) => check(flags, &args)?,
+        Some(Command::Healthcheck(_)) => return Ok(healthcheck(flags)),
+        Some(Command::Demo(args)) => demonstrate(args)?,
+        Some(Command::Completions { shell }) => manual_page::completions(shell)?,
+        Some(Command::Man { command }) => manual_page::manual(command.as_deref())?,
+        Some(Command::Docs { document }) => manual_page::document(document)?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Error that ends the process.
@@ -87,37 +94,18 @@ impl Failure {
 }
 
 fn remedy(error: &io::Error, address: &ListenAddress, flag: &str) -> String {
-    if let ListenAddress::Unix(_) = address {
-        return match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                format!(
-                    "another process listens there: stop it, or choose another path with {flag}"
-                )
-            }
-            io::ErrorKind::AlreadyExists => {
-                format!("the path exists and is not a socket: choose another path with {flag}")
-            }
-            _ => {
-                format!("its directory must exist and be writable: choose another path with {flag}")
-            }
-        };
-    }
-    match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            format!("another process uses this port: stop it, or choose another port with {flag}")
-        }
-        io::ErrorKind::PermissionDenied => {
-            format!("ports below 1024 need privileges: choose a higher port with {flag}")
-        }
-        io::ErrorKind::AddrNotAvailable => {
-            format!("this machine does not have this address: choose another one with {flag}")
-        }
-        _ => format!("choose another address with {flag}"),
-    }
-}
-
-fn load(flags: Flags) -> Result<LoadedConfig, InvalidConfig> {
-    load_over(&[], flags)
+    use io::ErrorKind::{AddrInUse, AddrNotAvailable, AlreadyExists, PermissionDenied};
+    let is_unix = matches!(address, ListenAddress::Unix(_));
+    let advice = match (error.kind(), is_unix) {
+        (AddrInUse, true) => "another process listens there: stop it, or choose another path",
+        (AlreadyExists, true) => "the path exists and is not a socket: choose another path",
+        (_, true) => "its directory must exist and be writable: choose another path",
+        (AddrInUse, _) => "another process uses this port: stop it, or choose another port",
+        (PermissionDenied, _) => "ports below 1024 need privileges: choose a higher port",
+        (AddrNotAvailable, _) => "this machine does not have this address: choose another one",
+        _ => "choose another address",
+    };
+    format!("{advice} with {flag}")
 }
 
 fn load_over(
@@ -140,7 +128,7 @@ fn serve(flags: Flags) -> Result<(), Failure> {
         warn!(warning, "look at the configuration");
     }
     let wanted = loaded.config.server.max_connections + loaded.config.upstream.max_connections;
-    open_files::raise_limit(wanted as u64);
+    raise_open_files(wanted as u64);
     serving(loaded.config.server.workers)?.block_on(async {
         let signals = Signals::new()?;
         let hangup = signal(SignalKind::hangup())?;
@@ -167,6 +155,29 @@ fn serve(flags: Flags) -> Result<(), Failure> {
         };
         Ok(jobcache::run_reloading(loaded, listeners, shutdown, reloads).await?)
     })
+}
+
+/// Raises the soft limit of open files, of which each connection is one, to what `wanted` connections need, as far as the hard limit allows. Shells
+/// start programs with a soft limit of 1,024 for those that use `select`. Warns if the result is
+/// less than `wanted`.
+fn raise_open_files(wanted: u64) {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let Some(soft) = current else { return };
+    let limit = maximum.unwrap_or(u64::MAX).min(wanted.saturating_add(SPARE_FILES)).max(soft);
+    if limit > soft {
+        match setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum }) {
+            Ok(()) => info!(from = soft, to = limit, "raised the limit of open files"),
+            Err(error) => warn!(%error, limit = soft, "cannot raise the limit of open files"),
+        }
+    }
+    if limit < wanted {
+        warn!(
+            limit,
+            wanted,
+            "the limit of open files is less than server.max_connections plus \
+             upstream.max_connections; raise it (ulimit -Hn, LimitNOFILE=) or lower those settings"
+        );
+    }
 }
 
 /// Reloads at each SIGHUP; signals that arrive during a reload count as one.
@@ -251,16 +262,16 @@ fn is_echo(first: SignalKind, next: SignalKind, after: Duration) -> bool {
     first == SignalKind::interrupt() && next == first && after < ECHO
 }
 
-fn check(flags: Flags, verdict: CheckVerdict) -> Result<(), Failure> {
-    let loaded = load(flags)?;
-    single_threaded()?.block_on(check::run(&loaded, verdict))
+fn check(flags: Flags, args: &CheckArgs) -> Result<(), Failure> {
+    let loaded = load_over(&[], flags)?;
+    single_threaded()?.block_on(check::run(&loaded, args))
 }
 
 /// Docker only defines 0 and 1, so an invalid configuration is 1 here too.
 fn healthcheck(flags: Flags) -> ExitCode {
-    let health = load(flags).map_err(|error| error.to_string()).and_then(|loaded| {
+    let health = load_over(&[], flags).map_err(|error| error.to_string()).and_then(|loaded| {
         let runtime = single_threaded().map_err(|error| error.to_string())?;
-        runtime.block_on(healthcheck::run(&loaded.config.admin))
+        runtime.block_on(check::health(&loaded.config.admin))
     });
     health.map_or_else(
         |error| {

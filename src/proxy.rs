@@ -72,7 +72,6 @@ use self::{
 use crate::{
     cache::Cache,
     config::{self, Config},
-    informational::Informational,
     limits::{Limit, Quota},
     observe::{
         events::{Events, HitSample},
@@ -83,7 +82,7 @@ use crate::{
         headers,
         route::{Route, Routes},
     },
-    service::Answered,
+    service::{Answered, Informational},
     transport::{ConnectionId, Peer},
     upstream::Upstream,
 };

@@ -32,7 +32,6 @@
 
 use std::{
     convert::Infallible,
-    fmt,
     future::{self, Future},
     sync::{Arc, PoisonError, RwLock},
     task::{Context, Poll},
@@ -47,12 +46,11 @@ use crate::{
     admin::Admin,
     cache::{Cache, WriteOutcome},
     config::{Config, InvalidConfig, LoadedConfig, OverriddenChange, ReloadClass, SettingChange},
-    informational::Informational,
     observe::metrics::{Counters, Registry},
     proxy::{Proxy, body::Body, repeat_hit::RepeatHit},
     run_error::RunError,
     semantics::route::Routes,
-    service::{Answered, FastPathMiss, RepeatFastPath, Service},
+    service::{Answered, FastPathMiss, Informational, RepeatFastPath, Service},
     telemetry::{LogFilter, SpanExport, Telemetry},
     transport::{ConnectionId, Peer},
 };
@@ -209,12 +207,6 @@ impl Reloads {
     }
 }
 
-impl fmt::Debug for Reloads {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reloads").finish_non_exhaustive()
-    }
-}
-
 /// Registers the counts of reloads by outcome.
 pub(crate) fn register_counts(registry: &mut Registry) -> Counters<1> {
     registry.counters_by(
@@ -257,27 +249,18 @@ fn refuse_restart(changes: &[SettingChange], running: &Config) -> ReloadOutcome 
 /// The parts that a request takes once and is answered by throughout.
 #[derive(Clone)]
 pub(crate) struct ConfigGeneration {
-    routes: Arc<Routes>,
-    cache: Arc<Cache>,
-    proxy: Arc<Proxy>,
-    admin: Arc<Admin>,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) proxy: Arc<Proxy>,
+    pub(crate) admin: Arc<Admin>,
 }
 
 impl ConfigGeneration {
-    pub(crate) fn new(
-        routes: Arc<Routes>,
-        cache: Arc<Cache>,
-        proxy: Arc<Proxy>,
-        admin: Arc<Admin>,
-    ) -> Self {
-        Self { routes, cache, proxy, admin }
-    }
-
     fn revised(&self, routes: Arc<Routes>, config: &Config) -> Self {
         let cache = Arc::new(self.cache.reconfigured(config));
         let proxy = self.proxy.revised(Arc::clone(&routes), Arc::clone(&cache), config);
         let admin = self.admin.reconfigured(Arc::clone(&cache), Arc::clone(&routes), config);
-        Self::new(routes, cache, Arc::new(proxy), Arc::new(admin))
+        Self { routes, cache, proxy: Arc::new(proxy), admin: Arc::new(admin) }
     }
 }
 

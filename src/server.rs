@@ -27,9 +27,8 @@ use self::{
 };
 use crate::{
     config,
-    drain::{Drain, until_drain},
     limits::Limit,
-    service::Service,
+    service::{Drain, Service, until_drain},
     tls::Renewed,
 };
 

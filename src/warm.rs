@@ -10,16 +10,13 @@
 //! Warming does not change who may get an entry, delays neither clients nor readiness, and keeps
 //! nothing warm: an expired entry is read again when a client asks for it.
 
-mod ids;
-mod metrics;
-pub mod probe;
 mod queue;
-mod retry_pauses;
-mod sources;
+pub mod sources;
 
 use std::{sync::Arc, time::Duration};
 
 use hyper::HeaderMap;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     task::{JoinSet, spawn_blocking},
     time::{Instant, sleep, sleep_until},
@@ -27,24 +24,22 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use self::{
-    metrics::WarmMetrics,
-    queue::{Item, WarmQueue},
-    retry_pauses::RetryPauses,
-    sources::{MAX_LIST, headers, listed},
+    queue::{Item, RetryPauses, WarmQueue},
+    sources::{headers, listed},
 };
 use crate::{
     config::{self, Config},
-    drain::{Drain, until_drain},
-    observe::metrics::Registry,
+    observe::metrics::{Counters, Registry},
     proxy::{PrefetchOutcome, Proxy},
     semantics::job_id::JobId,
+    service::{Drain, until_drain},
 };
 
 /// Maximum number of concurrent reads.
 const CONCURRENCY: usize = 8;
 
 /// Handle for queueing jobs to be read.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Warmer {
     queue: Arc<WarmQueue>,
     metrics: Arc<WarmMetrics>,
@@ -53,7 +48,6 @@ pub struct Warmer {
 }
 
 /// Reads the queued jobs, and those that the configuration names.
-#[derive(Debug)]
 pub struct WarmWorker {
     warmer: Warmer,
     /// Headers of the reads. They select the credential and the representation.
@@ -62,12 +56,9 @@ pub struct WarmWorker {
     period: Duration,
 }
 
-/// Source of job ids; a metric label.
-#[derive(Clone, Copy, Debug)]
-enum WarmSource {
-    File,
-    List,
-}
+/// Sources of job ids, as metric labels.
+const FILE: &str = "file";
+const LIST: &str = "list";
 
 impl Warmer {
     /// A warning if clients will probably not get the entries that are read.
@@ -128,9 +119,9 @@ impl WarmWorker {
     async fn take_file(&self) {
         let Some(path) = self.config.file.clone() else { return };
         let path_text = path.display().to_string();
-        let read = spawn_blocking(move || ids::in_file(&path, MAX_LIST)).await;
+        let read = spawn_blocking(move || sources::in_file(&path)).await;
         match read {
-            Ok(Ok(found)) => self.take(WarmSource::File, &found),
+            Ok(Ok(found)) => self.take(FILE, &found),
             Ok(Err(error)) => {
                 warn!(
                     path = path_text,
@@ -138,7 +129,7 @@ impl WarmWorker {
                     "cannot read warm.file, so its jobs are not warmed: set it to a file with one id per \
                      line that this user can read, and restart"
                 );
-                self.count_source(WarmSource::File, "failed");
+                self.warmer.metrics.count_source(FILE, "failed");
             }
             // The runtime is shutting down.
             Err(_) => {}
@@ -157,7 +148,7 @@ impl WarmWorker {
                 return;
             }
             let error = match listed(&proxy(), target, &self.headers, &self.config).await {
-                Ok(found) => return self.take(WarmSource::List, &found),
+                Ok(found) => return self.take(LIST, &found),
                 Err(error) => error,
             };
             let Some(pause) = pauses.next() else { break error };
@@ -170,21 +161,19 @@ impl WarmWorker {
             sleep(pause).await;
         };
         warn!(list = %target, %error, "cannot read warm.list, so its jobs are not warmed");
-        self.count_source(WarmSource::List, "failed");
+        self.warmer.metrics.count_source(LIST, "failed");
     }
 
-    fn take(&self, source: WarmSource, found: &ids::FoundIds) {
+    fn take(&self, source: &'static str, found: &sources::FoundIds) {
         let taken = self.warmer.refresh(&found.jobs);
-        let source_name = source.as_str();
         let jobs = found.jobs.len();
         let unreadable = found.unreadable;
-        self.count_source(source, "read");
+        self.warmer.metrics.count_source(source, "read");
         if taken < jobs || unreadable > 0 || jobs == 0 {
-            let pointer =
-                matches!(source, WarmSource::List).then(|| self.config.pointer.to_string());
+            let pointer = (source == LIST).then(|| self.config.pointer.to_string());
             let first = found.first_unreadable.as_deref();
             warn!(
-                source = source_name,
+                source,
                 jobs,
                 taken,
                 unreadable,
@@ -194,7 +183,7 @@ impl WarmWorker {
                  ids, or raise warm.max"
             );
         } else {
-            info!(source = source_name, jobs, "jobs are queued for warming");
+            info!(source, jobs, "jobs are queued for warming");
         }
     }
 
@@ -238,24 +227,71 @@ impl WarmWorker {
         let pause = if outcome.is_transient() { item.pauses.next() } else { None };
         match pause {
             Some(pause) => {
-                self.warmer.metrics.postpone(outcome.as_str());
+                self.warmer.metrics.postponed.inc([outcome.as_str()]);
                 self.warmer.queue.postpone(item, Instant::now() + pause);
             }
             None => self.warmer.metrics.count(outcome.as_str(), 1),
         }
         self.warmer.metrics.set_waiting(self.warmer.queue.len());
     }
-
-    fn count_source(&self, source: WarmSource, outcome: &'static str) {
-        self.warmer.metrics.count_source(source.as_str(), outcome);
-    }
 }
 
-impl WarmSource {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::File => "file",
-            Self::List => "list",
+/// The metrics of cache warming.
+#[derive(Debug)]
+struct WarmMetrics {
+    outcomes: Counters<1>,
+    postponed: Counters<1>,
+    /// By source, `file` or `list`, and outcome, `read` or `failed`.
+    sources: Counters<2>,
+    waiting: Gauge,
+}
+
+/// The final outcomes of a read.
+const FINAL_OUTCOMES: [&str; 8] =
+    ["stored", "present", "joined", "status", "unstorable", "passed", "overflow", "died"];
+/// The outcomes that postpone a read, or end it when it has been postponed too long.
+const POSTPONING_OUTCOMES: [&str; 6] = ["fenced", "leased", "revoked", "store", "upstream", "busy"];
+
+impl WarmMetrics {
+    fn register(r: &mut Registry) -> Self {
+        let sources = [FILE, LIST].map(|source| ["read", "failed"].map(|read| [source, read]));
+        Self {
+            outcomes: r.counters_by(
+                "outcome",
+                "warm",
+                "Jobs to be read ahead, by outcome",
+                FINAL_OUTCOMES.into_iter().chain(POSTPONING_OUTCOMES),
+            ),
+            postponed: r.counters_by(
+                "outcome",
+                "warm_postponed",
+                "Attempts to read a job ahead that are to be repeated, by cause",
+                POSTPONING_OUTCOMES,
+            ),
+            sources: r.counters(
+                "warm_sources",
+                "Files and lists of jobs to be read ahead, by outcome",
+                ["source", "outcome"],
+                sources.into_iter().flatten(),
+            ),
+            waiting: r.gauge("warm_waiting", "Jobs that wait to be read ahead"),
         }
+    }
+
+    /// Counts jobs by the final outcome of their reads.
+    fn count(&self, outcome: &'static str, jobs: usize) {
+        if jobs > 0 {
+            self.outcomes.add([outcome], jobs as u64);
+        }
+    }
+
+    /// Counts a file or list of jobs as read or failed.
+    fn count_source(&self, source: &'static str, outcome: &'static str) {
+        self.sources.inc([source, outcome]);
+    }
+
+    /// Sets how many jobs wait to be read.
+    fn set_waiting(&self, jobs: usize) {
+        self.waiting.set(i64::try_from(jobs).unwrap_or(i64::MAX));
     }
 }

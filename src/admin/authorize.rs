@@ -4,7 +4,6 @@
 //! here, so that other clients behind the same address cannot lock it out.
 
 use std::{
-    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,10 +18,8 @@ use tokio::{sync::watch, task::spawn_blocking};
 use tracing::warn;
 
 use super::{
-    admin_state::AdminState,
-    caller_limits::CallerLimits,
-    metrics::{AdminMetrics, WebhookRefusal},
-    rate_limit::EventRate,
+    admin_state::{AdminMetrics, AdminState, WebhookRefusal},
+    caller_limits::{CallerLimits, EventRate},
     reply::{Reply, json_reply, retry_later},
     signature::{
         self, AuthError, LARGE_BODY, MAX_CLOCK_SKEW_S, SignedRequest, Skew, VerifiedSecret,
@@ -90,15 +87,6 @@ pub(super) struct Authorizer {
     secrets_replaced: Arc<watch::Sender<bool>>,
     limits: Arc<CallerLimits>,
     metrics: Arc<AdminMetrics>,
-}
-
-impl fmt::Debug for Authorizer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authorizer")
-            .field("secrets", &self.secrets.len())
-            .field("max_failures", &self.max_failures)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Authorizer {

@@ -14,7 +14,6 @@
 //! Not predicted: requests that the server refuses before it has parsed them (a head that is too
 //! large or is not HTTP), and limits on the number of requests.
 
-mod job_history;
 mod request_head;
 mod wording;
 
@@ -95,7 +94,8 @@ impl Explainer<'_> {
                 "cannot read the body; send the head of a request, at most {MAX_HEAD} bytes"
             )),
         };
-        explained.unwrap_or_else(|error| bad_request(&error))
+        explained
+            .unwrap_or_else(|error| json_reply(StatusCode::BAD_REQUEST, &json!({ "error": error })))
     }
 
     async fn try_explain(&self, id: &str, head: &[u8]) -> Result<Reply, String> {
@@ -184,10 +184,6 @@ fn canonical_id(id: &str) -> Result<JobId, String> {
     })
 }
 
-fn bad_request(error: &str) -> Reply {
-    json_reply(StatusCode::BAD_REQUEST, &json!({ "error": error }))
-}
-
 impl ExplainVerdict {
     fn in_mode(mode: CacheMode, explained: &ForecastReport, now: SystemTime) -> Self {
         match (mode, explained.forecast) {
@@ -240,9 +236,10 @@ impl ExplainVerdict {
     /// Adapts the verdict to a request without a head. Real clients send headers and may get
     /// something else, so the text adds what most recent requests got if that differs.
     fn without_headers(self, past: &JobHistory) -> Self {
-        let contrast = job_history::usual_outcome(past)
-            .filter(|most| (most.outcome, most.why) != (self.outcome, self.detail.unwrap_or("")))
-            .map(|most| format!("; but {most}"));
+        let own = (self.outcome, self.detail.unwrap_or(""));
+        let contrast = wording::usual_outcome(past)
+            .filter(|(most, _)| (most.what.as_str(), most.why) != own)
+            .map(|(_, text)| format!("; but {text}"));
         let contrast = contrast.unwrap_or_default();
         Self { why: format!("a request without headers {}{contrast}", self.why), ..self }
     }
@@ -343,9 +340,9 @@ impl<'t> Explanation<'t> {
                 "differing_headers":
                     explained.differing_headers.iter().map(HeaderName::as_str).collect::<Vec<_>>(),
             }),
-            events: job_history::events_json(&explained.history),
-            all_purged: explained.history.all_purged.as_ref().map(job_history::event_json),
-            now: job_history::rfc3339(clock::now()),
+            events: wording::events_json(&explained.history),
+            all_purged: explained.history.all_purged.as_ref().map(wording::event_json),
+            now: wording::rfc3339(clock::now()),
         }
     }
 }

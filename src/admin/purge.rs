@@ -15,13 +15,10 @@ use serde_json::{Value, json};
 use tracing::{Instrument as _, info, warn};
 
 use super::{
-    admin_state::AdminState,
+    admin_state::{AdminState, WebhookRefusal},
     authorize::{AdminCaller, AuthState, Authorizer},
-    body_limit::{BODY_TIMEOUT, BodyReader, BodySender, MAX_BODY, PurgeBodyError},
-    caller_limits::CallerLimits,
-    metrics::{AdminMetrics, WebhookRefusal},
+    caller_limits::{BODY_TIMEOUT, BodyReader, BodySender, EventRate, MAX_BODY, PurgeBodyError},
     purge_request::{PurgeRequest, job_ids},
-    rate_limit::EventRate,
     reply::{Reply, json_reply, retry_later},
 };
 use crate::{
@@ -32,7 +29,6 @@ use crate::{
     semantics::{job_id::JobId, route::Routes},
     store::Ended,
     transport::Peer,
-    warm::Warmer,
 };
 
 /// `Retry-After` for a purge that is queued or was not read.
@@ -47,12 +43,10 @@ pub struct PurgeWebhook {
     cache: Arc<Cache>,
     routes: Arc<Routes>,
     body_reader: BodyReader,
-    warmer: Warmer,
     authorizer: Arc<Authorizer>,
-    caller_limits: Arc<CallerLimits>,
     /// Purges per second.
     max_purges: usize,
-    metrics: Arc<AdminMetrics>,
+    state: AdminState,
 }
 
 /// The step after a confirmed purge.
@@ -66,15 +60,14 @@ impl PurgeWebhook {
     /// Creates the webhook.
     pub(super) fn new(
         (cache, routes): (Arc<Cache>, Arc<Routes>),
-        lasting: &AdminState,
+        state: AdminState,
         authorizer: Arc<Authorizer>,
         config: &Config,
     ) -> Self {
-        let AdminState { body_quota: room, warmer, caller_limits, metrics, .. } = lasting.clone();
-        let body_reader =
-            BodyReader::new(room, config.max_inspected, Arc::clone(&caller_limits.body_shares));
+        let quota = Arc::clone(&state.body_quota);
+        let body_reader = BodyReader::new(quota, config.max_inspected, &state.caller_limits);
         let max_purges = config.webhook_max_purges;
-        Self { cache, routes, body_reader, warmer, authorizer, caller_limits, max_purges, metrics }
+        Self { cache, routes, body_reader, authorizer, max_purges, state }
     }
 
     /// `POST /purge` with a JSON body, which a signature may cover: so the body is read first.
@@ -135,14 +128,22 @@ impl PurgeWebhook {
 
     fn body_rejected(&self, unread: PurgeBodyError) -> Reply {
         match unread {
-            PurgeBodyError::TooLarge => self.reject(WebhookRefusal::TooLarge, &too_large_text()),
-            PurgeBodyError::TimedOut => self.reject(WebhookRefusal::Slow, &slow_text()),
+            PurgeBodyError::TooLarge => self.reject(
+                WebhookRefusal::TooLarge,
+                &format!("the body is larger than {MAX_BODY} bytes; split the purge"),
+            ),
+            PurgeBodyError::TimedOut => self.reject(
+                WebhookRefusal::Slow,
+                &format!(
+                    "the body did not arrive within {BODY_TIMEOUT:?}, or stalled; send it again"
+                ),
+            ),
             PurgeBodyError::Broken(error) => {
                 self.reject(WebhookRefusal::Malformed, &format!("cannot read the body: {error}"))
             }
             PurgeBodyError::QuotaFull => self.reject(WebhookRefusal::Busy, BUSY_TEXT),
             PurgeBodyError::ShareFull => {
-                self.metrics.limits.count(Limit::Inspected);
+                self.state.metrics.limits.count(Limit::Inspected);
                 self.reject(WebhookRefusal::Busy, ADDRESS_BUSY_TEXT)
             }
             PurgeBodyError::RateLimited(wait) => self.authorizer.reject_large_body(wait),
@@ -171,7 +172,7 @@ impl PurgeWebhook {
 
     /// Refuses a call. Nothing is purged or queued.
     fn reject(&self, refused: WebhookRefusal, reason: &str) -> Reply {
-        self.metrics.count_refused(refused);
+        self.state.metrics.count_refused(refused);
         let error = json!({ "error": reason });
         match refused {
             WebhookRefusal::Busy => retry_later(refused_status(refused), &error, RETRY_AFTER),
@@ -183,9 +184,9 @@ impl PurgeWebhook {
     /// that is answered with an error has not been applied. The sender has to repeat it.
     fn reject_over_rate(&self) -> Option<Reply> {
         let pace = EventRate::new(self.max_purges, Duration::from_secs(1));
-        let wait = self.caller_limits.purges.try_acquire(pace, Instant::now()).err()?;
-        self.metrics.limits.count(Limit::WebhookPurges);
-        self.metrics.count_refused(WebhookRefusal::Rate);
+        let wait = self.state.caller_limits.purges.try_acquire(pace, Instant::now()).err()?;
+        self.state.metrics.limits.count(Limit::WebhookPurges);
+        self.state.metrics.count_refused(WebhookRefusal::Rate);
         let error = format!(
             "more than {} purges in one second (webhook_max_purges); nothing was purged or queued: \
              send it again, or put more ids into one purge",
@@ -212,10 +213,12 @@ impl PurgeWebhook {
                 info!(ids = ids.len(), entries, "purged");
                 let mut body = json!({ "purged": names, "entries": entries, "receipts": receipts });
                 if then == AfterPurge::Refresh {
-                    body["refreshing"] = self.warmer.refresh(&ids).into();
-                    if let Some(missing) = self.warmer.headers_warning() {
+                    body["refreshing"] = self.state.warmer.refresh(&ids).into();
+                    if let Some(missing) = self.state.warmer.headers_warning() {
                         body["warning"] = missing.into();
-                        if let Some(suppressed) = self.caller_limits.refresh_warnings.admit("") {
+                        if let Some(suppressed) =
+                            self.state.caller_limits.refresh_warnings.admit("")
+                        {
                             warn!(suppressed, missing, "refreshed entries may match no client");
                         }
                     }
@@ -268,14 +271,6 @@ fn receipt_json(id: &JobId, PurgeReceipt { found: was, flights, near }: &PurgeRe
         "flights_detached": flights,
         "near_dropped": near,
     })
-}
-
-fn too_large_text() -> String {
-    format!("the body is larger than {MAX_BODY} bytes; split the purge")
-}
-
-fn slow_text() -> String {
-    format!("the body did not arrive within {BODY_TIMEOUT:?}, or stalled; send it again")
 }
 
 /// The status for each reason that is used here. Authorization failures have their own answers.

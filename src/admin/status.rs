@@ -1,16 +1,32 @@
-//! `GET /status` and `GET /history`: the data of the status page, as JSON. `/history` has the last
-//! ten minutes for its plots. Prometheus uses `/metrics` instead.
+//! The status page (`GET /`) and its data, as JSON: `GET /status`, and `GET /history` for the plots of
+//! the last ten minutes. Prometheus uses `/metrics` instead.
+//!
+//! The page is one response with everything in it, so that it works where only this listener can be
+//! reached. It contains no data: its script fetches `/status`, `/history` and `/events`, with the
+//! webhook secret if one is configured. The page itself can therefore be open to all clients.
+//!
+//! Job ids come from clients. The script only ever inserts them as text, and the content security
+//! policy enforces it: only the script with this hash runs, no string becomes markup
+//! (`require-trusted-types-for`), and nothing is fetched from other hosts.
 
 use std::time::Duration;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use hmac_sha256::Hash;
+use hyper::{
+    StatusCode,
+    http::{
+        HeaderValue,
+        header::{CONTENT_SECURITY_POLICY, REFERRER_POLICY},
+    },
+};
 use serde_json::{Map, Value, json};
 
 use super::{
-    admin_state::AdminState,
-    reasons::ReasonCount,
-    recent::{CounterSnapshot, Recent},
-    sse::busy_job_json,
-    status_sources::StatusSources,
+    admin_state::{AdminState, StatusSources},
+    recent::{CounterSnapshot, ReasonCount, Recent},
+    reply::{Reply, ReplyBody, typed_reply},
 };
 use crate::{
     cache::{Cache, ComparisonResult},
@@ -117,7 +133,7 @@ pub(super) fn status(
             "bytes": near.bytes.get(),
             "max_bytes": mode.near_bytes,
         },
-        "busiest": state.events.busiest(BUSIEST_JOBS).iter().map(busy_job_json).collect::<Value>(),
+        "busiest": state.events.busiest(BUSIEST_JOBS),
         "limits": limits(cache, state, mode),
     })
 }
@@ -223,13 +239,9 @@ fn request_counts(totals: &RequestTotals) -> Value {
 
 /// Comparisons with the upstream by result.
 fn comparison_counts(counts: &Counters<1>) -> Value {
-    let results = ComparisonResult::ALL.map(ComparisonResult::as_str);
-    Value::Object(
-        results
-            .map(|result| (result.to_owned(), counts.get([result]).into()))
-            .into_iter()
-            .collect(),
-    )
+    let results = ComparisonResult::ALL.map(ComparisonResult::as_str).into_iter();
+    let counts = results.map(|result| (result.to_owned(), counts.get([result]).into()));
+    counts.collect::<Map<_, _>>().into()
 }
 
 /// Reasons why reads were not hits, in the words of `Cache-Status`. Reasons that did not occur are
@@ -262,4 +274,84 @@ fn limits(cache: &Cache, state: &AdminState, mode: &StatusConfig) -> Value {
         (limit.as_str().to_owned(), usage)
     });
     limits.collect::<Map<_, _>>().into()
+}
+
+const HTML: &str = include_str!("status_page/index.html");
+const STYLE: &str = include_str!("status_page/style.css");
+/// The files form one script. Each may use what the files before it define.
+const SCRIPT: &str = concat!(
+    include_str!("status_page/shared.js"),
+    include_str!("status_page/fetch_json.js"),
+    include_str!("status_page/plots.js"),
+    include_str!("status_page/status.js"),
+    include_str!("status_page/comparison.js"),
+    include_str!("status_page/explain_job.js"),
+    include_str!("status_page/event_stream.js"),
+    include_str!("status_page/refresh.js"),
+);
+
+/// The complete status page.
+#[derive(Debug)]
+pub(super) struct StatusPage {
+    page: Bytes,
+    policy: HeaderValue,
+}
+
+impl StatusPage {
+    pub(super) fn new() -> Self {
+        let page = HTML
+            .replacen("<style></style>", &format!("<style>{STYLE}</style>"), 1)
+            .replacen("<script></script>", &format!("<script>{SCRIPT}</script>"), 1);
+        let policy = HeaderValue::from_str(&content_security_policy())
+            // Cannot fail, because the policy is ASCII. The fallback disables the page.
+            .unwrap_or_else(|_| HeaderValue::from_static("default-src 'none'"));
+        Self { page: page.into(), policy }
+    }
+
+    pub(super) fn reply(&self) -> Reply {
+        let page = ReplyBody::Complete(self.page.clone());
+        let mut response = typed_reply(StatusCode::OK, "text/html; charset=utf-8", page);
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_SECURITY_POLICY, self.policy.clone());
+        headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        response
+    }
+}
+
+/// The content security policy. The only image is the icon, which is a `data:` URL.
+fn content_security_policy() -> String {
+    let hash = |text: &str| format!("'sha256-{}'", STANDARD.encode(Hash::hash(text.as_bytes())));
+    let (script, style) = (hash(SCRIPT), hash(STYLE));
+    format!(
+        "default-src 'none'; script-src {script}; style-src {style}; img-src data:; \
+         connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+         require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::semantics::policy::{Bypass, NoStore};
+
+    #[test]
+    fn the_page_and_the_documentation_say_what_each_reason_means() {
+        let documentation = include_str!("../../docs/troubleshooting.md");
+        let bypasses = Bypass::ALL.iter().map(|why| why.as_str());
+        for why in bypasses.chain(NoStore::ALL.iter().map(|why| why.as_str())) {
+            let entries = [format!("\n  {why}: ["), format!("\n  '{why}': [")];
+            assert!(entries.iter().any(|entry| SCRIPT.contains(entry)), "{why} is not explained");
+            let is_documented = [format!("`{why}`"), format!("detail={why}`")];
+            assert!(is_documented.iter().any(|word| documentation.contains(word)), "{why}");
+        }
+    }
+
+    #[test]
+    fn every_part_has_its_place_in_the_page() {
+        let page = String::from_utf8(StatusPage::new().page.into()).unwrap();
+        for part in [STYLE, SCRIPT] {
+            assert_eq!(page.matches(part).count(), 1);
+        }
+        assert!(!SCRIPT.contains("</script") && !STYLE.contains("</style"));
+    }
 }

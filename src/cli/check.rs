@@ -1,13 +1,15 @@
-//! `jobcache check`: validates the configuration, prints it, and tries everything that it names.
+//! `jobcache check` and `jobcache healthcheck`: what of a configuration, or of a running jobcache, works.
 //!
-//! Whether Redis and the API answer, and whether the sources of cache warming can be read, is only
-//! information and does not decide the exit code unless `--strict` asks for that: jobcache starts without
-//! any of them.
+//! `check` validates the configuration, prints it, and tries everything that it names. Whether Redis and the
+//! API answer, and whether the sources of cache warming can be read, is only information and does not decide
+//! the exit code unless `--strict` asks for that: jobcache starts without any of them. `healthcheck` is the
+//! HEALTHCHECK of a container, which has no curl.
 
 use std::{
     collections::BTreeSet,
     fmt::{Display, Write as _},
-    io::{self, Write as _},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -15,16 +17,20 @@ use std::{
 
 use jobcache::{
     RunError,
-    config::{Config, LoadedConfig, StoreUrl},
+    config::{Config, ListenAddress, LoadedConfig, StoreUrl},
     observe::metrics::Registry,
     store::{self, RecordMismatch, StoreError},
     tls,
     upstream::Upstream,
-    warm::probe,
+    warm::sources::{probe_file, probe_list},
 };
-use tokio::time::{error::Elapsed, timeout};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
+    time::{error::Elapsed, timeout},
+};
 
-use super::CheckVerdict;
+use super::{CheckArgs, print_at_once};
 use crate::Failure;
 
 /// For each attempt. It is generous, because a person waits for the result.
@@ -37,11 +43,12 @@ const REACHABLE: &str = "reachable";
 #[error("not everything can be reached: {}", .0.join(", "))]
 pub(crate) struct Unreachable(Vec<&'static str>);
 
-/// Prints the loaded configuration, and what can be reached.
-pub(crate) async fn run(loaded: &LoadedConfig, verdict: CheckVerdict) -> Result<(), Failure> {
+/// Prints the loaded configuration, and what can be reached. Only a strict check fails because of that:
+/// jobcache starts without Redis and the API.
+pub(crate) async fn run(loaded: &LoadedConfig, args: &CheckArgs) -> Result<(), Failure> {
     tls::verify(&loaded.config).map_err(RunError::Tls)?;
     let missing = print(loaded).await?;
-    if missing.is_empty() || verdict == CheckVerdict::Configuration {
+    if missing.is_empty() || !args.strict {
         return Ok(());
     }
     Err(Failure::Unreachable(Unreachable(missing)))
@@ -76,11 +83,8 @@ async fn print(loaded: &LoadedConfig) -> io::Result<Vec<&'static str>> {
         report("warm.list", target.to_string(), list);
     }
     out.push('\n');
-    // At once: a reader that stops early (`| head`) is not an error.
-    match io::stdout().write_all(out.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
-        _ => Ok(missing),
-    }
+    print_at_once(out.as_bytes())?;
+    Ok(missing)
 }
 
 /// Result of an attempt.
@@ -90,13 +94,13 @@ struct Finding {
 }
 
 fn warm_file(path: &Path) -> Finding {
-    probed(probe::file(path))
+    probed(probe_file(path))
 }
 
 /// Reads the list as it is read at the start.
 async fn warm_list(config: &Config) -> Option<Finding> {
     config.warm.list.as_ref()?;
-    let read = timeout(TIMEOUT, probe::list(config)).await;
+    let read = timeout(TIMEOUT, probe_list(config)).await;
     Some(read.map_or_else(|elapsed| connected::<io::Error>(Err(elapsed)), probed))
 }
 
@@ -139,4 +143,97 @@ fn connected<E: Display>(outcome: Result<Result<String, E>, Elapsed>) -> Finding
         Ok(Err(error)) => Err(format!("not reachable: {error}")),
         Err(_) => Err(format!("not reachable: no answer within {}s", TIMEOUT.as_secs())),
     })
+}
+
+/// Length of `HTTP/1.1 200`.
+const STATUS_LEN: usize = 12;
+
+/// Sends `GET /livez` to the admin address; the error is the sentence to print.
+pub(crate) async fn health(admin: &ListenAddress) -> Result<(), String> {
+    let admin = dial_address(admin);
+    let page = match &admin {
+        ListenAddress::Tcp(admin) => format!("http://{admin}/livez"),
+        ListenAddress::Unix(_) => format!("/livez at {admin}"),
+    };
+    match timeout(TIMEOUT, livez(&admin)).await {
+        Ok(Ok(status)) if status == "200" => Ok(()),
+        Ok(Ok(status)) => Err(format!("{page} answers {status}")),
+        Ok(Err(error)) => Err(format!("{page} does not answer: {error}")),
+        Err(_) => Err(format!("{page} does not answer within {}s", TIMEOUT.as_secs())),
+    }
+}
+
+async fn livez(admin: &ListenAddress) -> io::Result<String> {
+    match admin {
+        ListenAddress::Tcp(admin) => {
+            ask(TcpStream::connect(admin).await?, &admin.to_string()).await
+        }
+        ListenAddress::Unix(path) => ask(UnixStream::connect(path).await?, "localhost").await,
+    }
+}
+
+async fn ask(mut io: impl AsyncRead + AsyncWrite + Unpin, host: &str) -> io::Result<String> {
+    let request = format!("GET /livez HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    io.write_all(request.as_bytes()).await?;
+    let mut line = [0; STATUS_LEN];
+    io.read_exact(&mut line).await?;
+    let line = String::from_utf8_lossy(&line);
+    let status = line.strip_prefix("HTTP/1.1 ").ok_or(io::ErrorKind::InvalidData)?;
+    Ok(status.to_owned())
+}
+
+/// Replaces a wildcard address by loopback.
+fn dial_address(admin: &ListenAddress) -> ListenAddress {
+    let ListenAddress::Tcp(admin) = admin else { return admin.clone() };
+    let ip = match admin.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, admin.port()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn an_address_that_listens_everywhere_is_dialled_as_loopback() {
+        for (admin, expected) in [
+            ("0.0.0.0:1", "127.0.0.1:1"),
+            ("[::]:1", "[::1]:1"),
+            ("10.0.0.1:1", "10.0.0.1:1"),
+            ("unix:/a", "unix:/a"),
+        ] {
+            let admin = admin.parse().unwrap();
+            assert_eq!(dial_address(&admin).to_string(), expected);
+        }
+    }
+
+    async fn answered(reply: &'static str) -> Result<(), String> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let admin = listener.local_addr().unwrap();
+        let address = ListenAddress::from(admin);
+        let server = async {
+            let (mut io, _) = listener.accept().await.unwrap();
+            let mut request = [0; 64];
+            let read = io.read(&mut request).await.unwrap();
+            assert!(
+                request.iter().take(read).copied().collect::<Vec<_>>().starts_with(b"GET /livez")
+            );
+            io.write_all(reply.as_bytes()).await.unwrap();
+        };
+        let (outcome, ()) = tokio::join!(health(&address), server);
+        outcome.map_err(|error| error.replace(&admin.to_string(), "ADMIN"))
+    }
+
+    #[tokio::test]
+    async fn only_a_200_is_healthy() {
+        assert_eq!(answered("HTTP/1.1 200 OK\r\n\r\n").await, Ok(()));
+        let error = Err("http://ADMIN/livez answers 503".to_owned());
+        assert_eq!(answered("HTTP/1.1 503 No\r\n\r\n").await, error);
+        assert!(answered("SSH-2.0-OpenSSH_9.2\r\n").await.is_err());
+    }
 }

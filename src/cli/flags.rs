@@ -12,7 +12,7 @@ const CONFIG: &str = "config";
 
 /// The configuration file and the flags of settings.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct SettingFlags(Flags);
+pub(crate) struct SettingFlags(Flags);
 
 impl SettingFlags {
     pub(super) fn flags(self) -> Flags {
@@ -89,7 +89,7 @@ fn help(spec: &SettingSpec) -> String {
     let choices =
         if spec.choices().is_empty() { String::new() } else { format!(": {}", spec.limits()) };
     let repeats = if spec.is_list() { "; may repeat" } else { "" };
-    let env = spec.env.first().copied().unwrap_or_default();
+    let env = spec.variables().swap_remove(0);
     let default = if spec.default.is_empty() {
         spec.unset.to_owned()
     } else {

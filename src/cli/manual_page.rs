@@ -1,15 +1,17 @@
-//! The manual page, made from the command line and the table of settings.
+//! Output of the command line for other programs: completions for shells, the generated documents, and the
+//! manual page, which is made from the command line and the table of settings.
 
 use std::io;
 
 use clap::{Command, CommandFactory as _};
+use clap_complete::Shell;
 use clap_mangen::{
     Man,
     roff::{Roff, bold, roman},
 };
-use jobcache::config::{ReloadClass, SECTIONS, SettingSection, SettingSpec, rule_keys};
+use jobcache::config::{self, ReloadClass, SECTIONS, SettingSection, SettingSpec, rule_keys};
 
-use super::{AFTER, Cli};
+use super::{AFTER, Cli, Document, flags::with_choices, print_at_once};
 
 /// Sections of the page after the settings.
 const REST: [(&str, &[(&str, &str)]); 3] = [
@@ -92,7 +94,7 @@ fn all_settings() -> Roff {
 }
 
 fn render_section(roff: &mut Roff, section: &SettingSection) {
-    let title = match section.table {
+    let title = match section.table() {
         "" => section.title.to_owned(),
         table => format!("{} ([{table}])", section.title),
     };
@@ -133,6 +135,29 @@ fn rest() -> Roff {
     roff
 }
 
+const NAME: &str = "jobcache";
+
+/// Prints a generated document.
+pub(crate) fn document(document: Document) -> io::Result<()> {
+    match document {
+        Document::Settings => print_at_once(config::settings_page().as_bytes()),
+        Document::Toml => print_at_once(config::reference_toml().as_bytes()),
+        Document::Man => manual(None),
+    }
+}
+
+/// Prints the script that makes a shell complete the command line.
+pub(crate) fn completions(shell: Shell) -> io::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut with_choices(Cli::command()), NAME, &mut script);
+    print_at_once(&script)
+}
+
+/// Prints the manual page of the whole command, or of one of its commands.
+pub(crate) fn manual(command: Option<&str>) -> io::Result<()> {
+    print_at_once(&manual_page(command)?)
+}
+
 #[cfg(test)]
 mod tests {
     use jobcache::config::settings;
@@ -144,7 +169,7 @@ mod tests {
         let page = String::from_utf8(manual_page(None).unwrap()).unwrap().replace("\\-", "-");
         for spec in settings() {
             assert!(page.contains(&format!("{} = ", spec.key)), "{}", spec.key);
-            assert!(spec.env.iter().all(|name| page.contains(name)), "{}", spec.key);
+            assert!(spec.variables().iter().all(|name| page.contains(name)), "{}", spec.key);
         }
         for text in ["store.budget = ", "upstream.tls.ca = ", "JOBCACHE_WEBHOOK_SECRET_FILE"] {
             assert!(page.contains(text), "{text} is missing");

@@ -4,10 +4,10 @@
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::{
-    RawValue, parse,
-    raw_value::quoted,
-    suggest,
-    value_bounds::{self, Bounds},
+    RawValue,
+    parse::{self, Bounds},
+    setter::quoted,
+    settings,
 };
 use crate::semantics::{
     route::invalidation_rules,
@@ -18,7 +18,7 @@ use crate::semantics::{
 pub(super) const KEY: &str = "invalidate";
 
 /// A parsed document takes many times the size of its body in memory.
-const BODY_BOUNDS: Bounds<usize> = Bounds { min: 1, max: 1 << 20 };
+const BODY_BOUNDS: Bounds<usize> = (1, 1 << 20);
 
 /// A key of a rule, for reading and for the documents.
 pub(super) struct RuleKey {
@@ -93,7 +93,7 @@ pub(super) const INTRO: &str = "\
 
 /// Limits of `max_body` for the documents.
 pub(super) fn body_limits() -> String {
-    BODY_BOUNDS.printed(value_bounds::bytes)
+    parse::show_bounds(BODY_BOUNDS, parse::show_bytes)
 }
 
 /// Keys of a rule with their values and explanations, for the manual page.
@@ -108,7 +108,7 @@ pub(super) fn example(key: &RuleKey) -> String {
     }
     let default = InvalidateRule::default();
     match key.name {
-        "max_body" => quoted(&value_bounds::bytes(default.max_body)),
+        "max_body" => quoted(&parse::show_bytes(default.max_body)),
         _ => default.all.to_string(),
     }
 }
@@ -170,7 +170,7 @@ fn rule(table: &DeTable<'_>, number: usize, faults: &mut Vec<(usize, String)>) -
 
 fn unknown(key: &str) -> String {
     let names = KEYS.iter().map(|key| (key.name.to_owned(), key.name));
-    let hint = suggest::nearest(key, names).map(|near| format!("; did you mean {near}?"));
+    let hint = settings::nearest(key, names).map(|near| format!("; did you mean {near}?"));
     format!("{} is not a known key{}", key.escape_debug(), hint.unwrap_or_default())
 }
 
@@ -182,7 +182,7 @@ fn set(rule: &mut InvalidateRule, key: &str, value: &RawValue) -> Result<(), Str
         ("query", RawValue::Many(items)) => rule.query.clone_from(items),
         ("path", RawValue::One(text)) => rule.path.clone_from(text),
         ("all", RawValue::One(text)) => rule.all = parse::switch(text)?,
-        ("max_body", RawValue::One(text)) => rule.max_body = parse::size(text, &BODY_BOUNDS)?,
+        ("max_body", RawValue::One(text)) => rule.max_body = parse::size(text, BODY_BOUNDS)?,
         ("on_miss", RawValue::One(text)) => rule.on_miss = on_miss(text)?,
         (_, RawValue::One(_)) => return Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
         (_, RawValue::Many(_)) => return Err("must be one value, not a list".to_owned()),

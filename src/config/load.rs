@@ -1,11 +1,12 @@
-//! Merges the four sources into one checked configuration.
+//! Merges the four sources into one checked configuration, and compares two of those.
 
 use std::{fmt, net::SocketAddr};
 
 use super::{
-    Config, InvalidateRule, RawValue, SettingSpec, constraints, env, file,
-    layers::{EffectiveSetting, LayeredSettings, Origin},
-    setting, settings,
+    Config, InvalidateRule, RawValue, ReloadClass, SettingSpec, constraints, invalidate_rules,
+    setting,
+    setting_sources::{self, EffectiveSetting, LayeredSettings},
+    settings,
 };
 
 /// Everything that the command line sets.
@@ -64,27 +65,25 @@ impl Config {
         env: impl IntoIterator<Item = (String, String)>,
     ) -> Result<LoadedConfig, InvalidConfig> {
         let mut problems = Vec::new();
-        let env = env::read(env, &mut problems);
+        let env = setting_sources::read_env(env, &mut problems);
         let file = match flags.config.map(|path| (path, "--config")).or(env.config) {
-            Some((path, from)) => file::read(&path, from, &mut problems),
-            None => file::ConfigFile::default(),
+            Some((path, from)) => setting_sources::read_file(&path, from, &mut problems),
+            None => setting_sources::ConfigFile::default(),
         };
         let flags = flags.values.into_iter().filter_map(|(name, value)| {
             let spec = settings().find(|spec| spec.flag.is_some_and(|flag| flag.name == name))?;
-            Some(EffectiveSetting { spec, value, origin: Origin::Flag(name) })
+            Some(EffectiveSetting { spec, value, origin: format!("--{name}") })
         });
         let sockets = sockets.iter().filter_map(|(key, address)| {
             let value = RawValue::One(address.to_string());
-            Some(EffectiveSetting { spec: setting(key)?, value, origin: Origin::Socket })
+            let origin = "a socket of the service manager".to_owned();
+            Some(EffectiveSetting { spec: setting(key)?, value, origin })
         });
-        let in_file = file.settings.clone();
-        let settings =
-            LayeredSettings::merge(sockets.chain(flags).chain(env.settings).chain(file.settings));
-        let wins = |setting: &EffectiveSetting| {
-            let kept = settings.of(setting.spec.key);
-            kept.is_none_or(|kept| matches!(kept.origin, Origin::File(_)))
-        };
-        let overridden = in_file.into_iter().filter(|setting| !wins(setting)).collect();
+        let mut settings = LayeredSettings::merge(sockets.chain(flags).chain(env.settings));
+        let is_overridden = |of_file: &EffectiveSetting| settings.of(of_file.spec.key).is_some();
+        let (overridden, in_force): (Vec<_>, Vec<_>) =
+            file.settings.into_iter().partition(is_overridden);
+        settings.0.extend(in_force);
         let mut config = parse(&settings, &mut problems);
         config.invalidate = file.rules;
         config.traces = env.traces;
@@ -110,7 +109,7 @@ impl LoadedConfig {
         let line = |spec: &'static SettingSpec| match self.settings.of(spec.key) {
             Some(setting) => format!("{:<44} # {}\n", setting.assignment(), setting.origin),
             None if spec.default.is_empty() => format!("# {} is not set\n", spec.key),
-            None => format!("{} = {}\n", spec.key, spec.split(spec.default)),
+            None => format!("{} = {}\n", spec.key, spec.setter.split(spec.default)),
         };
         let rules = self.config.invalidate.iter().map(InvalidateRule::to_toml);
         settings().map(line).chain(rules).collect()
@@ -124,7 +123,7 @@ fn parse(settings: &LayeredSettings, problems: &mut Vec<String>) -> Config {
     let mut config = Config::default();
     let mut failed = Vec::new();
     for setting in &settings.0 {
-        if let Err(why) = setting.spec.apply(&mut config, &setting.value) {
+        if let Err(why) = setting.spec.setter.apply(&mut config, &setting.value) {
             problems.push(setting.problem(&why));
             failed.push(setting.spec.key);
         }
@@ -133,4 +132,104 @@ fn parse(settings: &LayeredSettings, problems: &mut Vec<String>) -> Config {
         constraints::check(&config, settings, &failed, problems);
     }
     config
+}
+
+/// A setting that has another value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettingChange {
+    /// Dotted key as in the file.
+    pub key: &'static str,
+    /// Old value as TOML, without secrets.
+    pub old: String,
+    /// New value, likewise.
+    pub new: String,
+    /// When the new value comes into force.
+    pub applies: ReloadClass,
+}
+
+/// A setting that has another value in the file, without effect because a flag or variable wins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverriddenChange {
+    /// Dotted key as in the file.
+    pub key: &'static str,
+    /// New value in the file as TOML, without secrets.
+    pub file: String,
+    /// Origin of the value that wins.
+    pub by: String,
+}
+
+const UNSET: &str = "unset";
+/// Appended where a value is hidden, in part or as a whole.
+const HIDDEN_DIFFERENCE: &str = " (what is not shown differs)";
+
+impl LoadedConfig {
+    /// Values of the file that differ from those it had for `old`, but are overridden.
+    pub fn overridden_changes(&self, old: &Self) -> Vec<OverriddenChange> {
+        let defaults = Config::default();
+        let change = |setting: &EffectiveSetting| {
+            let spec = setting.spec;
+            let before = old.overridden.iter().find(|old| old.spec.key == spec.key);
+            let is_new = alone(&defaults, Some(setting)) != alone(&defaults, before);
+            let by = self.settings.of(spec.key)?.origin.clone();
+            is_new.then(|| OverriddenChange { key: spec.key, file: spec.show(&setting.value), by })
+        };
+        self.overridden.iter().filter_map(change).collect()
+    }
+
+    /// Settings that have another value in `new`. Values are compared by their meaning: `60s` equals
+    /// `1m`, and a value that equals the default equals none.
+    pub fn changes(&self, new: &Self) -> Vec<SettingChange> {
+        let defaults = Config::default();
+        let changed = settings().filter_map(|spec| {
+            let (old, new) = (self.settings.of(spec.key), new.settings.of(spec.key));
+            (alone(&defaults, old) != alone(&defaults, new)).then(|| change(spec, old, new))
+        });
+        let (old, new) = (&self.config.invalidate, &new.config.invalidate);
+        let rules = (old != new).then(|| SettingChange {
+            key: invalidate_rules::KEY,
+            old: inline(old),
+            new: inline(new),
+            applies: ReloadClass::OnReload,
+        });
+        changed.chain(rules).collect()
+    }
+}
+
+/// The defaults with only this setting changed.
+fn alone(defaults: &Config, setting: Option<&EffectiveSetting>) -> Config {
+    let mut config = defaults.clone();
+    if let Some(setting) = setting {
+        // Loading has applied the setting without an error.
+        let _ = setting.spec.setter.apply(&mut config, &setting.value);
+    }
+    config
+}
+
+fn change(
+    spec: &SettingSpec,
+    old: Option<&EffectiveSetting>,
+    new: Option<&EffectiveSetting>,
+) -> SettingChange {
+    let old = shown(spec, old);
+    let mut new = shown(spec, new);
+    if old == new {
+        new.push_str(HIDDEN_DIFFERENCE);
+    }
+    SettingChange { key: spec.key, old, new, applies: spec.reload }
+}
+
+fn shown(spec: &SettingSpec, setting: Option<&EffectiveSetting>) -> String {
+    match setting {
+        Some(setting) => spec.show(&setting.value),
+        None if spec.default.is_empty() => UNSET.to_owned(),
+        None => spec.setter.split(spec.default).to_string(),
+    }
+}
+
+fn inline(rules: &[InvalidateRule]) -> String {
+    if rules.is_empty() {
+        return UNSET.to_owned();
+    }
+    let rules: Vec<_> = rules.iter().map(InvalidateRule::to_inline).collect();
+    format!("[{}]", rules.join(", "))
 }

@@ -1,16 +1,15 @@
-//! Parsers from the text of one value to the checked value. They are pure; errors say what would be
-//! right. Limits that a document states stand in the table of settings and are passed in.
+//! Parsers from the text of one value to the checked value, and the limits of values. They are pure;
+//! errors say what would be right. Limits that a document states stand in the table of settings and are
+//! passed in: one constant of the table serves the check, its message and the documents.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{fmt::Display, net::IpAddr, path::PathBuf, time::Duration};
 
 use hyper::{header::HeaderName, http::Uri};
 use ipnet::IpNet;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tracing_subscriber::{EnvFilter, filter::ParseError};
 
-use super::{
-    SampleRate, Secret, carries_meaning,
-    value_bounds::{self, Bounds},
-};
+use super::{SampleRate, Secret, carries_meaning};
 use crate::semantics::{json_pointer::JsonPointer, route::Routes};
 
 pub(super) const MIN_SECRET: usize = 16;
@@ -18,41 +17,27 @@ const MAX_ROUTE: usize = 1024;
 const MAX_PARAMETER: usize = 64;
 const MAX_STATE: usize = 128;
 /// Fields that would make a warming read differ from the poll of a client, or make it invalid.
-const NOT_IN_A_POLL: [&str; 15] = [
-    "accept-encoding",
-    "cache-control",
-    "connection",
-    "content-length",
-    "expect",
-    "if-match",
-    "if-modified-since",
-    "if-none-match",
-    "if-range",
-    "if-unmodified-since",
-    "pragma",
-    "range",
-    "te",
-    "transfer-encoding",
-    "upgrade",
-];
+const NOT_IN_A_POLL: &str = "\
+    accept-encoding cache-control connection content-length expect if-match if-modified-since \
+    if-none-match if-range if-unmodified-since pragma range te transfer-encoding upgrade";
 
 /// A span of time with its unit.
-pub(super) fn time(text: &str, bounds: &Bounds<Duration>) -> Result<Duration, String> {
+pub(super) fn time(text: &str, bounds: Bounds<Duration>) -> Result<Duration, String> {
     let time = humantime::parse_duration(text)
         .map_err(|_| r#"must be a time with its unit, such as "50ms", "5s" or "5m""#.to_owned())?;
-    bounds.check(time, value_bounds::time)
+    within(time, bounds, show_time)
 }
 
 /// A whole number.
-pub(super) fn number(text: &str, bounds: &Bounds<usize>) -> Result<usize, String> {
+pub(super) fn number(text: &str, bounds: Bounds<usize>) -> Result<usize, String> {
     let number = text.parse().map_err(|_| "must be a whole number".to_owned())?;
-    bounds.check(number, |number| number)
+    within(number, bounds, |number| number)
 }
 
 /// A number of bytes, alone or in KiB, MiB or GiB.
 ///
 /// Decimal units (`MB`) are refused: for many people 1 MB is 1,048,576 bytes.
-pub(super) fn size(text: &str, bounds: &Bounds<usize>) -> Result<usize, String> {
+pub(super) fn size(text: &str, bounds: Bounds<usize>) -> Result<usize, String> {
     let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);
     let unit: usize = match unit.trim_start() {
@@ -64,7 +49,7 @@ pub(super) fn size(text: &str, bounds: &Bounds<usize>) -> Result<usize, String> 
     }
     .ok_or_else(|| SIZE.to_owned())?;
     let number: usize = number.parse().map_err(|_| SIZE.to_owned())?;
-    bounds.check(number.saturating_mul(unit), value_bounds::bytes)
+    within(number.saturating_mul(unit), bounds, show_bytes)
 }
 
 const SIZE: &str = r#"must be a whole number of bytes, KiB, MiB or GiB, such as "1MiB""#;
@@ -174,7 +159,7 @@ fn field(number: usize, text: &str) -> Result<(HeaderName, Secret), String> {
     if name == "authorization" {
         return Err("must not have Authorization: set warm.authorization instead".to_owned());
     }
-    if NOT_IN_A_POLL.contains(&name.as_str()) {
+    if NOT_IN_A_POLL.split(' ').any(|other| other == name.as_str()) {
         return Err(format!(
             "must not have {name}: the read would no longer be a plain poll of a job"
         ));
@@ -282,8 +267,10 @@ pub(super) fn pointer(text: &str) -> Result<JsonPointer, String> {
 /// Keys of the user's own, such as states, and the time of each.
 pub(super) fn times(
     pairs: &[(String, String)],
-    bounds: &Bounds<Duration>,
+    count: ItemCount,
+    bounds: Bounds<Duration>,
 ) -> Result<Vec<(String, Duration)>, String> {
+    check_count(pairs.len(), count)?;
     let mut states: Vec<(String, Duration)> = Vec::with_capacity(pairs.len());
     for (state, text) in pairs {
         if state.len() > MAX_STATE {
@@ -316,13 +303,102 @@ pub(super) fn sample_rate(text: &str) -> Result<SampleRate, String> {
     Ok(SampleRate::of_millionths(millionths))
 }
 
-/// Whether only this machine can reach the address.
-pub(super) fn is_loopback(ip: IpAddr) -> bool {
-    ip.to_canonical().is_loopback()
-}
-
 /// The path of a file. Whether it can be opened is checked when it is opened.
 #[allow(clippy::unnecessary_wraps, reason = "the shape of every parser in the table")]
 pub(super) fn path(text: &str) -> Result<Option<PathBuf>, String> {
     Ok(Some(PathBuf::from(text)))
+}
+
+/// Smallest and largest allowed value.
+pub(super) type Bounds<T> = (T, T);
+/// Smallest and largest number of items, and the word for one of them.
+pub(super) type ItemCount = (usize, usize, &'static str);
+
+/// Returns `value` if it is within the bounds; otherwise the error names both of them.
+fn within<T: PartialOrd + Copy, D: Display>(
+    value: T,
+    (min, max): Bounds<T>,
+    show: impl Fn(T) -> D,
+) -> Result<T, String> {
+    let refused = || format!("must be between {} and {}", show(min), show(max));
+    (min..=max).contains(&value).then_some(value).ok_or_else(refused)
+}
+
+/// Fails unless a list of `count` items is allowed.
+pub(super) fn check_count(count: usize, allowed: ItemCount) -> Result<(), String> {
+    let refused = || format!("must name {}", show_count(allowed));
+    (allowed.0..=allowed.1).contains(&count).then_some(()).ok_or_else(refused)
+}
+
+/// Both bounds for a document, such as `1ms to 10s`.
+pub(super) fn show_bounds<T, D: Display>((min, max): Bounds<T>, show: impl Fn(T) -> D) -> String {
+    format!("{} to {}", show(min), show(max))
+}
+
+/// The limit for a document, such as `1 to 64 routes`.
+pub(super) fn show_count((min, max, item): ItemCount) -> String {
+    if min == 0 { format!("at most {max} {item}s") } else { format!("{min} to {max} {item}s") }
+}
+
+/// A time as it is written in a configuration, such as `50ms` or `1day`.
+pub(super) fn show_time(time: Duration) -> String {
+    humantime::format_duration(time).to_string()
+}
+
+/// A number of bytes in the largest unit that divides it, such as `64KiB`.
+pub(super) fn show_bytes(size: usize) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let whole = units.into_iter().find(|(unit, _)| size >= *unit && size.is_multiple_of(*unit));
+    whole.map_or_else(|| format!("{size}B"), |(unit, name)| format!("{}{name}", size / unit))
+}
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Checks a filter for [`telemetry::init`](crate::telemetry::init).
+///
+/// A single word that is not a level is refused although the syntax allows it: it would be a target,
+/// so `verbose` would silence everything else.
+pub fn log_filter(text: &str) -> Result<String, String> {
+    let directives = || text.split(',').map(str::trim).filter(|s| !s.is_empty());
+    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+    let refused = |text: &str, kind| {
+        let levels = LEVELS.join(", ");
+        format!(
+            "{text:?} is not a {kind}: must be one of {levels} or a list such as \"info,jobcache=debug\""
+        )
+    };
+    let stray = directives().find(|text| !text.contains(['=', '[']) && !is_level(text));
+    if let Some(word) = stray {
+        return Err(refused(word, "level"));
+    }
+    if text.contains(char::is_control) {
+        return Err(format!("{text:?} has a control character, such as a line break: remove it"));
+    }
+    if directives().next().is_none() || parsed_log_filter(text).is_err() {
+        return Err(refused(text, "filter"));
+    }
+    Ok(text.to_owned())
+}
+
+/// Parses a filter such as `info` or `info,jobcache=debug`. Values of fields are compared literally: as
+/// regular expressions, a few characters could occupy a thread for minutes.
+pub fn parsed_log_filter(text: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::builder().with_regex(false).parse(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::parsed_log_filter;
+
+    #[test]
+    fn a_field_in_a_filter_is_no_pattern() {
+        let started = Instant::now();
+        assert!(
+            parsed_log_filter(&format!("info,[request{{x=.*a{}}}]=info", ".".repeat(100))).is_ok()
+        );
+        // Compiling the field as a pattern would take minutes.
+        assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+    }
 }

@@ -1,21 +1,103 @@
-//! How the raw value of a setting is checked and put into its field.
+//! The value of a setting as a source gives it, and how it is checked and put into its field.
 
-use std::time::Duration;
+use std::{borrow::Cow, fmt, time::Duration};
+
+use toml::{
+    Spanned,
+    de::{DeInteger, DeTable, DeValue},
+};
 
 use super::{
-    Config, parse,
-    raw_value::RawValue,
-    value_bounds::{self, Bounds, ItemCount},
+    Config,
+    parse::{self, Bounds, ItemCount},
 };
+
+/// Text that a source gives for a setting, not parsed yet. `Display` writes it as TOML.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RawValue {
+    /// One value.
+    One(String),
+    /// A list.
+    Many(Vec<String>),
+    /// Keys and their values.
+    Pairs(Vec<(String, String)>),
+}
+
+impl RawValue {
+    /// The value of a key of a file; none for dates and nested lists or tables.
+    pub(super) fn of(value: &DeValue<'_>) -> Option<Self> {
+        match value {
+            DeValue::Array(items) => items
+                .iter()
+                .map(|item| scalar(item.get_ref()))
+                .collect::<Option<_>>()
+                .map(Self::Many),
+            value => scalar(value).map(Self::One),
+        }
+    }
+
+    /// The pairs of a table of a file.
+    pub(super) fn of_pairs(table: &DeTable<'_>) -> Option<Self> {
+        let pair = |(key, value): (&Spanned<_>, &Spanned<_>)| {
+            Some((String::from(key.get_ref() as &str), scalar(value.get_ref())?))
+        };
+        table.iter().map(pair).collect::<Option<_>>().map(Self::Pairs)
+    }
+}
+
+impl fmt::Display for RawValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(text) => f.write_str(&bare_or_quoted(text)),
+            Self::Many(items) => {
+                let items: Vec<_> = items.iter().map(|item| quoted(item)).collect();
+                write!(f, "[{}]", items.join(", "))
+            }
+            Self::Pairs(pairs) => {
+                let pair =
+                    |(key, text): &(String, String)| format!("{} = {}", quoted(key), quoted(text));
+                write!(f, "{{ {} }}", pairs.iter().map(pair).collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
+}
+
+fn bare_or_quoted(text: &str) -> Cow<'_, str> {
+    // TOML allows no leading zeros.
+    let is_number = text.parse::<i64>().is_ok_and(|number| number.to_string() == text);
+    let bare = text == "true" || text == "false" || is_number;
+    if bare { Cow::Borrowed(text) } else { Cow::Owned(quoted(text)) }
+}
+
+/// Quotes `text` and escapes control characters: a value must not forge lines of a log.
+pub(super) fn quoted(text: &str) -> String {
+    format!("{text:?}")
+}
+
+fn scalar(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.clone().into_owned()),
+        DeValue::Integer(number) => Some(decimal(number)),
+        DeValue::Float(number) => Some(number.as_str().to_owned()),
+        DeValue::Boolean(switch) => Some(switch.to_string()),
+        DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => None,
+    }
+}
+
+/// TOML has hexadecimal, octal and binary numbers as well.
+fn decimal(number: &DeInteger<'_>) -> String {
+    let text = number.as_str();
+    i64::from_str_radix(text, number.radix()).map_or_else(|_| text.to_owned(), |n| n.to_string())
+}
 
 /// Type, limits and field of a setting. The errors of `apply` say what would be right.
 #[derive(Clone, Copy)]
 pub(super) enum Setter {
-    Switch(fn(&mut Config, bool)),
-    Number(Bounds<usize>, fn(&mut Config, usize)),
+    Switch(Set<bool>),
+    Number(Bounds<usize>, Set<usize>),
     /// Bytes.
-    Size(Bounds<usize>, fn(&mut Config, usize)),
-    Time(Bounds<Duration>, fn(&mut Config, Duration)),
+    Size(Bounds<usize>, Set<usize>),
+    Time(Bounds<Duration>, Set<Duration>),
     /// One of a few words, each with its effect.
     Choice(&'static [Choice]),
     /// Any other text; the bounds are those of its length in bytes.
@@ -24,11 +106,12 @@ pub(super) enum Setter {
     /// A list, or one text in which white space separates the items.
     Words(ItemCount, SetItems),
     /// A table with the user's own keys and a time for each.
-    Times(ItemCount, Bounds<Duration>, fn(&mut Config, Vec<(String, Duration)>)),
+    Times(ItemCount, Bounds<Duration>, Set<Vec<(String, Duration)>>),
 }
 
 /// A word and its effect.
 pub(super) type Choice = (&'static str, fn(&mut Config));
+pub(super) type Set<T> = fn(&mut Config, T);
 pub(super) type SetText = fn(&mut Config, &str) -> Result<(), String>;
 pub(super) type SetItems = fn(&mut Config, &[String]) -> Result<(), String>;
 
@@ -37,16 +120,18 @@ impl Setter {
     pub(super) fn bounds(&self) -> String {
         match self {
             Self::Switch(_) => "true or false".to_owned(),
-            Self::Number(bounds, _) => bounds.printed(|number| number),
-            Self::Size(bounds, _) => bounds.printed(value_bounds::bytes),
-            Self::Time(bounds, _) => bounds.printed(value_bounds::time),
+            Self::Number(bounds, _) => parse::show_bounds(*bounds, |number| number),
+            Self::Size(bounds, _) => parse::show_bounds(*bounds, parse::show_bytes),
+            Self::Time(bounds, _) => parse::show_bounds(*bounds, parse::show_time),
             Self::Choice(_) => alternatives(&self.choices()),
-            Self::Text(length, _) => {
-                length.map_or_else(String::new, |length| format!("{} bytes", length.printed(|n| n)))
-            }
-            Self::List(count, _) | Self::Words(count, _) => count.printed(),
+            Self::Text(length, _) => length.map_or_else(String::new, show_length),
+            Self::List(count, _) | Self::Words(count, _) => parse::show_count(*count),
             Self::Times(count, bounds, _) => {
-                format!("{}, {} each", count.printed(), bounds.printed(value_bounds::time))
+                format!(
+                    "{}, {} each",
+                    parse::show_count(*count),
+                    parse::show_bounds(*bounds, parse::show_time)
+                )
             }
         }
     }
@@ -60,51 +145,44 @@ impl Setter {
     }
 
     pub(super) fn apply(&self, config: &mut Config, value: &RawValue) -> Result<(), String> {
+        use RawValue::{Many, One, Pairs};
         match (self, value) {
-            (Self::List(count, set) | Self::Words(count, set), RawValue::Many(items)) => {
-                count.check(items.len())?;
+            (Self::List(count, set) | Self::Words(count, set), Many(items)) => {
+                parse::check_count(items.len(), *count)?;
                 set(config, items)
             }
-            (Self::Words(count, set), RawValue::One(text)) => {
-                let items: Vec<_> = text.split_whitespace().map(str::to_owned).collect();
-                count.check(items.len())?;
-                set(config, &items)
+            (Self::Words(..), One(text)) => {
+                let items = text.split_whitespace().map(str::to_owned).collect();
+                self.apply(config, &Many(items))
             }
-            (Self::Times(count, bounds, set), RawValue::Pairs(pairs)) => {
-                count.check(pairs.len())?;
-                set(config, parse::times(pairs, bounds)?);
-                Ok(())
+            (Self::Times(count, bounds, set), Pairs(pairs)) => {
+                parse::times(pairs, *count, *bounds).map(|times| set(config, times))
             }
             (Self::List(..), _) => Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
             (Self::Words(..), _) => Err("must be one value or a list of values".to_owned()),
             (Self::Times(..), _) => Err("must be a table, such as { a = \"b\" }".to_owned()),
-            (_, RawValue::One(text)) => self.apply_text(config, text),
-            (_, RawValue::Many(_) | RawValue::Pairs(_)) => {
-                Err("must be one value, not a list".to_owned())
+            (_, Many(_) | Pairs(_)) => Err("must be one value, not a list".into()),
+            (Self::Switch(set), One(text)) => parse::switch(text).map(|on| set(config, on)),
+            (Self::Number(bounds, set), One(text)) => {
+                parse::number(text, *bounds).map(|number| set(config, number))
+            }
+            (Self::Size(bounds, set), One(text)) => {
+                parse::size(text, *bounds).map(|size| set(config, size))
+            }
+            (Self::Time(bounds, set), One(text)) => {
+                parse::time(text, *bounds).map(|time| set(config, time))
+            }
+            (Self::Choice(words), One(text)) => {
+                let chosen = words.iter().find(|(word, _)| word == text);
+                chosen
+                    .map(|(_, set)| set(config))
+                    .ok_or_else(|| format!("must be {}", self.bounds()))
+            }
+            (Self::Text(length, set), One(text)) => {
+                check_length(*length, text)?;
+                set(config, text)
             }
         }
-    }
-
-    fn apply_text(&self, config: &mut Config, text: &str) -> Result<(), String> {
-        match self {
-            Self::Switch(set) => set(config, parse::switch(text)?),
-            Self::Number(bounds, set) => set(config, parse::number(text, bounds)?),
-            Self::Size(bounds, set) => set(config, parse::size(text, bounds)?),
-            Self::Time(bounds, set) => set(config, parse::time(text, bounds)?),
-            Self::Choice(words) => match words.iter().find(|(word, _)| *word == text) {
-                Some((_, set)) => set(config),
-                None => return Err(format!("must be {}", self.bounds())),
-            },
-            Self::Text(length, set) => {
-                if let Some(length) = length.filter(|length| !length.contain(text.len())) {
-                    return Err(format!("must be {} bytes long", length.printed(|n| n)));
-                }
-                set(config, text)?;
-            }
-            // `apply` has handled these.
-            Self::List(..) | Self::Words(..) | Self::Times(..) => {}
-        }
-        Ok(())
     }
 
     /// Splits the text of a variable at commas where the setting is a list or a table.
@@ -133,6 +211,19 @@ impl Setter {
 pub(super) fn put<T>(field: &mut T, parsed: Result<T, String>) -> Result<(), String> {
     *field = parsed?;
     Ok(())
+}
+
+fn check_length(length: Option<Bounds<usize>>, text: &str) -> Result<(), String> {
+    match length {
+        Some((min, max)) if !(min..=max).contains(&text.len()) => {
+            Err(format!("must be {} long", show_length((min, max))))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn show_length(length: Bounds<usize>) -> String {
+    format!("{} bytes", parse::show_bounds(length, |n| n))
 }
 
 /// `a, b or c`.

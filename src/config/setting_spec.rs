@@ -8,12 +8,13 @@
 use std::time::Duration;
 
 use super::{
-    Config,
-    raw_value::{RawValue, quoted},
-    setter::{Choice, SetItems, SetText, Setter},
-    url,
-    value_bounds::{Bounds, ItemCount},
+    address,
+    parse::{Bounds, ItemCount},
+    setter::{Choice, RawValue, Set, SetItems, SetText, Setter, quoted},
 };
+
+/// Text of the table.
+type Str = &'static str;
 
 /// One setting.
 pub struct SettingSpec {
@@ -23,8 +24,8 @@ pub struct SettingSpec {
     pub default: &'static str,
     /// Command-line flag, if there is one.
     pub flag: Option<FlagSpec>,
-    /// Environment variables, the strongest first. The first one is the one to document.
-    pub env: &'static [&'static str],
+    /// Environment variables where they do not follow from the key.
+    env: &'static [&'static str],
     /// Whether `<variable>_FILE` may name a file that holds the value, as secrets are mounted.
     pub has_env_file: bool,
     /// When a new value comes into force.
@@ -49,12 +50,18 @@ pub struct SettingSpec {
 pub struct SettingSection {
     /// Heading in the documents.
     pub title: &'static str,
-    /// Name of the table in the file; empty for the top level.
-    pub table: &'static str,
     /// Introduction; may be empty.
     pub intro: &'static str,
     /// The settings in the order of the documents.
     pub settings: &'static [SettingSpec],
+}
+
+impl SettingSection {
+    /// Name of the table in the file; empty for the top level.
+    pub fn table(&self) -> &'static str {
+        let key = self.settings.first().and_then(|spec| spec.key.rsplit_once('.'));
+        key.map_or("", |(table, _)| table)
+    }
 }
 
 /// Command-line flag of a setting.
@@ -71,7 +78,7 @@ pub struct FlagSpec {
 /// Heading of the flags that say where things are.
 pub(super) const PLACES: &str = "Where things are";
 /// Heading of the flags for what is cached.
-pub(super) const CACHE: &str = "What is cached";
+pub(super) const CACHING: &str = "What is cached";
 /// Heading of the flags for the log.
 pub(super) const LOGS: &str = "Log";
 
@@ -99,105 +106,82 @@ pub(super) enum Visibility {
 const HIDDEN: &str = "***";
 
 /// A setting that is `true` or `false`.
-pub(super) const fn switch(
-    key: &'static str,
-    default: &'static str,
-    set: fn(&mut Config, bool),
-) -> SettingSpec {
+pub(super) const fn switch(key: Str, default: Str, set: Set<bool>) -> SettingSpec {
     SettingSpec::new(key, default, Setter::Switch(set))
 }
 
 /// A whole number from `min` to `max`.
 pub(super) const fn number(
-    key: &'static str,
-    default: &'static str,
-    (min, max): (usize, usize),
-    set: fn(&mut Config, usize),
+    key: Str,
+    default: Str,
+    bounds: Bounds<usize>,
+    set: Set<usize>,
 ) -> SettingSpec {
-    SettingSpec::new(key, default, Setter::Number(Bounds { min, max }, set))
+    SettingSpec::new(key, default, Setter::Number(bounds, set))
 }
 
 /// A number of bytes from `min` to `max`.
 pub(super) const fn size(
-    key: &'static str,
-    default: &'static str,
-    (min, max): (usize, usize),
-    set: fn(&mut Config, usize),
+    key: Str,
+    default: Str,
+    bounds: Bounds<usize>,
+    set: Set<usize>,
 ) -> SettingSpec {
-    SettingSpec::new(key, default, Setter::Size(Bounds { min, max }, set))
+    SettingSpec::new(key, default, Setter::Size(bounds, set))
 }
 
 /// A time from `min` to `max`.
 pub(super) const fn time(
-    key: &'static str,
-    default: &'static str,
-    (min, max): (Duration, Duration),
-    set: fn(&mut Config, Duration),
+    key: Str,
+    default: Str,
+    bounds: Bounds<Duration>,
+    set: Set<Duration>,
 ) -> SettingSpec {
-    SettingSpec::new(key, default, Setter::Time(Bounds { min, max }, set))
+    SettingSpec::new(key, default, Setter::Time(bounds, set))
 }
 
 /// One of `words`, each with its effect.
-pub(super) const fn choice(
-    key: &'static str,
-    default: &'static str,
-    words: &'static [Choice],
-) -> SettingSpec {
+pub(super) const fn choice(key: Str, default: Str, words: &'static [Choice]) -> SettingSpec {
     SettingSpec::new(key, default, Setter::Choice(words))
 }
 
 /// A text that looks like `form`.
-pub(super) const fn text(
-    key: &'static str,
-    default: &'static str,
-    form: &'static str,
-    set: SetText,
-) -> SettingSpec {
+pub(super) const fn text(key: Str, default: Str, form: Str, set: SetText) -> SettingSpec {
     SettingSpec { form, ..SettingSpec::new(key, default, Setter::Text(None, set)) }
 }
 
 /// The same with a length of `min` to `max` bytes.
 pub(super) const fn short_text(
-    key: &'static str,
-    default: &'static str,
-    (min, max): (usize, usize),
+    key: Str,
+    default: Str,
+    length: Bounds<usize>,
     set: SetText,
 ) -> SettingSpec {
-    SettingSpec::new(key, default, Setter::Text(Some(Bounds { min, max }), set))
+    SettingSpec::new(key, default, Setter::Text(Some(length), set))
 }
 
 /// A list of `min` to `max` items.
-pub(super) const fn list(
-    key: &'static str,
-    default: &'static str,
-    (min, max, item): (usize, usize, &'static str),
-    set: SetItems,
-) -> SettingSpec {
-    SettingSpec::new(key, default, Setter::List(ItemCount { min, max, item }, set))
+pub(super) const fn list(key: Str, default: Str, count: ItemCount, set: SetItems) -> SettingSpec {
+    SettingSpec::new(key, default, Setter::List(count, set))
 }
 
 /// The same for items that may contain commas but no white space.
-pub(super) const fn words(
-    key: &'static str,
-    (min, max, item): (usize, usize, &'static str),
-    set: SetItems,
-) -> SettingSpec {
-    SettingSpec::new(key, "", Setter::Words(ItemCount { min, max, item }, set))
+pub(super) const fn words(key: Str, count: ItemCount, set: SetItems) -> SettingSpec {
+    SettingSpec::new(key, "", Setter::Words(count, set))
 }
 
-/// A table of at most `most` keys, each with a time from `min` to `max`.
+/// A table of some keys, each with a time from `min` to `max`.
 pub(super) const fn times(
-    key: &'static str,
-    (most, item): (usize, &'static str),
-    (min, max): (Duration, Duration),
-    set: fn(&mut Config, Vec<(String, Duration)>),
+    key: Str,
+    count: ItemCount,
+    bounds: Bounds<Duration>,
+    set: Set<Vec<(String, Duration)>>,
 ) -> SettingSpec {
-    let count = ItemCount { min: 0, max: most, item };
-    SettingSpec::new(key, "", Setter::Times(count, Bounds { min, max }, set))
+    SettingSpec::new(key, "", Setter::Times(count, bounds, set))
 }
 
 impl SettingSpec {
-    const fn new(key: &'static str, default: &'static str, setter: Setter) -> Self {
+    const fn new(key: Str, default: Str, setter: Setter) -> Self {
         Self {
             key,
             default,
@@ -216,12 +200,7 @@ impl SettingSpec {
         }
     }
 
-    pub(super) const fn flag(
-        self,
-        name: &'static str,
-        value_name: &'static str,
-        heading: &'static str,
-    ) -> Self {
+    pub(super) const fn flag(self, name: Str, value_name: Str, heading: Str) -> Self {
         Self { flag: Some(FlagSpec { name, value_name, heading }), ..self }
     }
 
@@ -241,24 +220,32 @@ impl SettingSpec {
         Self { visibility, ..self }
     }
 
-    pub(super) const fn form(self, form: &'static str) -> Self {
+    pub(super) const fn form(self, form: Str) -> Self {
         Self { form, ..self }
     }
 
-    pub(super) const fn help(self, help: &'static str) -> Self {
+    pub(super) const fn help(self, help: Str) -> Self {
         Self { help, ..self }
     }
 
-    pub(super) const fn note(self, note: &'static str) -> Self {
+    pub(super) const fn note(self, note: Str) -> Self {
         Self { note, ..self }
     }
 
-    pub(super) const fn see(self, see: &'static str) -> Self {
+    pub(super) const fn see(self, see: Str) -> Self {
         Self { see, ..self }
     }
 
-    pub(super) const fn unset(self, unset: &'static str, example: &'static str) -> Self {
+    pub(super) const fn unset(self, unset: Str, example: Str) -> Self {
         Self { unset, example, ..self }
+    }
+
+    /// Environment variables, the strongest first. The first one is the one to document.
+    pub fn variables(&self) -> Vec<String> {
+        match self.env {
+            [] => vec![format!("JOBCACHE_{}", self.key.replace('.', "_").to_uppercase())],
+            names => names.iter().map(|name| (*name).to_owned()).collect(),
+        }
     }
 
     /// Name within the table of the file: `budget`.
@@ -271,7 +258,7 @@ impl SettingSpec {
         if self.default.is_empty() {
             return format!("{} = {}", self.key, self.example);
         }
-        format!("{} = {}", self.key, self.split(self.default))
+        format!("{} = {}", self.key, self.setter.split(self.default))
     }
 
     /// Sentence, note and page of `docs/`, for documents without links.
@@ -285,10 +272,10 @@ impl SettingSpec {
     /// Flag and variables, for documents without tables.
     pub fn sources(&self) -> String {
         let flag = self.flag.map(|flag| format!("--{}", flag.name));
-        let names = self.env.iter().map(|name| (*name).to_owned());
-        let file = self.env.first().filter(|_| self.has_env_file);
+        let names = self.variables();
+        let file = names.first().filter(|_| self.has_env_file);
         let file = file.map(|name| format!("{name}_FILE (the path of a file with the value)"));
-        flag.into_iter().chain(names).chain(file).collect::<Vec<_>>().join(", ")
+        flag.into_iter().chain(names.clone()).chain(file).collect::<Vec<_>>().join(", ")
     }
 
     /// Allowed values for the documents, such as `1ms to 10s`.
@@ -321,21 +308,11 @@ impl SettingSpec {
         matches!(self.setter, Setter::Times(..))
     }
 
-    /// Parses `value`, checks its limits and sets the field in `config`.
-    pub(super) fn apply(&self, config: &mut Config, value: &RawValue) -> Result<(), String> {
-        self.setter.apply(config, value)
-    }
-
-    /// Splits the text of a variable: commas separate the items of lists and tables.
-    pub(super) fn split(&self, text: &str) -> RawValue {
-        self.setter.split(text)
-    }
-
     /// The value as TOML, without what must stay hidden.
     pub(super) fn show(&self, value: &RawValue) -> String {
         match (self.visibility, value) {
             (Visibility::Full, value) => value.to_string(),
-            (Visibility::Url, RawValue::One(text)) => quoted(&url::redacted(text)),
+            (Visibility::Url, RawValue::One(text)) => quoted(&address::redacted(text)),
             (_, value) => self.hidden(value),
         }
     }
@@ -348,3 +325,13 @@ impl SettingSpec {
         }
     }
 }
+
+pub(super) const MS: Duration = Duration::from_millis(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const MINUTE: Duration = Duration::from_mins(1);
+pub(super) const FIVE_MINUTES: Duration = Duration::from_mins(5);
+pub(super) const HOUR: Duration = Duration::from_hours(1);
+pub(super) const DAY: Duration = Duration::from_hours(24);
+pub(super) const KIB: usize = 1 << 10;
+pub(super) const MIB: usize = 1 << 20;
+pub(super) const GIB: usize = 1 << 30;

@@ -1,11 +1,7 @@
 //! The configuration as a user sees it: precedence, messages, documents, and values that never show.
 
-mod change_tests;
 mod constraint_tests;
 mod generated_tests;
-mod invalidate_tests;
-mod secret_tests;
-mod state_ttl_tests;
 mod store_url_tests;
 mod value_tests;
 

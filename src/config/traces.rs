@@ -11,26 +11,20 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 use hyper::http::{HeaderName, HeaderValue, Uri};
 use percent_encoding::percent_decode_str;
 
-use super::url;
+use super::address;
 
 /// Default address of collectors for OTLP over HTTP.
-pub(super) const DEFAULT_ENDPOINT: &str = "http://localhost:4318";
+const DEFAULT_ENDPOINT: &str = "http://localhost:4318";
 /// Path appended to the endpoint of all signals.
 const PATH: &str = "/v1/traces";
 /// The only protocol that is supported.
-pub(super) const PROTOCOL: &str = "http/protobuf";
-const SAMPLERS: [&str; 6] = [
-    "always_on",
-    "always_off",
-    "traceidratio",
-    "parentbased_always_on",
-    "parentbased_always_off",
-    "parentbased_traceidratio",
-];
-pub(super) const DEFAULT_QUEUE: usize = 2048;
-pub(super) const DEFAULT_BATCH: usize = 512;
-pub(super) const DEFAULT_DELAY_MS: usize = 5_000;
-pub(super) const DEFAULT_TIMEOUT_MS: usize = 10_000;
+const PROTOCOL: &str = "http/protobuf";
+const SAMPLERS: &str = "always_on, always_off, traceidratio, parentbased_always_on, \
+                        parentbased_always_off, parentbased_traceidratio";
+const DEFAULT_QUEUE: &str = "2048";
+const DEFAULT_BATCH: &str = "512";
+const DEFAULT_DELAY_MS: &str = "5000";
+const DEFAULT_TIMEOUT_MS: &str = "10000";
 /// Upper limit of the spans in memory, regardless of the variable.
 const MAX_QUEUE: usize = 65_536;
 
@@ -82,13 +76,11 @@ pub(super) fn read(
     reader.protocol()?;
     reader.sampler();
     if let Some((name, how)) = reader.of_traces("COMPRESSION").filter(|(_, how)| how != "none") {
-        reader.ignored(name, &format!("{how:?}: spans are sent uncompressed"));
+        reader.ignored(&name, &format!("{how:?}: spans are sent uncompressed"));
     }
     let queue = reader.number("OTEL_BSP_MAX_QUEUE_SIZE", DEFAULT_QUEUE).clamp(1, MAX_QUEUE);
-    let timeout_ms = match reader.of_traces("TIMEOUT") {
-        Some((name, _)) => reader.number(name, DEFAULT_TIMEOUT_MS),
-        None => DEFAULT_TIMEOUT_MS,
-    };
+    let timeout = reader.of_traces("TIMEOUT").map_or_else(String::new, |(name, _)| name);
+    let timeout_ms = reader.number(&timeout, DEFAULT_TIMEOUT_MS);
     let delay_ms = reader.number("OTEL_BSP_SCHEDULE_DELAY", DEFAULT_DELAY_MS);
     Some(TracesConfig {
         origin,
@@ -108,20 +100,12 @@ impl Reader<'_> {
     }
 
     /// A variable of the exporter: the one for traces wins over the one for all signals.
-    fn of_traces(&self, name: &str) -> Option<(&'static str, String)> {
-        let names: [&'static str; 2] = match name {
-            "PROTOCOL" => ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"],
-            "TIMEOUT" => ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"],
-            "HEADERS" => ["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"],
-            "CERTIFICATE" => {
-                ["OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "OTEL_EXPORTER_OTLP_CERTIFICATE"]
-            }
-            "COMPRESSION" => {
-                ["OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"]
-            }
-            _ => ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"],
-        };
-        names.into_iter().find_map(|name| Some((name, self.get(name)?.to_owned())))
+    fn of_traces(&self, name: &str) -> Option<(String, String)> {
+        ["OTEL_EXPORTER_OTLP_TRACES_", "OTEL_EXPORTER_OTLP_"].into_iter().find_map(|prefix| {
+            let name = format!("{prefix}{name}");
+            let text = self.get(&name)?.to_owned();
+            Some((name, text))
+        })
     }
 
     fn ignored(&mut self, name: &str, what: &str) {
@@ -149,20 +133,17 @@ impl Reader<'_> {
 
     /// Origin and target.
     fn endpoint(&mut self, asked: bool) -> Option<(String, String)> {
-        let (name, text, target) = match self.of_traces("ENDPOINT") {
-            // "the URL MUST be used as-is without any modification" (OTLP exporter specification)
-            Some((name @ "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", text)) => (name, text, None),
-            Some((name, text)) => (name, text, Some(PATH)),
-            None if asked => ("OTEL_TRACES_EXPORTER", DEFAULT_ENDPOINT.to_owned(), Some(PATH)),
+        let (name, text) = match self.of_traces("ENDPOINT") {
+            Some(given) => given,
+            None if asked => ("OTEL_TRACES_EXPORTER".to_owned(), DEFAULT_ENDPOINT.to_owned()),
             None => return None,
         };
-        let shown = url::redacted(&text);
-        let split = split(&text).map_err(|why| self.ignored(name, &format!("{shown:?}: {why}")));
+        let shown = address::redacted(&text);
+        let split = split(&text).map_err(|why| self.ignored(&name, &format!("{shown:?}: {why}")));
         let (origin, own) = split.ok()?;
-        let target = match target {
-            Some(path) => format!("{}{path}", own.trim_end_matches('/')),
-            None => own,
-        };
+        // "the URL MUST be used as-is without any modification" (OTLP exporter specification)
+        let is_complete = name == "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+        let target = if is_complete { own } else { format!("{}{PATH}", own.trim_end_matches('/')) };
         Some((origin, target))
     }
 
@@ -172,7 +153,7 @@ impl Reader<'_> {
             Some((name, protocol)) if protocol != PROTOCOL => {
                 let what =
                     format!("{protocol} is not supported, only {PROTOCOL}; no spans are sent");
-                self.ignored(name, &what);
+                self.ignored(&name, &what);
                 None
             }
             _ => Some(()),
@@ -182,8 +163,8 @@ impl Reader<'_> {
     fn sampler(&mut self) {
         let (name, arg) = ("OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG");
         let Some(sampler) = self.get(name).map(str::to_owned) else { return };
-        if !SAMPLERS.contains(&sampler.as_str()) {
-            let what = format!("{sampler:?} must be one of {}; ignored", SAMPLERS.join(", "));
+        if !SAMPLERS.split(", ").any(|known| known == sampler) {
+            let what = format!("{sampler:?} must be one of {SAMPLERS}; ignored");
             self.ignored(name, &what);
         } else if sampler.ends_with("ratio") {
             let ratio = self.get(arg).and_then(|text| text.parse::<f64>().ok());
@@ -196,16 +177,15 @@ impl Reader<'_> {
         }
     }
 
-    fn number(&mut self, name: &str, default: usize) -> usize {
-        let Some(text) = self.get(name).map(str::to_owned) else { return default };
-        let number = text.parse();
-        number.unwrap_or_else(|_| {
-            self.ignored(
-                name,
-                &format!("{text:?} must be a whole number; {default} is used instead"),
-            );
-            default
-        })
+    fn number(&mut self, name: &str, default: &str) -> usize {
+        let text = self.get(name).unwrap_or(default).to_owned();
+        text.parse()
+            .or_else(|_| {
+                let what = format!("{text:?} must be a whole number; {default} is used instead");
+                self.ignored(name, &what);
+                default.parse()
+            })
+            .unwrap_or_default()
     }
 
     /// `key=value,key=value`, values percent-encoded.
@@ -216,7 +196,7 @@ impl Reader<'_> {
             match header(member) {
                 Some(header) => headers.push(header),
                 // The value may be a secret, and so may a text without `=`.
-                None => self.ignored(name, "must be key=value,key=value; one of them is ignored"),
+                None => self.ignored(&name, "must be key=value,key=value; one of them is ignored"),
             }
         }
         headers
@@ -239,7 +219,7 @@ fn split(text: &str) -> Result<(String, String), String> {
     }
     let scheme = uri.scheme_str().unwrap_or_default();
     let origin = format!("{scheme}://{authority}");
-    if !matches!(scheme, "http" | "https") || url::upstream(&origin).is_err() {
+    if !matches!(scheme, "http" | "https") || address::upstream(&origin).is_err() {
         return Err("must be http://host[:port] or https://host[:port]; no spans are sent".into());
     }
     let target = uri.path_and_query().map_or("/", |target| target.as_str());
@@ -250,6 +230,79 @@ fn millis(number: usize) -> Duration {
     // A day is long enough for any timeout, and can be added to a clock.
     Duration::from_millis(number as u64).min(Duration::from_hours(24))
 }
+
+/// Names, default and explanation of a variable, for the documents.
+type TraceVariable = (&'static [&'static str], &'static str, &'static str);
+
+/// Introduction for the documents.
+pub(super) const TRACES_INTRO: &str = "\
+    Traces have no settings of their own: the standard variables of OpenTelemetry set them, and a change \
+    needs a restart. Without an endpoint nothing is traced. A value that cannot be used is reported as a \
+    warning; jobcache starts all the same. Where a variable has a form for traces, such as \
+    `OTEL_EXPORTER_OTLP_TRACES_HEADERS`, that form wins.";
+
+/// All variables, in the order of the documents.
+pub(super) static TRACE_VARIABLES: [TraceVariable; 14] = [
+    (
+        &["OTEL_EXPORTER_OTLP_ENDPOINT"],
+        "none",
+        "Collector for OTLP over HTTP (usually port 4318; gRPC uses 4317). `/v1/traces` is appended.",
+    ),
+    (
+        &["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"],
+        "none",
+        "The same, used as it is. It wins over the endpoint of all signals.",
+    ),
+    (
+        &["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"],
+        PROTOCOL,
+        "Only `http/protobuf` is supported; with another value no spans are sent.",
+    ),
+    (
+        &["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"],
+        "none",
+        "Header fields of each message, such as credentials: `key=value,key=value`, values \
+         percent-encoded.",
+    ),
+    (
+        &["OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"],
+        DEFAULT_TIMEOUT_MS,
+        "Milliseconds to deliver one message, retries included.",
+    ),
+    (
+        &["OTEL_EXPORTER_OTLP_CERTIFICATE", "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE"],
+        "the authorities of the system",
+        "Authorities that may have signed the certificate of an `https` collector.",
+    ),
+    (
+        &["OTEL_EXPORTER_OTLP_COMPRESSION", "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION"],
+        "none",
+        "Ignored with a warning: spans are sent uncompressed.",
+    ),
+    (
+        &["OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"],
+        "jobcache",
+        "Name and attributes of this service.",
+    ),
+    (
+        &["OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"],
+        "parentbased_always_on",
+        "Which traces are sampled, such as `parentbased_traceidratio` with `0.01`.",
+    ),
+    (
+        &["OTEL_TRACES_EXPORTER"],
+        "otlp if there is an endpoint",
+        "`none` sends no spans. `otlp` without an endpoint sends to `http://localhost:4318`.",
+    ),
+    (&["OTEL_SDK_DISABLED"], "false", "`true` sends no spans."),
+    (&["OTEL_BSP_MAX_QUEUE_SIZE"], DEFAULT_QUEUE, "Spans that may wait to be sent."),
+    (&["OTEL_BSP_MAX_EXPORT_BATCH_SIZE"], DEFAULT_BATCH, "Largest number of spans in one message."),
+    (
+        &["OTEL_BSP_SCHEDULE_DELAY"],
+        DEFAULT_DELAY_MS,
+        "Milliseconds for which a span may wait for others.",
+    ),
+];
 
 #[cfg(test)]
 mod tests {

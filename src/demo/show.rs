@@ -13,14 +13,10 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{Request, http::header::HOST};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::{
     api::{self, SampleJobs},
-    client::Client,
     figures::{AnswerSource, DemoTotals, Figures, Quantiles},
 };
 
@@ -29,10 +25,6 @@ const REWRITE_EVERY: Duration = Duration::from_secs(1);
 const APPEND_EVERY: Duration = Duration::from_secs(5);
 /// Rates are averages over this window.
 const WINDOW: Duration = Duration::from_mins(1);
-/// Number and interval of checks for Redis to come up. After the last one the demo gives up.
-const STORE_CHECKS: u32 = 20;
-const STORE_CHECK_EVERY: Duration = Duration::from_millis(100);
-
 /// Addresses and sizes of the demo.
 pub(super) struct DemoSetup {
     pub(super) api: SocketAddr,
@@ -47,13 +39,6 @@ pub(super) struct DemoSetup {
     pub(super) needs_secret: bool,
     pub(super) pollers: u16,
     pub(super) every: Duration,
-}
-
-/// Whether the store came up before the demo started.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum StoreState {
-    Up,
-    Down,
 }
 
 /// Writes to standard output.
@@ -74,25 +59,6 @@ struct Reading {
     at: Duration,
     totals: DemoTotals,
     reads: u64,
-}
-
-impl StoreState {
-    /// Asks the sidecar until the store is up, as a readiness probe would.
-    pub(super) async fn of(setup: &DemoSetup) -> Self {
-        let mut client = Client::new(setup.admin);
-        for _ in 0..STORE_CHECKS {
-            let request = Request::get("/readyz").header(HOST, setup.admin.to_string());
-            let Ok(request) = request.body(Full::<Bytes>::default()) else { break };
-            if let Ok(response) = client.send(request).await
-                && let Ok(body) = serde_json::from_slice::<serde_json::Value>(response.body())
-                && body["store"] == "up"
-            {
-                return Self::Up;
-            }
-            sleep(STORE_CHECK_EVERY).await;
-        }
-        Self::Down
-    }
 }
 
 impl Show {

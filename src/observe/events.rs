@@ -14,7 +14,6 @@
 //! initiator of a purge. It never contains a body, a header, a query or a credential, except the
 //! `webhook-id` of a purge.
 
-mod event_kind;
 pub mod feed;
 pub mod jobs;
 
@@ -28,12 +27,13 @@ use std::{
 
 use prometheus_client::metrics::gauge::Gauge;
 
-pub use self::event_kind::{EventKind, Initiator};
 use self::{
-    feed::{Event, EventFeed, Subscription},
-    jobs::{BusyJob, JobEvent, JobHistories, JobHistory},
+    feed::{BusyJob, Event, EventFeed, Subscription},
+    jobs::{JobEvent, JobHistories, JobHistory},
 };
 use crate::clock;
+
+pub use self::feed::{EventKind, Initiator};
 
 /// Approximate number of hits that are sampled per second.
 const SAMPLED_HITS_PER_S: u64 = 1_000;

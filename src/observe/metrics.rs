@@ -10,22 +10,20 @@
 //!
 //! `docs/metrics.md` says for each metric what to do about it.
 
-mod counters;
 mod process;
 mod recent_times;
-mod runtime;
-mod sample;
 
-use std::{any::Any, iter};
+use std::{any::Any, array, iter, sync::OnceLock};
 
 use prometheus_client::{
     encoding::text::{encode_eof, encode_registry},
-    metrics::{counter::Counter, gauge::Gauge, histogram::Histogram, info::Info},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Metric, Registry as Families, Unit},
 };
 
-pub use self::{counters::Counters, recent_times::RecentTimes};
-use self::{process::ProcessCollector, runtime::RuntimeCollector};
+use self::process::{ProcessCollector, RuntimeCollector};
+
+pub use self::recent_times::RecentTimes;
 
 /// All metrics of the process. The help texts have no full stop; it is added.
 #[derive(Debug)]
@@ -152,9 +150,77 @@ fn build_labels() -> Vec<(&'static str, &'static str)> {
     iter::once(version).chain(commit.map(|commit| ("commit", commit))).collect()
 }
 
+/// Number of label sets that are found by comparison. With more, the hash is as quick.
+const KNOWN: usize = 16;
+
+/// Values, and their counter.
+type KnownCounter<const N: usize> = ([&'static str; N], Counter);
+
+/// Counters by the values of `N` labels.
+#[derive(Debug)]
+pub struct Counters<const N: usize> {
+    names: [&'static str; N],
+    family: Family<[(&'static str, &'static str); N], Counter>,
+    /// The first values, in the order of their first use.
+    known: Box<[OnceLock<KnownCounter<N>>]>,
+}
+
+impl<const N: usize> Counters<N> {
+    /// Creates counters by labels of these names, with these values at zero.
+    pub fn new(
+        names: [&'static str; N],
+        values: impl IntoIterator<Item = [&'static str; N]>,
+    ) -> Self {
+        let known = (0..KNOWN).map(|_| OnceLock::new()).collect();
+        let counters = Self { names, family: Family::default(), known };
+        for values in values {
+            counters.add(values, 0);
+        }
+        counters
+    }
+
+    /// Increments a counter.
+    pub fn inc(&self, values: [&'static str; N]) {
+        self.add(values, 1);
+    }
+
+    /// Adds to a counter.
+    pub fn add(&self, values: [&'static str; N], count: u64) {
+        for slot in &self.known {
+            // If two threads fill an empty slot at once, one finds the values of the other and goes
+            // on.
+            let (known, counter) = slot.get_or_init(|| (values, self.handle(values)));
+            if *known == values {
+                counter.inc_by(count);
+                return;
+            }
+        }
+        self.family.get_or_create(&self.labels(values)).inc_by(count);
+    }
+
+    /// The counter itself, for callers that increment too often to look it up.
+    pub fn handle(&self, values: [&'static str; N]) -> Counter {
+        self.family.get_or_create_owned(&self.labels(values))
+    }
+
+    /// The value of a counter. Reading it creates no series.
+    pub fn get(&self, values: [&'static str; N]) -> u64 {
+        self.family.get(&self.labels(values)).map_or(0, |counter| counter.get())
+    }
+
+    /// The family, to be registered.
+    pub(super) fn family(&self) -> Family<[(&'static str, &'static str); N], Counter> {
+        self.family.clone()
+    }
+
+    fn labels(&self, values: [&'static str; N]) -> [(&'static str, &'static str); N] {
+        array::from_fn(|index| (self.names[index], values[index]))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Counters, KNOWN, *};
 
     #[test]
     fn what_was_counted_stands_in_the_exposition() {
@@ -188,5 +254,21 @@ mod tests {
         let text = registry.exposition();
         assert_eq!(text.matches("jobcache_both_total").count(), 1, "{text}");
         assert!(text.contains("jobcache_both_total 2"), "{text}");
+    }
+
+    #[test]
+    fn a_count_goes_to_its_own_labels_wherever_they_are_found() {
+        let counters = Counters::new(["label"], []);
+        let label = |n: usize| [n.to_string().leak() as &'static str];
+        for n in 0..2 * KNOWN {
+            for _ in 0..=n {
+                // A different string with the same text: values are compared by text, not by
+                // address.
+                counters.inc(label(n));
+            }
+        }
+        for n in 0..2 * KNOWN {
+            assert_eq!(counters.handle(label(n)).get(), n as u64 + 1);
+        }
     }
 }

@@ -6,8 +6,8 @@ use tokio_util::task::TaskTracker;
 
 use super::{metrics::ProxyMetrics, stale_config::StaleConfig};
 use crate::{
-    cache::Cache, config::CacheMode, informational::Informational, observe::events::Events,
-    semantics::route::Routes, transport::Peer, upstream::Upstream,
+    cache::Cache, config::CacheMode, observe::events::Events, semantics::route::Routes,
+    service::Informational, transport::Peer, upstream::Upstream,
 };
 
 /// The client of a request, and its way for informational responses.

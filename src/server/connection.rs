@@ -6,7 +6,7 @@
 //! ```text
 //!          requests ^    | responses                     | 1xx responses
 //!                   |    v                               v
-//!   +---------------------------------+    service.rs, informational.rs
+//!   +---------------------------------+    service.rs
 //!   | service                         |
 //!   +---------------------------------+
 //!   | hyper              http1_conn   |  bytes become requests, responses become bytes
@@ -92,9 +92,8 @@ use self::{
 };
 use crate::{
     config,
-    drain::Drain,
     server::metrics::ServerMetrics,
-    service::Service,
+    service::{Drain, Service},
     tls::Renewed,
     transport::{RemoteAddress, Socket},
 };

@@ -47,17 +47,14 @@ const FIRST_RETRY_DELAY: Duration = Duration::from_millis(200);
 /// Creates the tracer, and the export of its spans.
 pub(super) fn pipeline(traces: &TracesConfig) -> (SdkTracer, SpanExport) {
     let (sender, spans) = mpsc::channel(traces.queue);
-    let outcomes = ["exported", "failed", "dropped"].map(|outcome| [outcome]);
-    let counts = span_counts(outcomes);
-    let [exported, failed, dropped] = outcomes.map(|outcome| counts.handle(outcome));
-    let queue = SpanQueue { sender, dropped: dropped.clone() };
+    let counts = span_counts(["exported", "failed", "dropped"].map(|outcome| [outcome]));
+    let queue = SpanQueue { sender, dropped: counts.handle(["dropped"]) };
     let resource = resource();
     let attributes = ResourceAttributesWithSchema::from(&resource);
     let provider =
         SdkTracerProvider::builder().with_resource(resource).with_span_processor(queue).build();
-    let tallies = SpanTotals { exported, failed, dropped };
     let traces = traces.clone();
-    (provider.tracer("jobcache"), SpanExport { spans, attributes, traces, counts, tallies })
+    (provider.tracer("jobcache"), SpanExport { spans, attributes, traces, counts })
 }
 
 /// Spans by outcome: `exported`, `failed` (the collector did not accept them) or `dropped` (the
@@ -105,13 +102,6 @@ impl SpanProcessor for SpanQueue {
     }
 }
 
-#[derive(Debug)]
-struct SpanTotals {
-    exported: Counter,
-    failed: Counter,
-    dropped: Counter,
-}
-
 /// The export of spans before it is started.
 #[derive(Debug)]
 pub struct SpanExport {
@@ -119,7 +109,6 @@ pub struct SpanExport {
     attributes: ResourceAttributesWithSchema,
     traces: TracesConfig,
     counts: Counters<1>,
-    tallies: SpanTotals,
 }
 
 /// The running export task.
@@ -142,12 +131,12 @@ impl SpanExport {
         let collector = Collector::new(&self.traces, TlsMetrics::shared(registry))?;
         info!(to = ?self.traces, "sending spans");
         let (stop, stopped) = oneshot::channel();
-        let Self { spans, attributes, traces, tallies, .. } = self;
+        let Self { spans, attributes, traces, counts } = self;
         let outlet = SpanSender {
             collector,
             attributes,
             traces,
-            tallies,
+            counts,
             reported_drops: 0,
             failure_warnings: Throttle::default(),
             drop_warnings: Throttle::default(),
@@ -171,7 +160,7 @@ struct SpanSender {
     collector: Collector,
     attributes: ResourceAttributesWithSchema,
     traces: TracesConfig,
-    tallies: SpanTotals,
+    counts: Counters<1>,
     /// Number of dropped spans that a warning has reported.
     reported_drops: u64,
     failure_warnings: Throttle,
@@ -230,14 +219,14 @@ impl SpanSender {
                 count
             }
         };
-        self.tallies.exported.inc_by(count - rejected);
-        self.tallies.failed.inc_by(rejected);
+        self.counts.add(["exported"], count - rejected);
+        self.counts.add(["failed"], rejected);
         self.warn_of_dropped();
     }
 
     /// Warns of dropped spans. The queue does not warn itself, because it runs while a span ends.
     fn warn_of_dropped(&mut self) {
-        let dropped = self.tallies.dropped.get();
+        let dropped = self.counts.get(["dropped"]);
         if dropped > self.reported_drops
             && let Some(suppressed) = self.drop_warnings.admit("dropped")
         {

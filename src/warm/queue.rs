@@ -1,9 +1,9 @@
-//! The jobs that wait to be read, each of them once.
+//! The jobs that wait to be read, each of them once, and the pauses between the attempts at one read.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
-    fmt,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::{
@@ -11,7 +11,6 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::retry_pauses::RetryPauses;
 use crate::semantics::job_id::JobId;
 
 /// The waiting jobs, in reading order.
@@ -20,15 +19,6 @@ pub(super) struct WarmQueue {
     /// Notified when a job is added.
     added: Notify,
     max: usize,
-}
-
-impl fmt::Debug for WarmQueue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WarmQueue")
-            .field("max", &self.max)
-            .field("waiting", &self.len())
-            .finish_non_exhaustive()
-    }
 }
 
 /// A waiting job.
@@ -131,6 +121,37 @@ impl WarmQueue {
     }
 }
 
+/// How long a job or the list is retried. Longer than a write is fenced by default.
+const PATIENCE: Duration = Duration::from_mins(2);
+/// First pause between two attempts; doubles with each attempt.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// Longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// The pauses between attempts at one read, until `PATIENCE` is used up.
+#[derive(Debug)]
+pub(super) struct RetryPauses {
+    pause: Duration,
+    left: Duration,
+}
+
+impl RetryPauses {
+    pub(super) fn begin() -> Self {
+        Self { pause: FIRST_PAUSE, left: PATIENCE }
+    }
+}
+
+impl Iterator for RetryPauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = self.pause.min(self.left);
+        self.left -= pause;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        (!pause.is_zero()).then_some(pause)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -172,5 +193,13 @@ mod tests {
         assert_eq!(taken(&queue, now).as_deref(), Some("b"));
         assert_eq!(queue.take(now).unwrap_err(), Some(until));
         assert_eq!(taken(&queue, until).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn pauses_grow_and_come_to_an_end() {
+        let pauses: Vec<_> = RetryPauses::begin().collect();
+        assert_eq!(pauses[..3], [FIRST_PAUSE, FIRST_PAUSE * 2, FIRST_PAUSE * 4]);
+        assert!(pauses.iter().all(|pause| *pause <= LONGEST_PAUSE));
+        assert_eq!(pauses.iter().sum::<Duration>(), PATIENCE);
     }
 }

@@ -1,19 +1,36 @@
-//! What the configuration says about the reads: their headers, and the list of jobs.
+//! What the configuration says about the reads: their headers, and the ids in a file or a list. `probe_file`
+//! and `probe_list` check the sources for `jobcache check`, which warms nothing.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::Path,
+    sync::Arc,
+};
 
 use hyper::{
     HeaderMap, Uri,
     header::{AUTHORIZATION, HeaderName, HeaderValue},
 };
+use serde_json::Value;
 use tokio::task::spawn_blocking;
 
-use super::ids;
 use crate::{
-    config::{self, Config},
+    cache::Cache,
+    config::{self, Config, StoreUrl},
+    observe::metrics::Registry,
     proxy::{JobListError, Proxy},
+    run_error::RunError,
+    semantics::{
+        job_id::{self, JobId},
+        json_pointer::JsonPointer,
+        route::{Routes, invalidation_rules},
+    },
+    upstream::Upstream,
 };
 
 /// Maximum size of a list or file in bytes. A parsed document takes many times its size in memory.
-pub(super) const MAX_LIST: usize = 4 << 20;
+const MAX_LIST: usize = 4 << 20;
 
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
@@ -51,10 +68,10 @@ pub(super) async fn listed(
     target: &Uri,
     headers: &HeaderMap,
     config: &config::WarmConfig,
-) -> Result<ids::FoundIds, ListError> {
+) -> Result<FoundIds, ListError> {
     let body = proxy.prefetch_list(target, headers, MAX_LIST).await?;
     let pointer = config.pointer.clone();
-    let read = spawn_blocking(move || ids::in_json(&body, &pointer)).await;
+    let read = spawn_blocking(move || in_json(&body, &pointer)).await;
     Ok(read.map_err(|_| ListError::Stopped)??)
 }
 
@@ -78,6 +95,110 @@ pub(super) fn headers(config: &Config) -> HeaderMap {
     headers
 }
 
+/// Characters of an invalid id that are shown in a message.
+const MAX_SHOWN: usize = 80;
+
+/// The ids that were found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct FoundIds {
+    pub(super) jobs: Vec<JobId>,
+    /// Number of values that are not ids.
+    pub(super) unreadable: usize,
+    /// The first of these values, with its line in a file.
+    pub(super) first_unreadable: Option<String>,
+}
+
+impl FoundIds {
+    /// Adds the most literal reading of an id, because that one is read from the upstream.
+    fn take(&mut self, spellings: Vec<JobId>, place: impl FnOnce() -> String) {
+        if let Some(job) = spellings.into_iter().next() {
+            self.jobs.push(job);
+        } else {
+            self.unreadable += 1;
+            self.first_unreadable.get_or_insert_with(place);
+        }
+    }
+}
+
+/// Reads a file of at most [`MAX_LIST`] bytes: one id per line, and comments that start with `#`.
+pub(super) fn in_file(path: &Path) -> io::Result<FoundIds> {
+    let mut text = String::new();
+    File::open(path)?.take(MAX_LIST as u64 + 1).read_to_string(&mut text)?;
+    if text.len() > MAX_LIST {
+        let error = format!("the file is larger than {MAX_LIST} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, error));
+    }
+    Ok(in_lines(&text))
+}
+
+fn in_lines(text: &str) -> FoundIds {
+    let mut found = FoundIds::default();
+    // An id does not contain `#`.
+    let ids = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    for (line, id) in (1..).zip(ids).filter(|(_, id)| !id.is_empty()) {
+        found.take(job_id::possible_ids(id), || format!("line {line}: {:?}", shortened(id)));
+    }
+    found
+}
+
+/// Reads a document in which `pointer` leads to the ids: strings, whole numbers, or arrays of them.
+fn in_json(document: &[u8], pointer: &JsonPointer) -> serde_json::Result<FoundIds> {
+    let document: Value = serde_json::from_slice(document)?;
+    let mut found = FoundIds::default();
+    pointer.find(&document, &mut |value| match value {
+        Value::Array(ids) => ids.iter().for_each(|id| take(&mut found, id)),
+        id => take(&mut found, id),
+    });
+    Ok(found)
+}
+
+fn take(found: &mut FoundIds, id: &Value) {
+    found.take(invalidation_rules::ids(id), || shortened(&id.to_string()));
+}
+
+/// Shortens a value for a message.
+fn shortened(text: &str) -> String {
+    text.chars().take(MAX_SHOWN).collect()
+}
+
+/// Describes the ids in a file. The error says what is wrong with it.
+pub fn probe_file(path: &Path) -> Result<String, String> {
+    let found = in_file(path).map_err(|error| format!("cannot be read: {error}"))?;
+    describe(&found, "use a file with one id per line")
+}
+
+/// Describes the ids in the list, which is fetched from the upstream as at startup.
+pub async fn probe_list(config: &Config) -> Result<String, String> {
+    let Some(target) = &config.warm.list else { return Ok("is not set".to_owned()) };
+    let proxy = probe_proxy(config).map_err(|error| error.to_string())?;
+    let found = listed(&proxy, target, &headers(config), &config.warm).await;
+    let remedy = format!("warm.pointer = \"{}\" must lead to ids", config.warm.pointer);
+    describe(&found.map_err(|error| error.to_string())?, &remedy)
+}
+
+fn describe(found: &FoundIds, remedy: &str) -> Result<String, String> {
+    let jobs = found.jobs.len();
+    match &found.first_unreadable {
+        Some(first) => {
+            let count = found.unreadable;
+            Err(format!("has {jobs} ids and {count} invalid ones ({first}); {remedy}"))
+        }
+        None if jobs == 0 => Err(format!("has no ids; {remedy}")),
+        None => Ok(format!("has {jobs} ids")),
+    }
+}
+
+/// Builds a proxy that asks the upstream and stores nothing.
+fn probe_proxy(config: &Config) -> Result<Proxy, RunError> {
+    let mut config = config.clone();
+    config.store.url = StoreUrl::Memory;
+    let registry = &mut Registry::default();
+    let routes = Arc::new(Routes::new(&config.routes, &config.invalidate, &config.query)?);
+    let upstream = Upstream::new(&config, registry, Arc::default())?;
+    let cache = Arc::new(Cache::open(&config, registry, Arc::default())?);
+    Ok(Proxy::new(routes, cache, upstream, &config, registry, Arc::default()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,5 +215,36 @@ mod tests {
         assert!(!headers.contains_key(FORWARDED_PROTO));
         config.tls.cert = Some("cert.pem".into());
         assert_eq!(super::headers(&config)[FORWARDED_PROTO], "https");
+    }
+
+    #[track_caller]
+    fn check(found: &FoundIds, jobs: &[&str], unreadable: usize) {
+        assert_eq!(found.jobs.iter().map(JobId::as_str).collect::<Vec<_>>(), jobs);
+        assert_eq!(found.unreadable, unreadable);
+    }
+
+    #[test]
+    fn what_is_no_id_is_told_with_its_place() {
+        let found = in_lines("# active\na\nb c\n..\n");
+        assert_eq!(found.first_unreadable.as_deref(), Some("line 3: \"b c\""));
+        let found = in_json(br#"["a", null, "b c"]"#, &JsonPointer::parse("/*").unwrap()).unwrap();
+        assert_eq!(found.first_unreadable.as_deref(), Some("null"));
+    }
+
+    #[test]
+    fn a_file_has_an_id_a_line_and_comments() {
+        check(&in_lines("# active\n\n a \r\nb # the second\n007\n"), &["a", "b", "7"], 0);
+        check(&in_lines("a b\n..\nc"), &["c"], 2);
+    }
+
+    #[test]
+    fn a_list_has_ids_where_the_pointer_leads() {
+        let json = br#"{"items":[{"id":"a"},{"id":7},{"id":null},{"name":"x"}],"ids":["b",8]}"#;
+        let found = |pointer| in_json(json, &JsonPointer::parse(pointer).unwrap()).unwrap();
+        check(&found("/items/*/id"), &["a", "7"], 1);
+        check(&found("/ids"), &["b", "8"], 0);
+        check(&found("/ids/*"), &["b", "8"], 0);
+        check(&found("/nowhere"), &[], 0);
+        assert!(in_json(b"<html>", &JsonPointer::parse("").unwrap()).is_err());
     }
 }

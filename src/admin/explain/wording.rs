@@ -1,19 +1,23 @@
-//! The sentences of a verdict. Each continues "a request like this ...".
+//! The sentences of a verdict, and the history of a job that they quote. Each sentence continues "a
+//! request like this ...".
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::{Method, http::HeaderName};
+use serde_json::{Value, json};
 
-use super::job_history;
 use crate::{
     cache::{
         OUTCOME_UNKNOWN,
         entry::Reject,
         forecast::{ForecastReport, MissReason},
     },
-    observe::events::EventKind,
+    observe::events::{
+        EventKind,
+        jobs::{JobEvent, JobHistory},
+    },
     proxy::framing::Refusal,
-    semantics::policy::Bypass,
+    semantics::policy::{Bypass, NoStore},
 };
 
 /// The sentence for a hit.
@@ -145,11 +149,11 @@ fn bypass_cause(why: Bypass, explained: &ForecastReport, now: SystemTime) -> Opt
         Bypass::Audience => Some(
             "would go to the API: more clients poll this job than credentials.audience".to_owned(),
         ),
-        Bypass::Uncacheable => job_history::last_refusal(&explained.history).map(|refusal| {
+        Bypass::Uncacheable => last_refusal(&explained.history).map(|refusal| {
             format!("would go to the API: the last answer could not be stored ({refusal})")
         }),
-        Bypass::Fenced => job_history::last_write(&explained.history).map(|last| {
-            let ago = last.ago(now).as_secs();
+        Bypass::Fenced => last_write(&explained.history, now).map(|(last, ago)| {
+            let ago = ago.as_secs();
             match (last.what, last.why) {
                 (EventKind::Write, _) => {
                     format!("would go to the API: a write has been in flight for {ago} s")
@@ -281,5 +285,121 @@ pub(super) fn bypass_reason_text(why: Bypass) -> &'static str {
         }
         Bypass::Shadow => "would go to the API by itself without sharing a read (mode is shadow)",
         Bypass::Off => "would go to the API: mode is off",
+    }
+}
+
+/// The events of a job as JSON, oldest first.
+pub(super) fn events_json(past: &JobHistory) -> Value {
+    past.events.iter().map(event_json).collect()
+}
+
+/// One event as JSON, with the time of its last occurrence for programs and for people.
+pub(super) fn event_json(event: &JobEvent) -> Value {
+    let mut object = json!({
+        "what": event.what.as_str(),
+        "at": rfc3339(from_unix_ms(event.last_ms)),
+        "at_ms": event.last_ms,
+        "times": event.times,
+    });
+    if event.times > 1 {
+        object["since_ms"] = event.first_ms.into();
+    }
+    if !event.why.is_empty() {
+        object["why"] = event.why.into();
+    }
+    if let Some(by) = &event.by {
+        object["by"] = by.as_ref().into();
+    }
+    object
+}
+
+/// Returns the outcome of more than half of the recent requests if it has a reason, and a sentence
+/// about it. There is none for hits, and for misses of a job without an entry.
+pub(super) fn usual_outcome(past: &JobHistory) -> Option<(&JobEvent, String)> {
+    let is_request = |event: &&JobEvent| {
+        matches!(event.what, EventKind::Hit | EventKind::Miss | EventKind::Pass | EventKind::Error)
+    };
+    let requests = || past.events.iter().filter(is_request);
+    let total: u64 = requests().map(|event| event.times).sum();
+    let same = |as_this: &JobEvent| -> u64 {
+        let same =
+            requests().filter(|event| (event.what, event.why) == (as_this.what, as_this.why));
+        same.map(|event| event.times).sum()
+    };
+    let most =
+        requests().find(|event| same(event) > total / 2).filter(|most| !most.why.is_empty())?;
+    let (why, times) = (most.why, same(most));
+    let outcome = match most.what {
+        EventKind::Pass => "bypassed the cache",
+        EventKind::Miss => "were misses",
+        _ => return None,
+    };
+    Some((most, format!("its last requests {outcome}: {why} ({times} of {total})")))
+}
+
+/// Returns why the last answer could not be stored, if the reason lies in the answer itself.
+fn last_refusal(past: &JobHistory) -> Option<&'static str> {
+    let refused = past.events.iter().rev().filter(|event| event.what == EventKind::FillRefused);
+    refused
+        .map(|event| event.why)
+        .find(|why| NoStore::ALL.iter().any(|no_store| no_store.as_str() == *why))
+}
+
+/// Returns the begin or the end of the last write through this sidecar, and how long ago it was.
+fn last_write(past: &JobHistory, now: SystemTime) -> Option<(&JobEvent, Duration)> {
+    let is_write =
+        |event: &&JobEvent| matches!(event.what, EventKind::Write | EventKind::WriteEnded);
+    let last = past.events.iter().rev().find(is_write)?;
+    let at_ms = if last.what == EventKind::Write { last.first_ms } else { last.last_ms };
+    Some((last, now.duration_since(from_unix_ms(at_ms)).unwrap_or_default()))
+}
+
+/// Formats a time as RFC 3339, in UTC.
+pub(super) fn rfc3339(at: SystemTime) -> String {
+    humantime::format_rfc3339_millis(at).to_string()
+}
+
+fn from_unix_ms(ms: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn past(happenings: &[(EventKind, &'static str, u64)]) -> JobHistory {
+        let happening = |&(what, why, times)| JobEvent {
+            what,
+            why,
+            by: None,
+            first_ms: 1_000,
+            last_ms: 2_000,
+            times,
+        };
+        JobHistory { events: happenings.iter().map(happening).collect(), all_purged: None }
+    }
+
+    #[test]
+    fn what_most_of_the_last_requests_came_to_is_told_where_it_has_a_reason() {
+        let text = |happenings: &[_]| usual_outcome(&past(happenings)).map(|(_, text)| text);
+        let (query, hit) = ((EventKind::Pass, "query", 8), (EventKind::Hit, "", 5));
+        let all = [query, (EventKind::Purge, "confirmed", 50), hit, query];
+        assert_eq!(
+            text(&all).as_deref(),
+            Some("its last requests bypassed the cache: query (16 of 21)")
+        );
+        let old = [(EventKind::Miss, "no-cache", 3), (EventKind::Hit, "", 1)];
+        assert_eq!(text(&old).as_deref(), Some("its last requests were misses: no-cache (3 of 4)"));
+        assert_eq!(text(&[query, hit, (EventKind::Miss, "", 4)]), None, "not a majority");
+        assert_eq!(text(&[hit, (EventKind::Miss, "", 1)]), None);
+        assert_eq!(text(&[]), None);
+    }
+
+    #[test]
+    fn a_refusal_is_what_the_answer_itself_says() {
+        let refused = |why| (EventKind::FillRefused, why, 1);
+        let all = past(&[refused("vary"), refused("set-cookie"), refused("revoked")]);
+        assert_eq!(last_refusal(&all), Some("set-cookie"));
+        assert_eq!(last_refusal(&past(&[refused("revoked")])), None);
     }
 }

@@ -1,20 +1,18 @@
-//! Cached paths, and entries in this process.
+//! What is cached and for how long, and the jobs that are read before a client asks for them.
 
 use std::time::Duration;
 
-use super::units::{GIB, MIB, MINUTE, MS};
 use crate::config::{
     CacheMode, NearMode, NearTracking, parse,
     setter::put,
     setting_spec::{
-        CACHE as HEADING, SettingSection, choice, list, number, short_text, size, switch, text,
-        time,
+        CACHING, DAY, GIB, MIB, MINUTE, MS, SECOND, SettingSection, Visibility, choice, list,
+        number, short_text, size, switch, text, time, times,
     },
 };
 
 pub(super) const CACHE: SettingSection = SettingSection {
     title: "What is cached",
-    table: "",
     intro: "",
     settings: &[
         choice(
@@ -26,9 +24,8 @@ pub(super) const CACHE: SettingSection = SettingSection {
                 (CacheMode::Off.as_str(), |c| c.mode = CacheMode::Off),
             ],
         )
-        .flag("mode", "MODE", HEADING)
+        .flag("mode", "MODE", CACHING)
         .on_reload()
-        .env(&["JOBCACHE_MODE"])
         .help("Whether reads are answered from the cache.")
         .note(
             "`on`: hits are answered from the cache. `shadow`: the API answers every read; the cache \
@@ -39,7 +36,6 @@ pub(super) const CACHE: SettingSection = SettingSection {
         .see("operations"),
         text("verify", "0", "0 to 1", |c, v| put(&mut c.verify, parse::sample_rate(v)))
             .on_reload()
-            .env(&["JOBCACHE_VERIFY"])
             .help("Share of the hits that are compared with the API in the background.")
             .note(
                 "`0.01` is one in a hundred. The client does not wait for the comparison. An entry \
@@ -48,8 +44,7 @@ pub(super) const CACHE: SettingSection = SettingSection {
             .see("operations"),
         short_text("api", "", (1, 64), |c, v| put(&mut c.api, parse::api(v)))
             .form("letters, digits and . _ ~ -")
-            .flag("api", "NAME", HEADING)
-            .env(&["JOBCACHE_API"])
+            .flag("api", "NAME", CACHING)
             .unset("the sidecars of the Redis are all of one API", "\"billing\"")
             .help("Name of the API, for APIs that share a Redis.")
             .note(
@@ -62,9 +57,8 @@ pub(super) const CACHE: SettingSection = SettingSection {
         list("routes", "/jobs/{id},/api/v1/jobs/{id}", (1, 64, "route"), |c, v| {
             put(&mut c.routes, parse::routes(v))
         })
-        .flag("route", "PATH", HEADING)
+        .flag("route", "PATH", CACHING)
         .on_reload()
-        .env(&["JOBCACHE_ROUTES"])
         .help("Paths of the job resource, each with one segment `{id}`.")
         .note(
             "GETs of these paths are cached. A write to such a path, or to anything below it, \
@@ -74,11 +68,9 @@ pub(super) const CACHE: SettingSection = SettingSection {
         .see("what-is-cached"),
         size("max_body", "1MiB", (1, 64 * MIB), |c, v| c.max_body = v)
             .on_reload()
-            .env(&["JOBCACHE_MAX_BODY"])
             .help("Largest body that is stored.")
             .note("Larger bodies pass through uncached."),
         size("max_captured", "64MiB", (MIB, 64 * GIB), |c, v| c.max_captured = v)
-            .env(&["JOBCACHE_MAX_CAPTURED"])
             .help("Memory for all answers that are on their way into the cache.")
             .note(
                 "An answer counts until it is stored and every waiting client has it. When this \
@@ -86,20 +78,17 @@ pub(super) const CACHE: SettingSection = SettingSection {
                  or above `max_body`, or the largest bodies are never stored.",
             ),
         size("max_inspected", "16MiB", (4 * MIB, 64 * GIB), |c, v| c.max_inspected = v)
-            .env(&["JOBCACHE_MAX_INSPECTED"])
             .help("Memory for the bodies of writes that `[[invalidate]]` rules read.")
             .note(
                 "The bodies of purge calls have as much again. When it is used up, a further write or \
                  purge gets 503.",
             ),
         number("max_flights", "10000", (1, 1_000_000), |c, v| c.max_flights = v)
-            .env(&["JOBCACHE_MAX_FLIGHTS"])
             .help("Reads of the API, running or waiting, that several clients may share at a time.")
             .note("Beyond this limit each miss makes its own read of the API."),
         time("settle", "1s", (Duration::ZERO, MINUTE), |c, v| c.settle = v)
-            .flag("settle", "TIME", HEADING)
+            .flag("settle", "TIME", CACHING)
             .on_reload()
-            .env(&["JOBCACHE_SETTLE"])
             .help("Time after a write during which nothing is stored for its job.")
             .note(
                 "Set it above the replication lag if the API reads from a replica. `0s` is safe if \
@@ -108,7 +97,6 @@ pub(super) const CACHE: SettingSection = SettingSection {
             .see("what-is-cached"),
         switch("ignore_client_cache_control", "false", |c, v| c.ignore_client_cache_control = v)
             .on_reload()
-            .env(&["JOBCACHE_IGNORE_CLIENT_CACHE_CONTROL"])
             .help("Ignore `Cache-Control` and `Pragma` of requests.")
             .note(
                 "A browser sends `no-cache` or `max-age=0` with each reload, and each then costs a \
@@ -119,7 +107,6 @@ pub(super) const CACHE: SettingSection = SettingSection {
 
 pub(super) const NEAR: SettingSection = SettingSection {
     title: "Entries in this process",
-    table: "",
     intro: "jobcache keeps entries in its own memory, in front of Redis. Redis reports every change \
             to it (`CLIENT TRACKING`).",
     settings: &[
@@ -132,8 +119,7 @@ pub(super) const NEAR: SettingSection = SettingSection {
                 (NearMode::Off.as_str(), |c| c.near.mode = NearMode::Off),
             ],
         )
-        .flag("near", "MODE", HEADING)
-        .env(&["JOBCACHE_NEAR"])
+        .flag("near", "MODE", CACHING)
         .help("When an entry in this process may be served.")
         .note(
             "`strict`: after Redis has answered a `PING` that was sent after the request arrived. \
@@ -144,10 +130,8 @@ pub(super) const NEAR: SettingSection = SettingSection {
         )
         .see("redis"),
         time("near_max_staleness", "1s", (MS, MINUTE), |c, v| c.near.max_staleness = v)
-            .env(&["JOBCACHE_NEAR_MAX_STALENESS"])
             .help("How late a change made through another sidecar may show in `near = \"bounded\"`."),
         size("near_max_bytes", "128MiB", (MIB, 64 * GIB), |c, v| c.near.max_bytes = v)
-            .env(&["JOBCACHE_NEAR_MAX_BYTES"])
             .help("Memory for entries in this process."),
         choice(
             "near_tracking",
@@ -157,7 +141,6 @@ pub(super) const NEAR: SettingSection = SettingSection {
                 ("keys", |c| c.near.tracking = NearTracking::Keys),
             ],
         )
-        .env(&["JOBCACHE_NEAR_TRACKING"])
         .help("Changes that Redis reports to this process.")
         .note(
             "`broadcast`: the changes of every job. `keys`: only those of jobs that this process has \
@@ -171,7 +154,6 @@ pub(super) const NEAR: SettingSection = SettingSection {
 
 pub(super) const QUERY: SettingSection = SettingSection {
     title: "Query parameters of reads",
-    table: "query",
     intro: "A read with any other query parameter passes uncached. Names are written decoded and in \
             the case that clients use.",
     settings: &[
@@ -180,7 +162,6 @@ pub(super) const QUERY: SettingSection = SettingSection {
             put(&mut c.query.allow, parse::parameters(v))
         })
         .on_reload()
-        .env(&["JOBCACHE_QUERY_ALLOW"])
         .unset("none", "[\"view\"]")
         .help("Parameters that change only the form of the API's answer.")
         .note(
@@ -194,7 +175,6 @@ pub(super) const QUERY: SettingSection = SettingSection {
             put(&mut c.query.ignore, parse::parameters(v))
         })
         .on_reload()
-        .env(&["JOBCACHE_QUERY_IGNORE"])
         .unset("none", "[\"_\", \"t\"]")
         .help("Parameters that do not change the API's answer, such as the cache busters `_` and `t`.")
         .note(
@@ -203,5 +183,129 @@ pub(super) const QUERY: SettingSection = SettingSection {
              answers would be mixed up.",
         )
         .see("what-is-cached"),
+    ],
+};
+
+pub(super) const TTL: SettingSection = SettingSection {
+    title: "Lifetime of entries",
+    intro: "",
+    settings: &[
+        time("ttl.default", "300s", (SECOND, DAY), |c, v| c.ttl = v)
+            .flag("ttl", "TIME", CACHING)
+            .on_reload()
+            .env(&["JOBCACHE_TTL"])
+            .help("Longest time for which an entry is kept.")
+            .note(
+                "A response that states a shorter lifetime is kept for that time. A new value applies \
+                 to what is stored from then on; to shorten existing entries, purge all.",
+            ),
+        switch("ttl.stated_only", "false", |c, v| c.ttl_stated_only = v)
+            .on_reload()
+            .help("Store only responses that state a lifetime (`s-maxage`, `max-age` or `Expires`).")
+            .note("Use it if the API already says what may be cached."),
+    ],
+};
+
+pub(super) const STATES: SettingSection = SettingSection {
+    title: "Lifetime by state of the job",
+    intro: "Shorter lifetimes for jobs that still run, so that a lost purge cannot freeze them on a \
+            screen. An entry is never kept longer than `ttl.default` or than its response states.",
+    settings: &[
+        text("ttl.states.pointer", "/status", "JSON pointer (RFC 6901)", |c, v| {
+            put(&mut c.states.pointer, parse::pointer(v))
+        })
+        .on_reload()
+        .help("Place of the state in the body.")
+        .note("The state may be a string, a boolean or an integer."),
+        times("ttl.states.map", (0, 64, "state"), (SECOND, DAY), |c, v| c.states.map = v)
+            .on_reload()
+            .unset(
+                "states do not matter",
+                "{ completed = \"300s\", failed = \"300s\", running = \"10s\" }",
+            )
+            .help("States, and how long a job is kept in each of them.")
+            .note(
+                "A state that is not listed, or cannot be found in the body, gets the shortest of \
+                 these times. In the variable: `completed=300s,failed=300s,running=10s`.",
+            ),
+    ],
+};
+
+pub(super) const RESPONSES: SettingSection = SettingSection {
+    title: "Responses",
+    intro: "Two callers share an entry if the API gives them the same response.",
+    settings: &[
+        // Every header of a response is compared with every name.
+        list("responses.volatile", "", (0, 64, "header"), |c, v| {
+            put(&mut c.responses.volatile, parse::volatile_headers(v))
+        })
+        .on_reload()
+        .flag("responses-volatile", "NAME", CACHING)
+        .unset("only those that jobcache knows", "[\"X-Pod\"]")
+        .help("Response headers that say nothing about the job and may differ from read to read.")
+        .note(
+            "They are neither stored nor compared, so hits do not have them. A header that differs \
+             and is not named here keeps callers apart; a warning names it. Request ids, traces, \
+             durations and rate limits of common gateways and platforms are known.",
+        )
+        .see("what-is-cached"),
+    ],
+};
+
+pub(super) const WARM: SettingSection = SettingSection {
+    title: "Cache warming",
+    intro: "jobcache can read jobs before a client asks: at its start those that a file or a list of \
+            the API names, and later those of purges with `\"refresh\": true`.",
+    settings: &[
+        text("warm.file", "", "the path of a file of at most 4 MiB", |c, v| {
+            put(&mut c.warm.file, parse::path(v))
+        })
+        .unset("none", "\"/etc/jobcache/active.txt\"")
+        .help("File with the ids of jobs to read at the start.")
+        .note("It has one id per line; text after a `#` is a comment.")
+        .see("what-is-cached"),
+        text("warm.list", "", "a path of the API, with a query if needed", |c, v| {
+            put(&mut c.warm.list, parse::target(v))
+        })
+        .unset("none", "\"/jobs?status=active\"")
+        .help("Path and query at which the API lists the jobs to read at the start.")
+        .note(
+            "The answer is one JSON document of at most 4 MiB. jobcache asks for two minutes until \
+             the API answers 200, because the API may start at the same time.",
+        ),
+        // Both FastAPI and Spring paginate a list as an object with `items`.
+        text("warm.pointer", "/items/*/id", "JSON pointer (RFC 6901)", |c, v| {
+            put(&mut c.warm.pointer, parse::pointer(v))
+        })
+        .help("Place of the ids in that list.")
+        .note(
+            "`*` stands for every element of a list and every member of an object. Strings and whole \
+             numbers are ids.",
+        ),
+        list("warm.headers", "", (1, 64, "header"), |c, v| {
+            put(&mut c.warm.headers, parse::fields(v))
+        })
+        .form("each `Name: value`")
+        .visibility(Visibility::Hidden)
+        .env_file()
+        .unset("none", "[\"Host: jobs.example.com\", \"Accept: application/json\"]")
+        .help("Header fields of these reads, as polling clients send them.")
+        .note(
+            "An entry belongs to the `Host`, `Accept` and similar fields that it was read with. A \
+             variable separates the fields by commas, so no value may contain one.",
+        ),
+        text("warm.authorization", "", "the value of a header field", |c, v| {
+            put(&mut c.warm.authorization, parse::field_value(v))
+        })
+        .visibility(Visibility::Hidden)
+        .env_file()
+        .unset("none", "\"Bearer ...\"")
+        .help("`Authorization` of these reads, if the API needs one.")
+        .note("Prefer the variables to the configuration file, so that the file holds no secret."),
+        number("warm.rate", "20", (1, 10_000), |c, v| c.warm.rate = v)
+            .help("Such reads per second."),
+        number("warm.max", "10000", (1, 100_000), |c, v| c.warm.max = v)
+            .help("Jobs that may wait for such a read.")
+            .note("Further ones are left to their first client."),
     ],
 };

@@ -1,10 +1,9 @@
 //! Credentials, by which callers are told apart.
 
-use super::units::{DAY, SECOND};
 use crate::config::{
     CredentialMode, Secret, parse,
     setter::put,
-    setting_spec::{SettingSection, Visibility, choice, list, number, text, time},
+    setting_spec::{DAY, SECOND, SettingSection, Visibility, choice, list, number, text, time},
 };
 
 /// Headers that are credentials unless configured otherwise: those that clients send (`Authorization`,
@@ -60,7 +59,6 @@ pub(in crate::config) const IDENTITY_HEADERS: &str = "\
 
 pub(super) const CREDENTIALS: SettingSection = SettingSection {
     title: "Credentials",
-    table: "credentials",
     intro: "How jobcache tells callers apart, and what a caller may get from the cache.",
     settings: &[
         choice(
@@ -74,7 +72,6 @@ pub(super) const CREDENTIALS: SettingSection = SettingSection {
                 (CredentialMode::Bypass.as_str(), |c| c.credentials.mode = CredentialMode::Bypass),
             ],
         )
-        .env(&["JOBCACHE_CREDENTIALS_MODE"])
         .help("What a request with a credential may get from the cache.")
         .note(
             "`partition`: only what the API itself has served to this credential since the job \
@@ -86,7 +83,6 @@ pub(super) const CREDENTIALS: SettingSection = SettingSection {
         list("credentials.headers", IDENTITY_HEADERS, (1, 512, "header"), |c, v| {
             put(&mut c.credentials.headers, parse::headers(v))
         })
-        .env(&["JOBCACHE_CREDENTIALS_HEADERS"])
         .help("Headers that are credentials: what clients send, and what gateways write.")
         .note(
             "Setting the list replaces it. A response that says `public` or `s-maxage`, and \
@@ -105,7 +101,6 @@ pub(super) const CREDENTIALS: SettingSection = SettingSection {
         list("credentials.ignore", "", (0, 64, "header"), |c, v| {
             put(&mut c.credentials.ignore, parse::headers(v))
         })
-        .env(&["JOBCACHE_CREDENTIALS_IGNORE"])
         .unset("none", "[\"X-Poll-Nonce\"]")
         .help("Further headers that say nothing about the caller, and on which no answer depends.")
         .note(
@@ -120,7 +115,6 @@ pub(super) const CREDENTIALS: SettingSection = SettingSection {
         list("credentials.cookies", "", (1, 64, "cookie"), |c, v| {
             put(&mut c.credentials.cookies, parse::cookies(v))
         })
-        .env(&["JOBCACHE_CREDENTIALS_COOKIES"])
         .unset("all cookies", "[\"session\"]")
         .help("Cookies that identify the caller.")
         .note(
@@ -134,16 +128,13 @@ pub(super) const CREDENTIALS: SettingSection = SettingSection {
         })
         .visibility(Visibility::Hidden)
         .env_file()
-        .env(&["JOBCACHE_CREDENTIALS_SECRET"])
         .unset("a random key that the store keeps for all sidecars", "\"...\"")
         .help("Key of the fingerprints under which credentials are stored.")
         .note("Prefer the variables to the configuration file, so that the file holds no secret."),
         number("credentials.audience", "256", (1, 4096), |c, v| c.credentials.audience = v)
-            .env(&["JOBCACHE_CREDENTIALS_AUDIENCE"])
             .help("Callers that may share one entry.")
             .note("Requests of further callers pass uncached."),
         time("credentials.recheck", "", (SECOND, DAY), |c, v| c.credentials.recheck = Some(v))
-            .env(&["JOBCACHE_CREDENTIALS_RECHECK"])
             .unset("until the job changes or the TTL ends", "\"30s\"")
             .help("Time for which a caller is trusted after the API has served a job to it.")
             .note(

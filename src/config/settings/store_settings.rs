@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use super::units::{FIVE_MINUTES, GIB, KIB, MIB, MINUTE, MS, SECOND};
 use crate::config::{
     parse,
     setter::put,
     setting_spec::{
-        CACHE, PLACES, SettingSection, Visibility, number, short_text, size, switch, text, time,
+        CACHING, FIVE_MINUTES, GIB, KIB, MIB, MINUTE, MS, PLACES, SECOND, SettingSection,
+        Visibility, number, short_text, size, switch, text, time,
     },
-    store_url,
 };
 
 const USER: &str = "the name of a user of Redis, without white space";
@@ -18,14 +17,13 @@ const FILE: &str = "the path of a file";
 
 pub(super) const STORE: SettingSection = SettingSection {
     title: "Store",
-    table: "store",
     intro: "Entries are kept in Redis, or in this process.",
     settings: &[
         text(
             "store.url",
             "redis://127.0.0.1:6379",
             "a URL of one of the listed forms",
-            |c, v| put(&mut c.store.url, store_url::store(v)),
+            |c, v| put(&mut c.store.url, v.parse()),
         )
         .visibility(Visibility::Url)
         .env_file()
@@ -44,47 +42,39 @@ pub(super) const STORE: SettingSection = SettingSection {
         text("store.username", "", USER, |c, v| {
             put(&mut c.store.login.username, parse::username(v))
         })
-        .env(&["JOBCACHE_STORE_USERNAME"])
         .unset("the URL's, or the default user of Redis", "\"jobcache\"")
         .help("User of Redis, unless the URL names one."),
         text("store.password", "", PASSWORD, |c, v| {
             put(&mut c.store.login.password, parse::password(v))
         })
         .visibility(Visibility::Hidden)
-        .env(&["JOBCACHE_STORE_PASSWORD"])
         .unset("the URL's", "\"...\"")
         .help("Password of Redis, unless the URL has one."),
         text("store.password_file", "", FILE, |c, v| {
             put(&mut c.store.login.password_file, parse::path(v))
         })
-        .env(&["JOBCACHE_STORE_PASSWORD_FILE"])
         .unset("none", "\"/run/secrets/redis-password\"")
         .help("File with the password of Redis.")
         .note("It is read for each connection, so a changed password is used at the next one."),
         time("store.budget", "50ms", (MS, Duration::from_secs(10)), |c, v| c.store.budget = v)
-            .flag("store-budget", "TIME", CACHE)
-            .env(&["JOBCACHE_STORE_BUDGET"])
+            .flag("store-budget", "TIME", CACHING)
             .help("Time that Redis may cost one request, over all operations.")
             .note("When it is used up, the request goes to the API. Raise it if Redis is far away."),
         short_text("store.prefix", "job_status:", (1, 64), |c, v| {
             put(&mut c.store.prefix, parse::prefix(v))
         })
         .form("no braces, white space or control characters")
-        .env(&["JOBCACHE_STORE_PREFIX"])
         .help("Text before the job id in a Redis key.")
         .note("The application may also invalidate a job by `DEL` of the prefix and the id."),
         time("store.lease", "10s", (SECOND, FIVE_MINUTES), |c, v| c.store.lease = v)
-            .env(&["JOBCACHE_STORE_LEASE"])
             .help("Time that one sidecar has to fetch a job before another one may fetch it.")
             .note("Set it above the response time of the job endpoint."),
         time("store.linger", "10s", (SECOND, FIVE_MINUTES), |c, v| c.store.linger = v)
-            .env(&["JOBCACHE_STORE_LINGER"])
             .help("Time during which nothing is stored for a job after a write of unknown outcome.")
             .note("The outcome is unknown if the API timed out or reset the connection."),
         time("store.reconnect_grace", "1s", (Duration::ZERO, MINUTE), |c, v| {
             c.store.reconnect_grace = v;
         })
-        .env(&["JOBCACHE_STORE_RECONNECT_GRACE"])
         .help("Time for which no hit is served after Redis has restarted or failed over.")
         .note(
             "By then every sidecar has connected again, and has repeated the invalidations that \
@@ -94,7 +84,6 @@ pub(super) const STORE: SettingSection = SettingSection {
         .see("guarantee"),
         size("store.compress_above", "", (KIB, 64 * MIB), |c, v| c.store.compress_above = Some(v))
             .on_reload()
-            .env(&["JOBCACHE_STORE_COMPRESS_ABOVE"])
             .unset("no body is compressed", "\"16KiB\"")
             .help("Bodies of more bytes are stored compressed (Zstandard).")
             .note(
@@ -104,38 +93,32 @@ pub(super) const STORE: SettingSection = SettingSection {
             )
             .see("redis"),
         size("store.memory_max", "256MiB", (MIB, 64 * GIB), |c, v| c.store.memory_max = v)
-            .env(&["JOBCACHE_STORE_MEMORY_MAX"])
             .help("Bytes of bodies that `memory://` keeps."),
     ],
 };
 
 pub(super) const SENTINEL: SettingSection = SettingSection {
     title: "Sentinels",
-    table: "store.sentinel",
     intro: "These apply to a `redis-sentinel://` URL. User and password of Redis are never sent to \
             the sentinels.",
     settings: &[
         text("store.sentinel.username", "", USER, |c, v| {
             put(&mut c.store.sentinel.login.username, parse::username(v))
         })
-        .env(&["JOBCACHE_STORE_SENTINEL_USERNAME"])
         .unset("none", "\"jobcache\"")
         .help("User of the sentinels."),
         text("store.sentinel.password", "", PASSWORD, |c, v| {
             put(&mut c.store.sentinel.login.password, parse::password(v))
         })
         .visibility(Visibility::Hidden)
-        .env(&["JOBCACHE_STORE_SENTINEL_PASSWORD"])
         .unset("none", "\"...\"")
         .help("Password of the sentinels."),
         text("store.sentinel.password_file", "", FILE, |c, v| {
             put(&mut c.store.sentinel.login.password_file, parse::path(v))
         })
-        .env(&["JOBCACHE_STORE_SENTINEL_PASSWORD_FILE"])
         .unset("none", "\"/run/secrets/sentinel-password\"")
         .help("File with the password of the sentinels, read for each connection."),
         switch("store.sentinel.tls", "", |c, v| c.store.sentinel.tls = Some(v))
-            .env(&["JOBCACHE_STORE_SENTINEL_TLS"])
             .unset("as the scheme of the URL says of Redis", "false")
             .help("Whether the sentinels use TLS.")
             .note("They then use the files of `[store.tls]`."),
@@ -144,11 +127,9 @@ pub(super) const SENTINEL: SettingSection = SettingSection {
 
 pub(super) const PENDING: SettingSection = SettingSection {
     title: "Unconfirmed invalidations",
-    table: "pending",
     intro: "Invalidations that Redis has not confirmed are repeated until it has.",
     settings: &[
         number("pending.limit", "10000", (1, 1_000_000), |c, v| c.pending.limit = v)
-            .env(&["JOBCACHE_PENDING_LIMIT"])
             .help("Jobs with an unconfirmed invalidation that are remembered.")
             .note(
                 "Beyond this limit each further one takes all jobs of its slot out of the cache until \
@@ -157,7 +138,6 @@ pub(super) const PENDING: SettingSection = SettingSection {
             )
             .see("redis"),
         text("pending.journal", "", FILE, |c, v| put(&mut c.pending.journal, parse::path(v)))
-            .env(&["JOBCACHE_PENDING_JOURNAL"])
             .unset("none", "\"/var/lib/jobcache/pending.journal\"")
             .help("File in which unconfirmed invalidations survive a restart.")
             .note(

@@ -67,6 +67,7 @@ fn sentinels_are_hosts_and_the_name_of_a_master() {
     ] {
         let error = setting("store.url")
             .unwrap()
+            .setter
             .apply(&mut Config::default(), &RawValue::One(text.to_owned()));
         let error = error.unwrap_err();
         assert!(error.ends_with(why), "{text}: {error}");
@@ -98,7 +99,7 @@ fn a_cluster_is_found_by_some_of_its_nodes() {
     ] {
         let value = RawValue::One(text.to_owned());
         let error =
-            setting("store.url").unwrap().apply(&mut Config::default(), &value).unwrap_err();
+            setting("store.url").unwrap().setter.apply(&mut Config::default(), &value).unwrap_err();
         assert!(error.ends_with(why), "{text}: {error}");
     }
 }

@@ -9,7 +9,10 @@ use crate::semantics::json_pointer::JsonPointer;
 #[track_caller]
 pub(super) fn bad(name: &'static str, text: &str, why: &str) {
     let spec = setting(name).unwrap();
-    assert_eq!(spec.apply(&mut Config::default(), &spec.split(text)), Err(why.to_owned()));
+    assert_eq!(
+        spec.setter.apply(&mut Config::default(), &spec.setter.split(text)),
+        Err(why.to_owned())
+    );
 }
 
 /// Expects the value to be accepted.
@@ -17,7 +20,7 @@ pub(super) fn bad(name: &'static str, text: &str, why: &str) {
 pub(super) fn good(name: &'static str, text: &str) -> Config {
     let spec = setting(name).unwrap();
     let mut config = Config::default();
-    spec.apply(&mut config, &spec.split(text)).unwrap();
+    spec.setter.apply(&mut config, &spec.setter.split(text)).unwrap();
     config
 }
 

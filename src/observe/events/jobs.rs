@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use super::event_kind::{EventKind, Initiator};
+use super::feed::{BusyJob, EventKind, Initiator};
 
 /// Most jobs with a history.
 pub const MAX_JOBS: usize = 2_048;
@@ -54,17 +54,6 @@ pub struct JobHistory {
     pub events: Vec<JobEvent>,
     /// The last time that every job was purged.
     pub all_purged: Option<JobEvent>,
-}
-
-/// A job with recent requests.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BusyJob {
-    /// Its key, or its id.
-    pub job: String,
-    /// Requests in this minute and the one before, estimated.
-    pub requests: u64,
-    /// Hits among them.
-    pub hits: u64,
 }
 
 /// The histories of all known jobs.

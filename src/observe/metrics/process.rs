@@ -1,22 +1,28 @@
-//! Resources of the process, under the conventional names
+//! What is read when Prometheus scrapes: the runtime, and the resources of the process under the
+//! conventional names
 //! (<https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics>), without the
 //! prefix `jobcache_`.
 //!
-//! Read at each scrape from `/proc/self`, which the kernel serves from memory. A system without it
+//! The resources come from `/proc/self`, which the kernel serves from memory. A system without it
 //! has the start time and the limit of open files only.
 
 use std::{
     fmt, fs,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, registry::Unit};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Unit,
+};
 use rustix::{
     param::{clock_ticks_per_second, page_size},
     process::{Resource, getrlimit},
 };
+use tokio::runtime::Handle;
 
-use super::sample::{counter, gauge};
 use crate::clock;
 
 /// Reads the metrics of this process.
@@ -94,6 +100,54 @@ fn open_files() -> Option<u64> {
     }
     // The directory itself is one of them.
     Some((fs::read_dir(OPEN).ok()?.count() as u64).saturating_sub(1))
+}
+
+/// Reads the metrics of the runtime that runs the scrape. Outside a runtime there are none.
+#[derive(Debug)]
+pub(super) struct RuntimeCollector;
+
+impl Collector for RuntimeCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Ok(handle) = Handle::try_current() else { return Ok(()) };
+        let e = &mut encoder;
+        let metrics = handle.metrics();
+        let workers = metrics.num_workers();
+        gauge(e, "runtime_workers", "Worker threads.", None, workers)?;
+        let tasks = metrics.num_alive_tasks();
+        gauge(e, "runtime_tasks", "Tasks, a few per connection.", None, tasks)?;
+        let help = "Tasks that are ready to run and wait for a thread.";
+        gauge(e, "runtime_queue_depth", help, None, metrics.global_queue_depth())?;
+        let busy: Duration = (0..workers).map(|w| metrics.worker_total_busy_duration(w)).sum();
+        let help = "Busy time of all worker threads together.";
+        counter(e, "runtime_busy", help, Some(&Unit::Seconds), busy.as_secs_f64())?;
+        let parks: u64 = (0..workers).map(|w| metrics.worker_park_count(w)).sum();
+        let help = "Times that a worker thread had nothing to do and went to sleep.";
+        counter(e, "runtime_parks", help, None, parks)
+    }
+}
+
+/// Encodes a gauge. `help` is a sentence with its full stop.
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    value: impl EncodeGaugeValue,
+) -> fmt::Result {
+    let encoder = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+    ConstGauge::new(value).encode(encoder)
+}
+
+/// Encodes a counter. `help` is a sentence with its full stop.
+fn counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    value: impl EncodeCounterValue,
+) -> fmt::Result {
+    let encoder = encoder.encode_descriptor(name, help, unit, MetricType::Counter)?;
+    ConstCounter::new(value).encode(encoder)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::drain::{Drain, until_drain};
+use crate::service::{Drain, until_drain};
 
 /// Time that a drain gives a connection that has sent nothing yet. Its request may be on its way,
 /// and a client that has just connected would see the close as an error.

@@ -32,9 +32,7 @@ use super::{
 };
 use crate::{
     config::{self, HEADERS_ON_STACK},
-    drain::Drain,
-    informational::{Informational, InformationalQueue},
-    service::{Answered, Service},
+    service::{Answered, Drain, Informational, InformationalQueue, Service},
     transport::Peer,
 };
 

@@ -11,7 +11,9 @@ use super::{
     stream_timeout::{StreamCounter, WriteTimeoutBody},
 };
 use crate::{
-    config, drain::Drain, informational::Informational, limits::LimitHits, service::Service,
+    config,
+    limits::LimitHits,
+    service::{Drain, Informational, Service},
     transport::Peer,
 };
 

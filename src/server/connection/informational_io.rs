@@ -15,7 +15,7 @@ use bytes::Buf as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::layer::{Layer, Layered};
-use crate::informational::InformationalQueue;
+use crate::service::InformationalQueue;
 
 /// A stream that writes the queued informational responses when it is flushed.
 pub(super) type InformationalStream<S> = Layered<InformationalIo<S>>;
@@ -94,7 +94,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _, duplex};
 
     use super::{InformationalQueue, InformationalStream};
-    use crate::informational::Informational;
+    use crate::service::Informational;
 
     const HINT: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
 
