@@ -79,10 +79,7 @@ pub struct Admin {
 
 impl fmt::Debug for Admin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Admin")
-            .field("mode", &self.status_config)
-            .field("cache", &self.cache)
-            .finish_non_exhaustive()
+        f.debug_struct("Admin").field("mode", &self.status_config).finish_non_exhaustive()
     }
 }
 

@@ -2,32 +2,41 @@
 
 pub mod coding;
 mod head;
-mod likeness;
 mod meta;
 #[cfg(test)]
 mod tests;
 
-use std::{iter, time::Duration};
+pub use self::meta::Reject;
+pub(super) use self::meta::origin_of;
+
+use std::{
+    iter,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
-use hyper::http::{
-    HeaderMap, HeaderValue, Method, Response, StatusCode,
-    header::{AGE, CACHE_STATUS, ETAG, IF_NONE_MATCH, VARY, VIA},
+use hyper::{
+    header::{CACHE_CONTROL, HeaderName},
+    http::{
+        HeaderMap, HeaderValue, Method, Response, StatusCode,
+        header::{AGE, CACHE_STATUS, ETAG, IF_NONE_MATCH, VARY, VIA},
+    },
 };
 use xxhash_rust::xxh3::xxh3_128;
 
-pub(super) use self::meta::origin_of;
 use self::{
     coding::Coding,
     head::{HIT_STATUS, Head, HeadSeconds, numbered},
 };
-pub use self::{likeness::Likeness, meta::Reject};
 use crate::semantics::{
     audience::{Audience, Caller},
     headers::VIA_JOBCACHE,
     identity::IdentityHash,
-    policy::{self, StoredHead},
+    policy::{self, StatedLifetimes, StoredHead, stated_lifetimes},
 };
+
+/// Tolerance for lifetimes, in ms: HTTP counts seconds, and both `Date` and `Age` are rounded.
+const TOLERANCE_MS: i64 = 2_000;
 
 /// A response that may be served to more than one request.
 #[derive(Debug)]
@@ -218,6 +227,79 @@ impl Entry {
     /// RFC 9111 5.1: "The Age value is a non-negative integer, representing time in seconds."
     fn seconds(&self, now_ms: i64) -> HeadSeconds {
         HeadSeconds { age: self.age(now_ms).as_secs(), ttl: self.ttl(now_ms).as_secs() }
+    }
+}
+
+/// How a later answer compares with an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Likeness {
+    /// The answer is the same and lives as long or longer.
+    Same,
+    /// The answer is the same and lives shorter.
+    ShorterLived,
+    /// The body is the same, but these headers differ.
+    OtherHeaders(Vec<HeaderName>),
+    /// Status or body differ.
+    OtherBody,
+}
+
+/// Comparison with later answers.
+///
+/// A caller is admitted to an entry if the upstream gave it the same status, body and headers. Numbers
+/// that only count the time down are no difference: lifetimes are compared as the time at which they
+/// end. The entry keeps its own end, so the later answer must live at least as long.
+impl Entry {
+    /// Compares the entry with a later answer. `volatile` has the configured names of headers that are
+    /// not compared.
+    pub fn likeness(&self, later: &Self, volatile: &[HeaderName]) -> Likeness {
+        if self.status() != later.status() || self.body != later.body {
+            return Likeness::OtherBody;
+        }
+        let (own_head, later_head) = (self.stored_head(), later.stored_head());
+        let mut names = own_head.differing_headers(&later_head, volatile);
+        // `s-maxage` is a lifetime, but it also waives the credential.
+        let is_public_alike = self.audience.public == later.audience.public;
+        if !is_public_alike && names.is_empty() {
+            names.push(CACHE_CONTROL);
+        }
+        if !names.is_empty() {
+            return Likeness::OtherHeaders(names);
+        }
+        let ends = self.ends_ms(&own_head).into_iter().zip(later.ends_ms(&later_head));
+        let is_shorter = |(own, later): (i64, i64)| later.saturating_add(TOLERANCE_MS) < own;
+        if ends.into_iter().any(is_shorter) { Likeness::ShorterLived } else { Likeness::Same }
+    }
+
+    /// Returns the names of the stored headers in which a response of the upstream differs from the
+    /// entry, apart from lifetimes.
+    pub fn differing_headers(
+        &self,
+        later: &StoredHead,
+        volatile: &[HeaderName],
+    ) -> Vec<HeaderName> {
+        self.stored_head().differing_headers(later, volatile)
+    }
+
+    fn stored_head(&self) -> StoredHead {
+        StoredHead {
+            status: self.head.status(),
+            headers: self.head.fields(|_| true).collect(),
+            last_modified: self.head.last_modified,
+        }
+    }
+
+    /// Returns when the entry ends here, in other shared caches, and in the caches of clients, in ms since
+    /// 1970. A client is sent the lifetime that the response states, which may be longer than the TTL. If
+    /// none is stated, the TTL stands for it.
+    fn ends_ms(&self, head: &StoredHead) -> [i64; 3] {
+        let stored_at = Duration::from_millis(u64::try_from(self.stored_at_ms).unwrap_or(0));
+        let stated = stated_lifetimes(&head.headers, SystemTime::UNIX_EPOCH + stored_at);
+        let StatedLifetimes { shared, private } = stated.unwrap_or_default();
+        let end = |lifetime: Option<Duration>| {
+            let born_ms = self.stored_at_ms.saturating_sub(self.age_ms);
+            lifetime.map_or(self.expires_at_ms, |time| born_ms.saturating_add(millis(time)))
+        };
+        [self.expires_at_ms, end(shared), end(private)]
     }
 }
 

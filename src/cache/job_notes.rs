@@ -1,32 +1,22 @@
-//! The notes of this process about jobs: attempts that are not worth repeating, and what keeps the
-//! callers of a job apart.
+//! The notes of this process about jobs under one configuration: attempts that are not worth
+//! repeating, and what keeps the callers of a job apart. Everything is bounded and expires by itself.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+    collections::HashMap,
+    hash::Hash,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
+use hyper::http::HeaderName;
 use tracing::warn;
 
-use super::{
-    cache_config::CacheConfig,
-    differing_headers::DifferingHeaders,
-    entry::{self, Entry},
-    flight::CoalesceKey,
-    lookup_request::LookupRequest,
-    metrics::CacheMetrics,
-    replacements::Replacements,
-    splitting_headers::SplittingHeaders,
-    windowed_counts::WindowedCounts,
-};
+use super::{decide::LookupRequest, entry::Entry, flight::CoalesceKey};
 use crate::{
-    config,
-    observe::throttle::Throttle,
-    semantics::audience::Standing,
-    store::{Key, MAX_PAIRS_OF_CREDENTIAL, Seen, Token},
+    config::carries_meaning,
+    observe::throttle::HourlyPerName,
+    semantics::audience::{Fingerprint, Standing},
+    store::{Key, MAX_PAIRS_OF_CREDENTIAL},
 };
 
 /// Duration of a hit-for-miss mark. After a response that could not be stored, readers of the job do
@@ -35,59 +25,36 @@ const HIT_FOR_MISS_TIME: Duration = Duration::from_secs(10);
 /// Number of foreign values of one job that are overwritten within a TTL. After that the key is left
 /// to the other writer.
 const MAX_FOREIGN_VALUES: u32 = 3;
+/// Most replacements of an entry by the responses to one credential.
+const MAX_OF_CREDENTIAL: u32 = 3;
+/// Most credentials whose responses replace an entry.
+const MAX_CREDENTIALS: u32 = 8;
+/// Greatest number of differing headers that are noted at a time, and shown for one job.
+const MAX_NAMES: usize = 8;
+/// Greatest number of keys that are counted. If there are more, all counts are dropped at once: each
+/// costs one futile attempt.
+const MAX_KEYS: usize = 10_000;
 
-/// The notes of one generation of the configuration.
-#[derive(Debug)]
+/// The notes of one generation of the configuration. Counts start from zero after a reload: attempts
+/// that failed under the old configuration may succeed under the new one.
 pub(super) struct JobNotes {
     /// Jobs and coalesce keys that recently got a response that could not be stored.
     pub(super) hit_for_miss: WindowedCounts<(Key, CoalesceKey)>,
     pub(super) replacements: Replacements,
-    /// Response headers that keep the callers of a job apart.
-    pub(super) differing_headers: DifferingHeaders,
+    /// Response headers that keep the callers of a job apart: the upstream gave two of them the same
+    /// body, but another value of a header.
+    pub(super) differing_headers: WindowedCounts<(Key, HeaderName)>,
     /// Foreign values found under each job's key.
     pub(super) foreign_values: WindowedCounts<Key>,
-    pub(super) of_process: Arc<ProcessNotes>,
-}
-
-/// The notes of this process, which a reload keeps.
-#[derive(Debug)]
-pub(super) struct ProcessNotes {
-    /// Unknown request headers that keep callers apart.
-    pub(super) splitting_headers: SplittingHeaders,
-    pub(super) shared_key_warning: SharedKeyWarning,
-    /// Leases of other sidecars that a reader has waited for without result.
-    pub(super) waited_leases: WindowedCounts<Token>,
-    foreign_warnings: Throttle,
 }
 
 impl JobNotes {
-    pub(super) fn new(config: &config::Config) -> Self {
-        let of_process = Arc::new(ProcessNotes {
-            splitting_headers: SplittingHeaders::default(),
-            shared_key_warning: SharedKeyWarning::default(),
-            waited_leases: WindowedCounts::new(config.store.lease),
-            foreign_warnings: Throttle::default(),
-        });
-        Self::with(config.ttl, DifferingHeaders::new(config.ttl), of_process)
-    }
-
-    /// Returns the notes under another configuration. Counts start from zero: attempts that failed
-    /// under the old configuration may succeed under the new one.
-    pub(super) fn reconfigured(&self, ttl: Duration) -> Self {
-        Self::with(ttl, self.differing_headers.reconfigured(ttl), Arc::clone(&self.of_process))
-    }
-
-    fn with(
-        ttl: Duration,
-        differing_headers: DifferingHeaders,
-        of_process: Arc<ProcessNotes>,
-    ) -> Self {
+    pub(super) fn new(ttl: Duration) -> Self {
         Self {
             hit_for_miss: WindowedCounts::new(HIT_FOR_MISS_TIME),
             replacements: Replacements::new(ttl),
-            differing_headers,
+            differing_headers: WindowedCounts::new(ttl),
             foreign_values: WindowedCounts::new(ttl),
-            of_process,
         }
     }
 
@@ -118,46 +85,203 @@ impl JobNotes {
         self.foreign_values.count(key) >= MAX_FOREIGN_VALUES
     }
 
-    /// Counts a foreign value under a key, with a warning.
-    pub(super) fn count_foreign_value(&self, key: &Key, metrics: &CacheMetrics) {
-        metrics.foreign_values.inc();
-        if self.of_process.foreign_warnings.admit("foreign value").is_some() {
-            warn!(
-                "another program stores values under the keys of this cache; switch off the \
-                 application's own cache, but keep its DELs"
-            );
+    /// Notes that two answers for the job `id` differed in these headers alone, and warns about each
+    /// of them once an hour. The names come from the upstream.
+    pub(super) fn note_differing(
+        &self,
+        warnings: &HourlyPerName,
+        (key, id): (&Key, &str),
+        names: Vec<HeaderName>,
+    ) {
+        for name in names.into_iter().take(MAX_NAMES) {
+            if warnings.admits(name.as_str()) {
+                warn_of_differing(name.as_str(), id);
+            }
+            self.differing_headers.restart((key.clone(), name));
         }
-        self.foreign_values.add(key.clone());
+    }
+
+    /// Returns the headers in which recent answers for a job differed.
+    pub(super) fn differing_headers(&self, key: &Key) -> Vec<HeaderName> {
+        let found = self.differing_headers.keys(|(job, _)| job == key).into_iter();
+        let mut names: Vec<HeaderName> = found.map(|(_, name)| name).collect();
+        names.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+        names.truncate(MAX_NAMES);
+        names
     }
 }
 
-/// The warning about a Redis key that two routes or two APIs give to different jobs: whether it has
-/// been given.
-#[derive(Debug, Default)]
-pub(super) struct SharedKeyWarning(AtomicBool);
-
-impl SharedKeyWarning {
-    /// Warns once that the value under the key of a request is of another API, route or job. The two
-    /// replace each other, so neither is cached for long.
-    pub(super) fn give(&self, config: &CacheConfig, request: &LookupRequest, seen: &Seen) {
-        if self.0.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let ours = config.identity(&request.key, request.route);
-        let (other_api, other_route) = entry::origin_of(seen).unwrap_or_default();
-        let remedy = if other_api == ours.api {
-            "poll each job by one route, or give one route a sidecar of its own with another store.prefix"
-        } else {
-            "give one of the APIs another store.prefix, such as its name"
-        };
+fn warn_of_differing(header: &str, job: &str) {
+    if carries_meaning(header) {
         warn!(
-            api = ours.api,
-            route = ours.route,
-            other_api,
-            other_route,
-            prefix = config.settings.prefix,
-            remedy,
-            "two routes or two APIs share the Redis key of a job and replace each other's entries"
+            header,
+            job,
+            "the API gives callers the same body, but another value of this header, so they do not \
+             share an entry; let the API send the same value as long as the job does not change"
         );
+    } else {
+        warn!(
+            header,
+            job,
+            remedy = "responses.volatile",
+            "the API gives callers the same body, but another value of this header, so they do not \
+             share an entry; if it says nothing about the job, add it to responses.volatile"
+        );
+    }
+}
+
+/// Counts replacements of entries by a different response that the upstream gave another caller, to
+/// notice that the upstream answers each client differently.
+///
+/// Entries that replace each other spare the upstream nothing. So a credential may replace the entry of
+/// a job only so often within a TTL, and only so many credentials may. One caller that gets responses
+/// of its own, such as a page to log in, does not end sharing for the others.
+pub(super) struct Replacements {
+    by_credential: WindowedCounts<(Key, Fingerprint)>,
+    credentials: WindowedCounts<Key>,
+}
+
+impl Replacements {
+    /// Creates empty counts, each of which lasts for `ttl`.
+    fn new(ttl: Duration) -> Self {
+        Self { by_credential: WindowedCounts::new(ttl), credentials: WindowedCounts::new(ttl) }
+    }
+
+    /// Counts a replacement by a response to this credential.
+    pub(super) fn add(&self, key: &Key, credential: Fingerprint) {
+        if self.by_credential.add((key.clone(), credential)) == 1 {
+            self.credentials.add(key.clone());
+        }
+    }
+
+    /// Returns whether a response to this credential may not replace the entry again.
+    pub(super) fn is_exhausted(&self, key: &Key, credential: Fingerprint) -> bool {
+        self.of_credential(key, credential) >= MAX_OF_CREDENTIAL
+            || self.credentials.count(key) >= MAX_CREDENTIALS
+    }
+
+    /// Returns the number of replacements, for diagnosis: those by responses to this credential, or one
+    /// for each credential if these are more.
+    pub(super) fn count(&self, key: &Key, credential: Fingerprint) -> u32 {
+        self.of_credential(key, credential).max(self.credentials.count(key))
+    }
+
+    fn of_credential(&self, key: &Key, credential: Fingerprint) -> u32 {
+        self.by_credential.count(&(key.clone(), credential))
+    }
+}
+
+/// Counts events for each key within a window that begins with the first event.
+pub(super) struct WindowedCounts<K> {
+    window: Duration,
+    counts: Mutex<HashMap<K, (Instant, u32)>>,
+}
+
+impl<K: Clone + Eq + Hash> WindowedCounts<K> {
+    /// Creates an empty set of counts, each of which lasts for `window`.
+    pub(super) fn new(window: Duration) -> Self {
+        Self { window, counts: Mutex::default() }
+    }
+
+    /// Counts an event and returns the key's count within its window, including this event.
+    pub(super) fn add(&self, key: K) -> u32 {
+        self.with(|counts| {
+            self.make_room(counts);
+            let (since, count) = counts.entry(key).or_insert((Instant::now(), 0));
+            if since.elapsed() >= self.window {
+                (*since, *count) = (Instant::now(), 0);
+            }
+            *count += 1;
+            *count
+        })
+    }
+
+    /// Counts a key as one event, in a window that begins now.
+    fn restart(&self, key: K) {
+        self.with(|counts| {
+            self.make_room(counts);
+            counts.insert(key, (Instant::now(), 1));
+        });
+    }
+
+    fn make_room(&self, counts: &mut HashMap<K, (Instant, u32)>) {
+        if counts.len() >= MAX_KEYS {
+            counts.retain(|_, (since, _)| since.elapsed() < self.window);
+            if counts.len() >= MAX_KEYS {
+                counts.clear();
+            }
+        }
+    }
+
+    /// Returns the key's count within its window.
+    pub(super) fn count(&self, key: &K) -> u32 {
+        self.with(|counts| match counts.get(key) {
+            Some((since, count)) if since.elapsed() < self.window => *count,
+            Some(_) => {
+                counts.remove(key);
+                0
+            }
+            None => 0,
+        })
+    }
+
+    /// Returns the keys that match and have a count within their window. Scans all keys.
+    pub(super) fn keys(&self, matches: impl Fn(&K) -> bool) -> Vec<K> {
+        self.with(|counts| {
+            let current = counts.iter().filter(|(_, (since, _))| since.elapsed() < self.window);
+            current.map(|(key, _)| key).filter(|key| matches(key)).cloned().collect()
+        })
+    }
+
+    fn with<T>(&self, action: impl FnOnce(&mut HashMap<K, (Instant, u32)>) -> T) -> T {
+        action(&mut self.counts.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_count_within_their_window_and_are_forgotten_after_it() {
+        let counts = WindowedCounts::new(Duration::from_mins(1));
+        assert_eq!(
+            (counts.count(&1), counts.add(1), counts.add(1), counts.count(&1)),
+            (0, 1, 2, 2)
+        );
+        assert_eq!((counts.keys(|key| *key == 1), counts.keys(|key| *key == 2)), (vec![1], vec![]));
+        let short = WindowedCounts::new(Duration::ZERO);
+        assert_eq!((short.add(1), short.add(1), short.count(&1)), (1, 1, 0));
+    }
+
+    #[test]
+    fn marks_are_bounded() {
+        let counts = WindowedCounts::new(Duration::from_mins(1));
+        for key in 0..3 * MAX_KEYS {
+            counts.add(key);
+        }
+        assert!(counts.counts.lock().unwrap().len() <= MAX_KEYS);
+    }
+
+    #[test]
+    fn names_are_remembered_for_a_while_and_are_bounded() {
+        let warnings = HourlyPerName::default();
+        let kept = JobNotes::new(Duration::from_mins(1));
+        let key = |id: usize| Key::new("job_status:", &id.to_string());
+        let note =
+            |notes: &JobNotes, id, names| notes.note_differing(&warnings, (&key(id), "7"), names);
+        let pod = HeaderName::from_static("x-pod");
+        note(&kept, 1, vec![pod.clone(), pod.clone()]);
+        assert_eq!(kept.differing_headers(&key(1)), [pod.clone()]);
+        assert!(kept.differing_headers(&key(2)).is_empty());
+        note(&kept, 1, (0..20).map(|n| format!("x-{n}").parse().unwrap()).collect());
+        assert_eq!(kept.differing_headers(&key(1)).len(), MAX_NAMES);
+        for id in 0..3 * MAX_KEYS {
+            note(&kept, id, vec![pod.clone()]);
+        }
+        assert!(kept.differing_headers.counts.lock().unwrap().len() <= MAX_KEYS);
+        let short = JobNotes::new(Duration::ZERO);
+        note(&short, 1, vec![pod]);
+        assert!(short.differing_headers(&key(1)).is_empty());
     }
 }

@@ -1,9 +1,8 @@
 //! Looks up a read: collects the facts, has [`decide`] decide, and acts on the decision.
 //!
 //! A lookup reads the store before it joins a flight: joining by job id alone could give a client a
-//! response that was read before a write the client knows of. Near entries are in
-//! [`near_lookup`](super::near_lookup), and the lookups of prefetches in
-//! [`prefetch_lookup`](super::prefetch_lookup).
+//! response that was read before a write the client knows of. Entries are read in
+//! [`reader`](super::reader).
 
 use std::{future, sync::Arc, time::Duration};
 
@@ -11,16 +10,12 @@ use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::{
-    cache_config::CacheConfig,
-    decide::{self, EntryFacts, Facts, LeaseHolder, NoEntry, OtherLease, Uncached, WithEntry},
+    decide::{self, Facts, LeaseHolder, LookupRequest, NoEntry, OtherLease, Uncached, WithEntry},
     entry::{Entry, Reject},
     fill::{FillTarget, KnownEntry, LeaderRead},
     flight::{Flight, FlightRole, JobVersion},
-    job_notes::JobNotes,
-    lookup_request::LookupRequest,
-    lookup_result::{Found, LeaseStep, Lookup},
-    shared_state::SharedState,
-    silent_changes::observed_entry::ObservedEntry,
+    reader::{CacheReader, Found},
+    silent_changes::ObservedEntry,
 };
 use crate::{
     mutants::{self, Mutant},
@@ -33,12 +28,52 @@ const OTHER_FILL_WAIT: Duration = Duration::from_millis(250);
 /// First pause between two reads of the store while waiting for another sidecar's fill. Doubles.
 const FIRST_OTHER_FILL_PAUSE: Duration = Duration::from_millis(5);
 
-/// Looks up reads.
-#[derive(Clone, Debug)]
-pub struct CacheReader {
-    pub(super) state: Arc<SharedState>,
-    pub(super) config: Arc<CacheConfig>,
-    pub(super) notes: Arc<JobNotes>,
+/// How a read is answered.
+pub enum Lookup {
+    /// The entry is the answer.
+    Hit(Arc<Entry>),
+    /// The reader reads the upstream, for itself and all that join.
+    Lead(Box<LeaderRead>),
+    /// The reader shares another reader's upstream read. The reason is the one for `Cache-Status`, if
+    /// there is one.
+    Join(Flight, Option<Bypass>),
+    /// The reader reads the upstream for itself only.
+    Pass(Bypass),
+}
+
+impl Lookup {
+    /// Returns the word for spans.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Hit(_) => "hit",
+            Self::Lead(_) => "lead",
+            Self::Join(..) => "join",
+            Self::Pass(_) => "pass",
+        }
+    }
+
+    /// Whether other callers of the job may have an entry that this caller did not get.
+    pub(super) fn may_be_split(&self) -> bool {
+        match self {
+            Self::Lead(_) | Self::Join(..) => true,
+            Self::Pass(why) => matches!(why, Bypass::Audience | Bypass::Leased),
+            Self::Hit(_) => false,
+        }
+    }
+}
+
+/// How a read goes on that has asked for the lease.
+enum LeaseStep {
+    /// It may fill.
+    Fill(Lease),
+    /// It joins the flight of the reader that holds the lease.
+    Join(Flight),
+    /// It waits for the entry that another sidecar reads under this token.
+    Wait(Token),
+    /// The store has a value by now.
+    Overtaken(Seen),
+    /// It goes to the upstream without the lease.
+    Uncached(Uncached),
 }
 
 impl CacheReader {
@@ -59,8 +94,7 @@ impl CacheReader {
             self.answer_without_store(request, &error)
         });
         if lookup.may_be_split() {
-            let headers = &self.notes.of_process.splitting_headers;
-            headers.note_read(&self.config.fingerprinter, request);
+            self.state.notes.splitting_headers.note_read(&self.config.fingerprinter, request);
         }
         lookup
     }
@@ -90,22 +124,6 @@ impl CacheReader {
         }
     }
 
-    /// Collects the facts about a read without an entry, and notes a foreign value.
-    pub(super) fn facts_without_entry(
-        &self,
-        request: &LookupRequest,
-        is_hit_for_miss: bool,
-        reject: Option<Reject>,
-        in_grace: bool,
-    ) -> Facts {
-        let is_foreign = reject == Some(Reject::Foreign) && !in_grace;
-        let yields_key = is_foreign && self.notes.yields_key(&request.key);
-        if is_foreign {
-            self.notes.count_foreign_value(&request.key, &self.state.metrics);
-        }
-        request.facts(is_hit_for_miss, yields_key)
-    }
-
     /// Takes the lease of a job that has no entry, and answers by what the store says to that.
     async fn take_lease(
         &self,
@@ -121,15 +139,14 @@ impl CacheReader {
                 return self.wait_for_entry(request, facts, token, budget).await;
             }
             LeaseStep::Overtaken(seen) => {
-                let identity = self.config.identity(&request.key, request.route);
-                self.answer_overtaken(request, facts, Found::of(seen, &identity))
+                self.answer_overtaken(request, facts, self.decode(request, seen))
             }
             LeaseStep::Uncached(uncached) => self.answer_uncached(request, uncached),
         })
     }
 
     /// Asks for the lease of a job that has no entry, and decides how the read goes on.
-    pub(super) async fn ask_for_lease(
+    async fn ask_for_lease(
         &self,
         request: &LookupRequest,
         facts: &Facts,
@@ -168,7 +185,7 @@ impl CacheReader {
         version: &JobVersion,
         epoch: &Epoch,
     ) -> LeaseHolder<Flight> {
-        let (flights, notes) = (&self.state.flights, &self.notes.of_process);
+        let (flights, notes) = (&self.state.flights, &self.state.notes);
         LeaseHolder {
             is_same_read: version.token.is_of(request.identity) && version.epoch == *epoch,
             flight: flights.join_confirmed(&request.key, version, request.coalesce_key),
@@ -186,8 +203,10 @@ impl CacheReader {
         let facts = request.facts(!is_hit && self.notes.is_hit_for_miss(request), false);
         match decide::with_entry(&facts, entry_facts, in_grace) {
             WithEntry::Hit => {
-                let observed = ObservedEntry::of_read(&self.config, request, entry, now_ms);
-                self.state.silent_changes.seen(observed);
+                let LookupRequest { key, caller, route, .. } = request;
+                let route = self.config.identity(key, *route).route;
+                let observed = ObservedEntry { key, caller: *caller, route, entry, now_ms };
+                self.state.silent_changes.seen(&observed);
                 Lookup::Hit(known.entry)
             }
             WithEntry::Revalidate(why) => self.revalidate(request, why, known),
@@ -213,47 +232,6 @@ impl CacheReader {
         }
     }
 
-    /// Reads the store, and keeps an entry that it finds as a near entry.
-    pub(super) async fn read_entry(
-        &self,
-        request: &LookupRequest,
-        budget: &mut Budget,
-    ) -> Result<Found, StoreError> {
-        let key = &request.key;
-        let near = self.state.near.as_ref();
-        let noted = match near {
-            Some(near) => near.note(&self.state.store, key, budget).await,
-            None => None,
-        };
-        let seen = self.state.store.read(key, budget).await?;
-        let found = Found::of(seen, &self.config.identity(key, request.route));
-        match (&found, near, noted) {
-            (Found::Entry(known), Some(near), Some(noted)) => {
-                near.entries.insert(key, Arc::clone(&known.entry), noted);
-            }
-            (Found::NoEntry(Some(Reject::Identity), seen), ..) => {
-                self.notes.of_process.shared_key_warning.give(&self.config, request, seen);
-            }
-            _ => {}
-        }
-        Ok(found)
-    }
-
-    /// Collects what decides about an entry of this job.
-    pub(super) fn entry_facts(
-        &self,
-        request: &LookupRequest,
-        entry: &Entry,
-        now_ms: i64,
-    ) -> EntryFacts {
-        let standing = self.config.fingerprinter.standing(entry.audience(), request.caller, now_ms);
-        let is_age_accepted = request.accepts_age(entry, now_ms);
-        let facts = EntryFacts { standing, is_age_accepted, is_closed: false };
-        let max = self.config.settings.max_audience;
-        let is_closed = !facts.is_hit() && self.notes.is_closed(request, entry, standing, max);
-        EntryFacts { is_closed, ..facts }
-    }
-
     /// Reads the upstream for a caller that is no member of the audience, or that wants a newer
     /// response. If the upstream refuses a caller, only that caller sees the refusal.
     fn revalidate(
@@ -277,7 +255,7 @@ impl CacheReader {
         lead_or_join(request, role, why, || FillTarget::Entry(Box::new(known)))
     }
 
-    pub(super) async fn lead(&self, request: &LookupRequest, lease: Lease) -> Lookup {
+    async fn lead(&self, request: &LookupRequest, lease: Lease) -> Lookup {
         let version = JobVersion { token: lease.token().clone(), epoch: lease.epoch().clone() };
         let flights = &self.state.flights;
         let role = flights.join_or_lead(&request.key, version, request.coalesce_key);
@@ -305,7 +283,7 @@ impl CacheReader {
                 found => return Ok(self.answer_overtaken(request, facts, found)),
             }
         }
-        self.notes.of_process.waited_leases.add(token);
+        self.state.notes.waited_leases.add(token);
         Ok(Lookup::Pass(Bypass::Leased))
     }
 
@@ -314,7 +292,7 @@ impl CacheReader {
     async fn wait_for_change(&self, key: &Key, until: Instant) {
         let changed = async {
             match &self.state.near {
-                Some(near) => near.entries.changed(key).await,
+                Some(near) => near.changed(key).await,
                 None => future::pending().await,
             }
         };
@@ -346,6 +324,65 @@ impl CacheReader {
             }
             lookup => lookup,
         }
+    }
+
+    /// Looks up a job for a prefetch, which reads it before a client asks for it. Returns `None` if
+    /// there is an entry, for some audience: nothing to do. Takes the same lease as a client's read, so
+    /// that a response that a purge or a write has overtaken is not stored.
+    ///
+    /// An existing entry is left alone, even if it is for other callers: adding one more caller would
+    /// cost an upstream read, and would take the entry from its audience if the upstream answers each
+    /// client differently. Without a confirmed lookup nothing is read, because the response could not be
+    /// stored.
+    pub async fn lookup_for_prefetch(
+        &self,
+        request: &LookupRequest,
+        budget: &mut Budget,
+    ) -> Option<Lookup> {
+        self.find_for_prefetch(request, budget).await.unwrap_or_else(|error| {
+            debug!(%error, "lookup failed");
+            Some(Lookup::Pass(bypass_reason(&error)))
+        })
+    }
+
+    async fn find_for_prefetch(
+        &self,
+        request: &LookupRequest,
+        budget: &mut Budget,
+    ) -> Result<Option<Lookup>, StoreError> {
+        self.state.store.trust(&request.key)?;
+        // Hit-for-miss keeps clients from queueing, and prefetches do not queue.
+        let (reject, seen) = match self.read_entry(request, budget).await? {
+            Found::Entry(KnownEntry { entry, seen }) => {
+                let facts = self.entry_facts(request, &entry, seen.now_ms);
+                let decision =
+                    decide::with_entry(&request.facts(false, false), facts, seen.in_grace);
+                return Ok(match decision {
+                    WithEntry::Uncached(Uncached::Unconfirmed(why)) => Some(Lookup::Pass(why)),
+                    _ => None,
+                });
+            }
+            // Replacing the entry of another route or API would be no help to either.
+            Found::NoEntry(Some(Reject::Identity), _) => return Ok(None),
+            Found::NoEntry(reject, seen) => (reject, seen),
+        };
+        let facts = self.facts_without_entry(request, false, reject, seen.in_grace);
+        match decide::without_entry(&facts, reject, seen.in_grace) {
+            NoEntry::Lease => {}
+            NoEntry::UnconfirmedWithLease(why) | NoEntry::Uncached(Uncached::Unconfirmed(why)) => {
+                return Ok(Some(Lookup::Pass(why)));
+            }
+            NoEntry::Uncached(Uncached::Pass(_)) => return Ok(None),
+        }
+        Ok(match self.ask_for_lease(request, &facts, &seen, budget).await? {
+            LeaseStep::Fill(lease) => Some(self.lead(request, lease).await),
+            LeaseStep::Join(flight) => Some(Lookup::Join(flight, None)),
+            LeaseStep::Wait(_) => Some(Lookup::Pass(Bypass::Leased)),
+            LeaseStep::Overtaken(_) => None,
+            LeaseStep::Uncached(Uncached::Pass(why) | Uncached::Unconfirmed(why)) => {
+                Some(Lookup::Pass(why))
+            }
+        })
     }
 }
 

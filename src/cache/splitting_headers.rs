@@ -18,7 +18,7 @@ use std::{
 use hyper::http::HeaderName;
 use tracing::warn;
 
-use super::lookup_request::LookupRequest;
+use super::decide::LookupRequest;
 use crate::{
     observe::throttle::HourlyPerName,
     semantics::audience::{Fingerprint, Fingerprinter},

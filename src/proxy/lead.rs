@@ -19,12 +19,10 @@ use tracing::{Instrument as _, Span};
 use super::{
     answer::{Answer, Verdict, entry_response, upstream_failure},
     body::{Body, Captured, Tee, TeeCapture, capture, capture_tee},
-    exchange::{ProtocolSwitch, prepare_response},
-    proxy_context::ProxyContext,
+    proxy_context::{ProxyContext, prepare_response},
 };
 use crate::{
     cache::{AbandonReason, FillResult, LeaderRead, PublishedRead, entry::Entry},
-    config::CacheMode,
     observe::spans,
     semantics::policy::{Freshness, NoStore},
     store::Budget,
@@ -58,7 +56,7 @@ impl LeadTask {
         request: Request<RequestBody>,
         budget: Budget,
     ) -> Option<(JoinHandle<FillResult>, oneshot::Receiver<Answer>)> {
-        if context.stale_config.is_stale() {
+        if context.superseded.is_cancelled() {
             context.cache.filler.abandon(lead, AbandonReason::Superseded).await;
             return None;
         }
@@ -75,9 +73,7 @@ impl LeadTask {
         self.lead.leader.wait_for_turn().await;
         let sent = self.context.send(request, RetryPolicy::OnceIfSafe).await;
         let framed = sent.as_ref().is_ok_and(is_framed);
-        let response = match sent
-            .and_then(|response| prepare_response(response, ProtocolSwitch::NotRequested))
-        {
+        let response = match sent.and_then(prepare_response) {
             Ok(response) => response,
             Err(error) => return self.fail(upstream_failure(&error)).await,
         };
@@ -113,7 +109,7 @@ impl LeadTask {
                 let published = context.cache.filler.publish(lead, &head, body, freshness);
                 let entry = Arc::clone(&published.entry);
                 store_then(&context, published, budget, |filled| {
-                    let response = if context.mode == CacheMode::Shadow {
+                    let response = if context.is_shadow() {
                         Response::from_parts(head, Body::from(entry.body().clone()))
                     } else if entry.is_held_by(&client_head.headers) {
                         entry_response(&entry, &client_head, context.cache.store().now_ms())
@@ -140,7 +136,7 @@ impl LeadTask {
         let Self { context, lead, answer, .. } = self;
         let filler = &context.cache.filler;
         let (tee, client_end) = Tee::new(filler.capture_quota());
-        let response = Response::from_parts(head.clone(), Body::Tee(client_end));
+        let response = Response::from_parts(head.clone(), Body::watched(client_end));
         let verdict = Verdict::Miss { filled: None, collapsed: false, why: lead.why() };
         let _ = answer.send(Answer::new(response, verdict));
         let captured = {

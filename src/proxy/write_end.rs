@@ -12,7 +12,7 @@
 
 use std::{future::Future, sync::Arc, time::Instant};
 
-use hyper::{Request, Response, StatusCode, body::Body as _};
+use hyper::{Response, StatusCode, body::Body as _};
 use tracing::{Instrument as _, Span, error};
 
 use super::{
@@ -26,37 +26,38 @@ use crate::{
     mutants::{self, Mutant},
     observe::spans,
     store::{Ended, Write},
-    upstream::{RequestBody, UploadEnd, UploadOutcome, UpstreamError},
+    upstream::{ResponseBody, UploadEnd, UploadOutcome, UpstreamError},
 };
 
 /// The invalidations still due for a write.
-#[derive(Debug)]
 pub(super) struct WriteInvalidation {
+    context: Arc<ProxyContext>,
+    /// The span of the request, which the later invalidations outlive.
+    span: Span,
     pub(super) write: Write,
     /// Whether the write changes every job.
     pub(super) all: bool,
     /// Outcome of the write as far as it has shown itself.
     outcome: WriteOutcome,
     /// Decided once, with the fence: a body over HTTP/2 may end at any time.
-    response_body: ResponseBodyState,
+    response_has_ended: bool,
     /// The end of the upload, if it may still be under way.
     upload: Option<UploadEnd>,
 }
 
-/// Whether the response body may still be under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ResponseBodyState {
-    Open,
-    Ended,
-}
-
 impl WriteInvalidation {
-    pub(super) fn new(write: Write, upload: Option<UploadEnd>) -> Self {
+    pub(super) fn new(
+        context: &Arc<ProxyContext>,
+        write: Write,
+        upload: Option<UploadEnd>,
+    ) -> Self {
         Self {
+            context: Arc::clone(context),
+            span: spans::current(),
             write,
             all: false,
             outcome: WriteOutcome::Known,
-            response_body: ResponseBodyState::Ended,
+            response_has_ended: true,
             upload,
         }
     }
@@ -65,7 +66,6 @@ impl WriteInvalidation {
     /// nothing cancels it.
     pub(super) async fn conclude(
         mut self,
-        context: Arc<ProxyContext>,
         result: Result<Response<Body>, UpstreamError>,
     ) -> Answer {
         let fence = if let Ok(response) = &result {
@@ -74,12 +74,11 @@ impl WriteInvalidation {
             self.upload = None;
             FenceEnd::Now(self.outcome)
         };
-        let source = InvalidationSource::Write;
-        let ended = self.invalidate(&context, fence, source, &spans::current()).await;
+        let ended = self.invalidate(fence, InvalidationSource::Write).await;
         let pending = ended == Ended::Pending;
         match result {
             Ok(response) => {
-                let response = response.map(|body| self.invalidate_at_ends(context, body, fence));
+                let response = response.map(|body| self.invalidate_at_ends(body, fence));
                 Answer::new(response, Verdict::Write { pending })
             }
             Err(error) => upstream_failure(&error),
@@ -88,52 +87,43 @@ impl WriteInvalidation {
 
     /// Invalidates again when the bodies have ended, and before the client sees the end of the
     /// response.
-    fn invalidate_at_ends(self, context: Arc<ProxyContext>, body: Body, fence: FenceEnd) -> Body {
-        let parent = spans::current();
-        if self.response_body == ResponseBodyState::Ended {
-            self.spawn_end_after_upload(context, parent);
+    fn invalidate_at_ends(self, body: Body, fence: FenceEnd) -> Body {
+        if self.response_has_ended {
+            self.spawn_end_after_upload();
             return body;
         }
-        let end = move |finishing: BodyEndFuture| {
-            let tasks = context.tasks.clone();
-            tasks.spawn(self.end_after_response(context, finishing, fence, parent))
-        };
-        Body::Invalidating(Box::new(InvalidatingBody::new(body, Box::new(end))))
+        let tasks = self.context.tasks.clone();
+        let on_end = move |end| tasks.spawn(self.end_after_response(end, fence));
+        Body::watched(InvalidatingBody::new(body, on_end))
     }
 
     /// Invalidates when the response has ended. If the upload has not, the fence is kept.
-    async fn end_after_response(
-        mut self,
-        context: Arc<ProxyContext>,
-        finishing: BodyEndFuture,
-        fence: FenceEnd,
-        parent: Span,
-    ) {
-        if finishing.await == BodyEnd::Truncated {
+    async fn end_after_response(mut self, end: BodyEndFuture, fence: FenceEnd) {
+        if end.await == BodyEnd::Truncated {
             self.note_unknown();
         }
-        self.response_body = ResponseBodyState::Ended;
+        self.response_has_ended = true;
         self.check_upload();
         let kept = self.upload.is_some().then_some(fence);
-        self.end_again(&context, kept, &parent).await;
-        self.spawn_end_after_upload(context, parent);
+        self.end_again(kept).await;
+        self.spawn_end_after_upload();
     }
 
     /// Invalidates when the upload has ended, if it is still under way after the response.
-    fn spawn_end_after_upload(mut self, context: Arc<ProxyContext>, parent: Span) {
+    fn spawn_end_after_upload(mut self) {
         let Some(upload) = self.upload.take() else { return };
-        let tasks = context.tasks.clone();
+        let tasks = self.context.tasks.clone();
         tasks.spawn(async move {
             self.note_upload(upload.outcome().await);
-            self.end_again(&context, None, &parent).await;
+            self.end_again(None).await;
         });
     }
 
     /// Invalidates again, and lifts the fence unless it is kept.
-    async fn end_again(&mut self, context: &ProxyContext, kept: Option<FenceEnd>, parent: &Span) {
-        self.all |= context.stale_config.is_stale();
+    async fn end_again(&mut self, kept: Option<FenceEnd>) {
+        self.all |= self.context.superseded.is_cancelled();
         let fence = kept.unwrap_or(FenceEnd::Now(self.outcome));
-        self.invalidate(context, fence, InvalidationSource::WriteBody, parent).await;
+        self.invalidate(fence, InvalidationSource::WriteBody).await;
     }
 
     /// Notes whether the status says that nothing was done. Then no other job is dropped, and the
@@ -179,13 +169,13 @@ impl WriteInvalidation {
 
     /// Decides when the fence falls, and which ends are still to come.
     fn fence_at_head(&mut self, response: &Response<Body>) -> FenceEnd {
-        if response.body().leaves_upload() || mutants::is(Mutant::EndOnce) {
+        if response.body().upstream().is_some_and(ResponseBody::upload_unrequested)
+            || mutants::is(Mutant::EndOnce)
+        {
             self.upload = None;
         }
         self.check_upload();
-        let is_over = response.body().is_end_stream() || mutants::is(Mutant::EndOnce);
-        self.response_body =
-            if is_over { ResponseBodyState::Ended } else { ResponseBodyState::Open };
+        self.response_has_ended = response.body().is_end_stream() || mutants::is(Mutant::EndOnce);
         let ends_with_head = self.outcome == WriteOutcome::Refused
             || is_event_stream(response.headers())
             || response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -198,20 +188,14 @@ impl WriteInvalidation {
 
     /// Whether another end follows.
     fn stage(&self) -> EndStage {
-        let is_over = self.response_body == ResponseBodyState::Ended && self.upload.is_none();
+        let is_over = self.response_has_ended && self.upload.is_none();
         if is_over { EndStage::Last } else { EndStage::Early }
     }
 
-    /// Invalidates the jobs of the write, or every job, in a span under `parent`.
-    async fn invalidate(
-        &self,
-        context: &ProxyContext,
-        fence: FenceEnd,
-        source: InvalidationSource,
-        parent: &Span,
-    ) -> Ended {
-        let invalidator = &context.cache.invalidator;
-        let span = spans::invalidate(parent, source.as_str());
+    /// Invalidates the jobs of the write, or every job, in a span of its own.
+    async fn invalidate(&self, fence: FenceEnd, source: InvalidationSource) -> Ended {
+        let invalidator = &self.context.cache.invalidator;
+        let span = spans::invalidate(&self.span, source.as_str());
         let end = async {
             let ended = invalidator.end(&self.write, fence, self.stage(), source).await;
             if !self.all {
@@ -245,17 +229,4 @@ pub(super) async fn spawn_write(
             refuse_with(StatusCode::INTERNAL_SERVER_ERROR, "internal")
         }
     }
-}
-
-/// Reports the end of the upload of a request that may change something.
-pub(super) fn track_upload(
-    request: Request<RequestBody>,
-    may_change: bool,
-) -> (Request<RequestBody>, Option<UploadEnd>) {
-    if !may_change {
-        return (request, None);
-    }
-    let (head, body) = request.into_parts();
-    let (body, upload) = body.tracked();
-    (Request::from_parts(head, body), upload)
 }
