@@ -11,8 +11,8 @@
 //!    that all waiting clients share (`lead`). In shadow mode it answers from the upstream and only
 //!    compares.
 //! 4. `write` fences the jobs that a write may change, forwards the write, and invalidates those
-//!    jobs before it answers. `body_rules` finds the jobs that only a body names. `write_end`
-//!    invalidates them again when the bodies have ended.
+//!    jobs before it answers, and again when the bodies have ended. `body_rules` finds the jobs that
+//!    only a body names.
 //! 5. Everything else passes: `pass` streams both bodies through.
 //! 6. `answer` derives `Cache-Status`, the metrics and the access log from one verdict.
 //!
@@ -37,7 +37,6 @@ mod read;
 pub mod repeat_hit;
 mod verify;
 mod write;
-mod write_end;
 
 pub use prefetch::{JobListError, PrefetchOutcome};
 

@@ -136,7 +136,8 @@ impl Comparison {
         let comparable = head.status == self.entry.status();
         if comparable {
             let stored = StoredHead::of(head, &policy.volatile, now_ms);
-            self.differing_headers = self.entry.differing_headers(&stored, &policy.volatile);
+            self.differing_headers =
+                self.entry.stored_head().differing_headers(&stored, &policy.volatile);
             self.not_storable = policy::storable(head, policy).err();
         }
         comparable

@@ -26,7 +26,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use self::{
     coding::Coding,
-    head::{HIT_STATUS, Head, HeadSeconds, numbered},
+    head::{HIT_STATUS, Head, HeadForm, HeadSeconds, numbered},
 };
 use crate::semantics::{
     audience::{Audience, Caller},
@@ -74,7 +74,7 @@ impl Entry {
         now_ms: i64,
     ) -> Self {
         let StoredHead { status, headers, last_modified } = response;
-        let mut head = Head::new(status, headers, body.len(), || digest(&body));
+        let mut head = Head::new(HeadForm::Only, status, headers, body.len(), || digest(&body));
         head.last_modified = last_modified;
         Self {
             head,
@@ -106,7 +106,7 @@ impl Entry {
 
     /// Returns the status of the response.
     pub fn status(&self) -> StatusCode {
-        self.head.status()
+        self.head.status
     }
 
     /// Returns when the entry expires, in ms since 1970 by the store's clock.
@@ -122,11 +122,11 @@ impl Entry {
         const SHARED: usize = 3 * size_of::<usize>();
         let members = size_of_val(&self.audience.members[..]);
         let entry = allocated_bytes(COUNTS + size_of::<Self>());
-        let shared = [self.head.len(), self.body.len()]
+        let shared = [self.head.text.len(), self.body.len()]
             .map(|len| allocated_bytes(len) + allocated_bytes(SHARED));
         let parts = [members, self.generation.len()].map(allocated_bytes);
         let coded = self.compressed.iter().flat_map(|coded| {
-            let shared = [coded.head.len(), coded.body.len()];
+            let shared = [coded.head.text.len(), coded.body.len()];
             let shared = shared.map(|len| allocated_bytes(len) + allocated_bytes(SHARED));
             shared.into_iter().chain([allocated_bytes(size_of::<CompressedForm>())])
         });
@@ -191,7 +191,7 @@ impl Entry {
         let seconds = self.seconds(now_ms);
         let Some(held) = self.held_form(request) else {
             let (head, body) = self.form(self.wanted_coding(request));
-            return full_response(method, head.status(), head.plain_headers(seconds), body);
+            return full_response(method, head.status, head.plain_headers(seconds), body);
         };
         let mut response = not_modified(held);
         response.headers_mut().insert(AGE, numbered("", seconds.age));
@@ -206,7 +206,7 @@ impl Entry {
         let seconds = self.seconds(now_ms);
         let Some(held) = self.held_form(request) else {
             let (head, body) = self.form(self.wanted_coding(request));
-            return full_response(method, head.status(), head.hit_headers(seconds), body);
+            return full_response(method, head.status, head.hit_headers(seconds), body);
         };
         let mut response = not_modified(held);
         let headers = response.headers_mut();
@@ -270,19 +270,10 @@ impl Entry {
         if ends.into_iter().any(is_shorter) { Likeness::ShorterLived } else { Likeness::Same }
     }
 
-    /// Returns the names of the stored headers in which a response of the upstream differs from the
-    /// entry, apart from lifetimes.
-    pub fn differing_headers(
-        &self,
-        later: &StoredHead,
-        volatile: &[HeaderName],
-    ) -> Vec<HeaderName> {
-        self.stored_head().differing_headers(later, volatile)
-    }
-
-    fn stored_head(&self) -> StoredHead {
+    /// Returns the head of the response as it is stored.
+    pub(super) fn stored_head(&self) -> StoredHead {
         StoredHead {
-            status: self.head.status(),
+            status: self.head.status,
             headers: self.head.fields(|_| true).collect(),
             last_modified: self.head.last_modified,
         }

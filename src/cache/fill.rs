@@ -8,7 +8,6 @@ use tokio::task::spawn_blocking;
 use tracing::debug;
 
 use super::{
-    decide::LookupRequest,
     entry::{Entry, Likeness},
     flight::{CoalesceKey, Leader},
     job_notes::JobNotes,
@@ -20,7 +19,7 @@ use crate::{
     limits::Quota,
     observe::events::EventKind,
     semantics::{
-        audience::Caller,
+        audience::{AudienceMember, Caller},
         identity::{Identity, RouteIndex},
         policy::{self, Bypass, Freshness, NoStore, StoredHead},
     },
@@ -31,12 +30,13 @@ use crate::{
 pub struct LeaderRead {
     /// The flight of the read.
     pub leader: Leader,
-    target: FillTarget,
-    why: Option<Bypass>,
-    key: Key,
-    route: RouteIndex,
-    caller: Caller,
-    coalesce_key: CoalesceKey,
+    /// Why a confirmed lookup was not possible or not wanted, if so.
+    pub why: Option<Bypass>,
+    pub(super) target: FillTarget,
+    pub(super) key: Key,
+    pub(super) route: RouteIndex,
+    pub(super) caller: Caller,
+    pub(super) coalesce_key: CoalesceKey,
 }
 
 /// Where the response may be stored.
@@ -48,19 +48,6 @@ pub(super) enum FillTarget {
     /// In place of an entry that was no hit for this reader. The audience is widened if the upstream
     /// gives this reader the same response; otherwise the entry is replaced.
     Entry(Box<KnownEntry>),
-}
-
-/// Effect of a later response on a known entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum EntryChange {
-    /// The entry is kept, and the caller joins its audience.
-    Admit,
-    /// The entry is replaced, because the same response now lives shorter. The audience stays.
-    Shorten,
-    /// The entry is replaced, because the response differs.
-    Replace,
-    /// The entry is replaced, because the client asked for a new read.
-    Refresh,
 }
 
 /// A response on its way into the store.
@@ -127,35 +114,6 @@ impl FillResult {
     }
 }
 
-impl LeaderRead {
-    pub(super) fn new(
-        request: &LookupRequest,
-        leader: Leader,
-        target: FillTarget,
-        why: Option<Bypass>,
-    ) -> Self {
-        Self {
-            leader,
-            target,
-            why,
-            key: request.key.clone(),
-            route: request.route,
-            caller: request.caller,
-            coalesce_key: request.coalesce_key,
-        }
-    }
-
-    /// Stores the response under this lease.
-    pub(super) fn with_lease(self, lease: Lease) -> Self {
-        Self { target: FillTarget::Lease(lease), ..self }
-    }
-
-    /// Returns why a confirmed lookup was not possible or not wanted, if so.
-    pub fn why(&self) -> Option<Bypass> {
-        self.why
-    }
-}
-
 /// Shares and stores the responses of reads.
 pub struct Filler {
     pub(super) state: Arc<SharedState>,
@@ -215,8 +173,7 @@ impl Filler {
                 (EventKind::Fill, self.fill_leased(&read, lease, ttl).await)
             }
             FillTarget::Entry(known) => {
-                let change = self.change(&read, &known, why == Some(Bypass::NoCache));
-                self.fill_known(&read, &known, change).await
+                self.fill_known(&read, &known, why == Some(Bypass::NoCache)).await
             }
         };
         // Until now, readers that have seen this token in the store could still join.
@@ -256,55 +213,55 @@ impl Filler {
         Ok(filled)
     }
 
-    /// Decides what a later response does to a known entry, and records why it does not admit its
-    /// caller.
-    fn change(
+    /// Decides what a later response does to a known entry, and notes why it does not admit its caller.
+    /// Returns the audience of the entry that replaces the known one. `None` means that the response is
+    /// the same: the known entry stays, and the caller joins its audience.
+    fn audience_of_replacement(
         &self,
         &FilledRead { key, caller, entry, .. }: &FilledRead<'_>,
         known: &KnownEntry,
         is_refresh: bool,
-    ) -> EntryChange {
+    ) -> Option<Vec<AudienceMember>> {
+        let own = entry.audience().members.to_vec();
         if is_refresh {
-            return EntryChange::Refresh;
+            return Some(own);
         }
         match known.entry.likeness(entry, &self.config.policy.volatile) {
-            Likeness::Same => return EntryChange::Admit,
-            Likeness::ShorterLived => return EntryChange::Shorten,
+            Likeness::Same => return None,
+            // The upstream has served this response to the old audience too.
+            Likeness::ShorterLived => {
+                return Some(known.entry.audience().joined_by(caller, known.seen.now_ms));
+            }
             Likeness::OtherHeaders(names) => {
                 let warnings = &self.state.notes.differing_header_warnings;
                 self.notes.note_differing(warnings, (key, self.config.id(key)), names);
             }
             Likeness::OtherBody => {}
         }
-        self.notes.replacements.add(key, caller.credential());
-        EntryChange::Replace
+        self.notes.add_replacement(key, caller.credential());
+        Some(own)
     }
 
     async fn fill_known(
         &self,
         read: &FilledRead<'_>,
         known: &KnownEntry,
-        change: EntryChange,
+        is_refresh: bool,
     ) -> (EventKind, Result<Fill, StoreError>) {
         let SharedState { store, silent_changes, .. } = &*self.state;
         let &FilledRead { key, identity, caller, entry } = read;
         let (generation, seen) = (known.entry.generation(), &known.seen);
-        if change == EntryChange::Admit {
+        let Some(members) = self.audience_of_replacement(read, known, is_refresh) else {
             let admitted = store.admit(key, seen, generation, &caller.to_hex()).await;
             if let Ok(Fill::Stored) = admitted {
                 silent_changes.seen(&self.observed(read, &known.entry));
             }
             return (EventKind::Admitted, admitted);
-        }
+        };
         // First, because Redis also reports this change, and the report must not count as a silent
         // change.
         silent_changes.forget(std::slice::from_ref(key));
         let compressed = self.compressed(entry).await;
-        // The upstream has served this response to the old audience too.
-        let members = match change {
-            EntryChange::Shorten => known.entry.audience().joined_by(caller, seen.now_ms),
-            _ => entry.audience().members.to_vec(),
-        };
         let token = store.token(identity.hash());
         let meta = entry.meta_for(&members, &identity, &token, &seen.epoch, compressed.as_ref());
         let body = compressed.as_ref().unwrap_or(entry.body());

@@ -125,7 +125,6 @@ impl CacheReader {
         let (key, credential) = (&request.key, request.caller.credential());
         let hit_for_miss = self.is_hit_for_miss(&request, form);
         let facts = request.facts(hit_for_miss, self.notes.yields_key(key));
-        let replacements = &self.notes.replacements;
         let splitting_headers = &self.state.notes.splitting_headers;
         ForecastReport {
             forecast: self.forecast(&request, &facts, state.as_ref(), value.as_ref()),
@@ -134,8 +133,8 @@ impl CacheReader {
             pending: matches!(self.state.store.trust(key), Err(StoreError::Pending)),
             cluster_slot: self.state.store.place(key),
             hit_for_miss,
-            replacements: replacements.count(key, credential),
-            is_replaced_too_often: replacements.is_exhausted(key, credential),
+            replacements: self.notes.replacements(key, credential),
+            is_replaced_too_often: self.notes.is_replaced_too_often(key, credential),
             differing_headers: self.notes.differing_headers(key),
             foreign_values: self.notes.foreign_values.count(key),
             splitting_headers: splitting_headers.of_job(key, Instant::now()),

@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     hash::Hash,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -40,7 +40,14 @@ const MAX_KEYS: usize = 10_000;
 pub(super) struct JobNotes {
     /// Jobs and coalesce keys that recently got a response that could not be stored.
     pub(super) hit_for_miss: WindowedCounts<(Key, CoalesceKey)>,
-    pub(super) replacements: Replacements,
+    /// Replacements of entries by a different response that the upstream gave another caller.
+    ///
+    /// Entries that replace each other spare the upstream nothing. So a credential may replace the entry
+    /// of a job only so often within a TTL, and only so many credentials may. One caller that gets
+    /// responses of its own, such as a page to log in, does not end sharing for the others.
+    replacements: WindowedCounts<(Key, Fingerprint)>,
+    /// The credentials of each job with replacements.
+    replacing_credentials: WindowedCounts<Key>,
     /// Response headers that keep the callers of a job apart: the upstream gave two of them the same
     /// body, but another value of a header.
     pub(super) differing_headers: WindowedCounts<(Key, HeaderName)>,
@@ -52,7 +59,8 @@ impl JobNotes {
     pub(super) fn new(ttl: Duration) -> Self {
         Self {
             hit_for_miss: WindowedCounts::new(HIT_FOR_MISS_TIME),
-            replacements: Replacements::new(ttl),
+            replacements: WindowedCounts::new(ttl),
+            replacing_credentials: WindowedCounts::new(ttl),
             differing_headers: WindowedCounts::new(ttl),
             foreign_values: WindowedCounts::new(ttl),
         }
@@ -75,8 +83,28 @@ impl JobNotes {
         let audience = entry.audience();
         let is_full = audience.members.len() >= max
             && audience.pairs_of_credential(request.caller) < MAX_PAIRS_OF_CREDENTIAL;
-        self.replacements.is_exhausted(&request.key, request.caller.credential())
+        self.is_replaced_too_often(&request.key, request.caller.credential())
             || is_full && standing == Standing::Outside
+    }
+
+    /// Counts a replacement by a response to this credential.
+    pub(super) fn add_replacement(&self, key: &Key, credential: Fingerprint) {
+        if self.replacements.add((key.clone(), credential)) == 1 {
+            self.replacing_credentials.add(key.clone());
+        }
+    }
+
+    /// Returns whether a response to this credential may not replace the entry again.
+    pub(super) fn is_replaced_too_often(&self, key: &Key, credential: Fingerprint) -> bool {
+        self.replacements.count(&(key.clone(), credential)) >= MAX_OF_CREDENTIAL
+            || self.replacing_credentials.count(key) >= MAX_CREDENTIALS
+    }
+
+    /// Returns the number of replacements, for diagnosis: those by responses to this credential, or one
+    /// for each credential if these are more.
+    pub(super) fn replacements(&self, key: &Key, credential: Fingerprint) -> u32 {
+        let own = self.replacements.count(&(key.clone(), credential));
+        own.max(self.replacing_credentials.count(key))
     }
 
     /// Returns whether the key is left to another program, because it has stored its own values there
@@ -130,47 +158,6 @@ fn warn_of_differing(header: &str, job: &str) {
     }
 }
 
-/// Counts replacements of entries by a different response that the upstream gave another caller, to
-/// notice that the upstream answers each client differently.
-///
-/// Entries that replace each other spare the upstream nothing. So a credential may replace the entry of
-/// a job only so often within a TTL, and only so many credentials may. One caller that gets responses
-/// of its own, such as a page to log in, does not end sharing for the others.
-pub(super) struct Replacements {
-    by_credential: WindowedCounts<(Key, Fingerprint)>,
-    credentials: WindowedCounts<Key>,
-}
-
-impl Replacements {
-    /// Creates empty counts, each of which lasts for `ttl`.
-    fn new(ttl: Duration) -> Self {
-        Self { by_credential: WindowedCounts::new(ttl), credentials: WindowedCounts::new(ttl) }
-    }
-
-    /// Counts a replacement by a response to this credential.
-    pub(super) fn add(&self, key: &Key, credential: Fingerprint) {
-        if self.by_credential.add((key.clone(), credential)) == 1 {
-            self.credentials.add(key.clone());
-        }
-    }
-
-    /// Returns whether a response to this credential may not replace the entry again.
-    pub(super) fn is_exhausted(&self, key: &Key, credential: Fingerprint) -> bool {
-        self.of_credential(key, credential) >= MAX_OF_CREDENTIAL
-            || self.credentials.count(key) >= MAX_CREDENTIALS
-    }
-
-    /// Returns the number of replacements, for diagnosis: those by responses to this credential, or one
-    /// for each credential if these are more.
-    pub(super) fn count(&self, key: &Key, credential: Fingerprint) -> u32 {
-        self.of_credential(key, credential).max(self.credentials.count(key))
-    }
-
-    fn of_credential(&self, key: &Key, credential: Fingerprint) -> u32 {
-        self.by_credential.count(&(key.clone(), credential))
-    }
-}
-
 /// Counts events for each key within a window that begins with the first event.
 pub(super) struct WindowedCounts<K> {
     window: Duration,
@@ -185,23 +172,21 @@ impl<K: Clone + Eq + Hash> WindowedCounts<K> {
 
     /// Counts an event and returns the key's count within its window, including this event.
     pub(super) fn add(&self, key: K) -> u32 {
-        self.with(|counts| {
-            self.make_room(counts);
-            let (since, count) = counts.entry(key).or_insert((Instant::now(), 0));
-            if since.elapsed() >= self.window {
-                (*since, *count) = (Instant::now(), 0);
-            }
-            *count += 1;
-            *count
-        })
+        let mut counts = self.counts();
+        self.make_room(&mut counts);
+        let (since, count) = counts.entry(key).or_insert((Instant::now(), 0));
+        if since.elapsed() >= self.window {
+            (*since, *count) = (Instant::now(), 0);
+        }
+        *count += 1;
+        *count
     }
 
     /// Counts a key as one event, in a window that begins now.
     fn restart(&self, key: K) {
-        self.with(|counts| {
-            self.make_room(counts);
-            counts.insert(key, (Instant::now(), 1));
-        });
+        let mut counts = self.counts();
+        self.make_room(&mut counts);
+        counts.insert(key, (Instant::now(), 1));
     }
 
     fn make_room(&self, counts: &mut HashMap<K, (Instant, u32)>) {
@@ -215,26 +200,24 @@ impl<K: Clone + Eq + Hash> WindowedCounts<K> {
 
     /// Returns the key's count within its window.
     pub(super) fn count(&self, key: &K) -> u32 {
-        self.with(|counts| match counts.get(key) {
-            Some((since, count)) if since.elapsed() < self.window => *count,
-            Some(_) => {
-                counts.remove(key);
-                0
-            }
-            None => 0,
-        })
+        let mut counts = self.counts();
+        let Some(&(since, count)) = counts.get(key) else { return 0 };
+        if since.elapsed() < self.window {
+            return count;
+        }
+        counts.remove(key);
+        0
     }
 
     /// Returns the keys that match and have a count within their window. Scans all keys.
     pub(super) fn keys(&self, matches: impl Fn(&K) -> bool) -> Vec<K> {
-        self.with(|counts| {
-            let current = counts.iter().filter(|(_, (since, _))| since.elapsed() < self.window);
-            current.map(|(key, _)| key).filter(|key| matches(key)).cloned().collect()
-        })
+        let counts = self.counts();
+        let current = counts.iter().filter(|(_, (since, _))| since.elapsed() < self.window);
+        current.map(|(key, _)| key).filter(|key| matches(key)).cloned().collect()
     }
 
-    fn with<T>(&self, action: impl FnOnce(&mut HashMap<K, (Instant, u32)>) -> T) -> T {
-        action(&mut self.counts.lock().unwrap_or_else(PoisonError::into_inner))
+    fn counts(&self) -> MutexGuard<'_, HashMap<K, (Instant, u32)>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     mutants::{self, Mutant},
     semantics::policy::Bypass,
-    store::{Budget, Epoch, Grant, Key, Lease, Seen, StoreError, Token},
+    store::{Budget, Epoch, Grant, Lease, Seen, StoreError, Token},
 };
 
 /// How long a reader waits for another sidecar's fill. The store budget does not cover this wait.
@@ -66,10 +66,8 @@ impl Lookup {
 enum LeaseStep {
     /// It may fill.
     Fill(Lease),
-    /// It joins the flight of the reader that holds the lease.
-    Join(Flight),
-    /// It waits for the entry that another sidecar reads under this token.
-    Wait(Token),
+    /// Another reader holds the lease, with this token.
+    Leased(OtherLease<Flight>, Token),
     /// The store has a value by now.
     Overtaken(Seen),
     /// It goes to the upstream without the lease.
@@ -89,7 +87,8 @@ impl CacheReader {
         {
             return Lookup::Join(flight, None);
         }
-        let lookup = self.find_in_store(request, budget).await.unwrap_or_else(|error| {
+        let store_lookup = StoreLookup { reader: self, request, budget };
+        let lookup = store_lookup.find().await.unwrap_or_else(|error| {
             debug!(%error, "lookup failed");
             self.answer_without_store(request, &error)
         });
@@ -99,82 +98,29 @@ impl CacheReader {
         lookup
     }
 
+    /// Looks up a job for a prefetch, which reads it before a client asks for it. Returns `None` if
+    /// there is an entry, for some audience: nothing to do. Takes the same lease as a client's read, so
+    /// that a response that a purge or a write has overtaken is not stored.
+    ///
+    /// An existing entry is left alone, even if it is for other callers: adding one more caller would
+    /// cost an upstream read, and would take the entry from its audience if the upstream answers each
+    /// client differently. Without a confirmed lookup nothing is read, because the response could not be
+    /// stored.
+    pub async fn lookup_for_prefetch(
+        &self,
+        request: &LookupRequest,
+        budget: &mut Budget,
+    ) -> Option<Lookup> {
+        let lookup = StoreLookup { reader: self, request, budget };
+        lookup.find_for_prefetch().await.unwrap_or_else(|error| {
+            debug!(%error, "lookup failed");
+            Some(Lookup::Pass(bypass_reason(&error)))
+        })
+    }
+
     fn answer_without_store(&self, request: &LookupRequest, error: &StoreError) -> Lookup {
         let facts = request.facts(self.notes.is_hit_for_miss(request), false);
         self.answer_uncached(request, decide::unconfirmed(&facts, bypass_reason(error)))
-    }
-
-    async fn find_in_store(
-        &self,
-        request: &LookupRequest,
-        budget: &mut Budget,
-    ) -> Result<Lookup, StoreError> {
-        let (reject, seen) = match self.read_entry(request, budget).await? {
-            Found::Entry(known) => return Ok(self.answer_with_entry(request, known)),
-            Found::NoEntry(reject, seen) => (reject, seen),
-        };
-        let is_hit_for_miss = self.notes.is_hit_for_miss(request);
-        let facts = self.facts_without_entry(request, is_hit_for_miss, reject, seen.in_grace);
-        match decide::without_entry(&facts, reject, seen.in_grace) {
-            NoEntry::Lease => self.take_lease(request, &facts, &seen, budget).await,
-            NoEntry::UnconfirmedWithLease(why) => {
-                Ok(self.lead_next_with_lease(request, why, &seen, budget).await)
-            }
-            NoEntry::Uncached(uncached) => Ok(self.answer_uncached(request, uncached)),
-        }
-    }
-
-    /// Takes the lease of a job that has no entry, and answers by what the store says to that.
-    async fn take_lease(
-        &self,
-        request: &LookupRequest,
-        facts: &Facts,
-        seen: &Seen,
-        budget: &mut Budget,
-    ) -> Result<Lookup, StoreError> {
-        Ok(match self.ask_for_lease(request, facts, seen, budget).await? {
-            LeaseStep::Fill(lease) => self.lead(request, lease).await,
-            LeaseStep::Join(flight) => Lookup::Join(flight, None),
-            LeaseStep::Wait(token) => {
-                return self.wait_for_entry(request, facts, token, budget).await;
-            }
-            LeaseStep::Overtaken(seen) => {
-                self.answer_overtaken(request, facts, self.decode(request, seen))
-            }
-            LeaseStep::Uncached(uncached) => self.answer_uncached(request, uncached),
-        })
-    }
-
-    /// Asks for the lease of a job that has no entry, and decides how the read goes on.
-    async fn ask_for_lease(
-        &self,
-        request: &LookupRequest,
-        facts: &Facts,
-        seen: &Seen,
-        budget: &mut Budget,
-    ) -> Result<LeaseStep, StoreError> {
-        let (store, key) = (&self.state.store, &request.key);
-        let grant = store.lease(key, request.identity, seen.stored.as_ref(), budget).await?;
-        Ok(match grant {
-            Grant::Lease(lease) => match decide::granted(facts, *lease.epoch() != seen.epoch) {
-                None => LeaseStep::Fill(lease),
-                Some(uncached) => {
-                    store.release(lease).await;
-                    LeaseStep::Uncached(uncached)
-                }
-            },
-            Grant::Stored(seen) => LeaseStep::Overtaken(seen),
-            Grant::Leased(token, epoch) => {
-                let version = JobVersion { token, epoch };
-                let holder = self.lease_holder(request, &version, &seen.epoch);
-                match decide::leased(facts, holder) {
-                    OtherLease::Join(flight) => LeaseStep::Join(flight),
-                    OtherLease::Wait => LeaseStep::Wait(version.token),
-                    OtherLease::Uncached(uncached) => LeaseStep::Uncached(uncached),
-                }
-            }
-            Grant::Fenced => LeaseStep::Uncached(decide::unconfirmed(facts, Bypass::Fenced)),
-        })
     }
 
     /// Returns what decides about following the reader that holds the lease of this version. `epoch` is
@@ -240,17 +186,14 @@ impl CacheReader {
         why: Option<Bypass>,
         known: KnownEntry,
     ) -> Lookup {
+        let LookupRequest { key, coalesce_key, .. } = request;
         let token = Token::named(known.entry.generation());
-        let epoch = known.seen.epoch.clone();
+        let version = JobVersion { token, epoch: known.seen.epoch.clone() };
         // A solo request does not queue. Others may join its flight by the version that it has seen.
         let role = if why.is_none() || request.solo {
-            self.state.flights.join_or_lead(
-                &request.key,
-                JobVersion { token, epoch },
-                request.coalesce_key,
-            )
+            self.state.flights.join_or_lead(key, version, *coalesce_key)
         } else {
-            self.state.flights.join_or_lead_next(request.key.clone(), request.coalesce_key)
+            self.state.flights.join_or_lead_next(key.clone(), *coalesce_key)
         };
         lead_or_join(request, role, why, || FillTarget::Entry(Box::new(known)))
     }
@@ -266,98 +209,46 @@ impl CacheReader {
         lead_or_join(request, role, None, || FillTarget::Lease(lease))
     }
 
-    async fn wait_for_entry(
-        &self,
-        request: &LookupRequest,
-        facts: &Facts,
-        token: Token,
-        budget: &mut Budget,
-    ) -> Result<Lookup, StoreError> {
-        let deadline = Instant::now() + OTHER_FILL_WAIT;
-        let mut step = FIRST_OTHER_FILL_PAUSE;
-        while Instant::now() < deadline {
-            self.wait_for_change(&request.key, deadline.min(Instant::now() + step)).await;
-            step *= 2;
-            match self.read_entry(request, budget).await? {
-                Found::NoEntry(None, _) => {}
-                found => return Ok(self.answer_overtaken(request, facts, found)),
-            }
-        }
-        self.state.notes.waited_leases.add(token);
-        Ok(Lookup::Pass(Bypass::Leased))
-    }
-
-    /// Waits for a report of a change to the key, at most until `until`: the report may have come
-    /// before this began to listen.
-    async fn wait_for_change(&self, key: &Key, until: Instant) {
-        let changed = async {
-            match &self.state.near {
-                Some(near) => near.changed(key).await,
-                None => future::pending().await,
-            }
-        };
-        let _ = timeout_at(until, changed).await;
-    }
-
     /// Answers a read without a confirmed lookup: only by an upstream read that starts after now.
     fn lead_next(&self, request: &LookupRequest, why: Bypass) -> Lookup {
         let flights = &self.state.flights;
         let role = flights.join_or_lead_next(request.key.clone(), request.coalesce_key);
         lead_or_join(request, role, Some(why), || FillTarget::Nowhere)
     }
+}
 
-    /// Does the same, but the response is stored if the lease is granted.
-    async fn lead_next_with_lease(
-        &self,
-        request: &LookupRequest,
-        why: Bypass,
-        seen: &Seen,
-        budget: &mut Budget,
-    ) -> Lookup {
-        let (key, identity) = (&request.key, request.identity);
-        match self.lead_next(request, why) {
-            Lookup::Lead(lead) => {
-                match self.state.store.lease(key, identity, seen.stored.as_ref(), budget).await {
-                    Ok(Grant::Lease(lease)) => Lookup::Lead(Box::new(lead.with_lease(lease))),
-                    _ => Lookup::Lead(lead),
-                }
-            }
-            lookup => lookup,
+/// A lookup in the store.
+struct StoreLookup<'r> {
+    reader: &'r CacheReader,
+    request: &'r LookupRequest,
+    budget: &'r mut Budget,
+}
+
+impl StoreLookup<'_> {
+    async fn find(self) -> Result<Lookup, StoreError> {
+        let Self { reader, request, .. } = self;
+        let (reject, seen) = match reader.read_entry(request, self.budget).await? {
+            Found::Entry(known) => return Ok(reader.answer_with_entry(request, known)),
+            Found::NoEntry(reject, seen) => (reject, seen),
+        };
+        let is_hit_for_miss = reader.notes.is_hit_for_miss(request);
+        let facts = reader.facts_without_entry(request, is_hit_for_miss, reject, seen.in_grace);
+        match decide::without_entry(&facts, reject, seen.in_grace) {
+            NoEntry::Lease => self.take_lease(&facts, &seen).await,
+            NoEntry::UnconfirmedWithLease(why) => Ok(self.lead_next_with_lease(why, &seen).await),
+            NoEntry::Uncached(uncached) => Ok(reader.answer_uncached(request, uncached)),
         }
     }
 
-    /// Looks up a job for a prefetch, which reads it before a client asks for it. Returns `None` if
-    /// there is an entry, for some audience: nothing to do. Takes the same lease as a client's read, so
-    /// that a response that a purge or a write has overtaken is not stored.
-    ///
-    /// An existing entry is left alone, even if it is for other callers: adding one more caller would
-    /// cost an upstream read, and would take the entry from its audience if the upstream answers each
-    /// client differently. Without a confirmed lookup nothing is read, because the response could not be
-    /// stored.
-    pub async fn lookup_for_prefetch(
-        &self,
-        request: &LookupRequest,
-        budget: &mut Budget,
-    ) -> Option<Lookup> {
-        self.find_for_prefetch(request, budget).await.unwrap_or_else(|error| {
-            debug!(%error, "lookup failed");
-            Some(Lookup::Pass(bypass_reason(&error)))
-        })
-    }
-
-    async fn find_for_prefetch(
-        &self,
-        request: &LookupRequest,
-        budget: &mut Budget,
-    ) -> Result<Option<Lookup>, StoreError> {
-        self.state.store.trust(&request.key)?;
+    async fn find_for_prefetch(mut self) -> Result<Option<Lookup>, StoreError> {
+        let Self { reader, request, .. } = self;
+        reader.state.store.trust(&request.key)?;
         // Hit-for-miss keeps clients from queueing, and prefetches do not queue.
-        let (reject, seen) = match self.read_entry(request, budget).await? {
+        let (reject, seen) = match reader.read_entry(request, self.budget).await? {
             Found::Entry(KnownEntry { entry, seen }) => {
-                let facts = self.entry_facts(request, &entry, seen.now_ms);
-                let decision =
-                    decide::with_entry(&request.facts(false, false), facts, seen.in_grace);
-                return Ok(match decision {
+                let entry = reader.entry_facts(request, &entry, seen.now_ms);
+                let facts = request.facts(false, false);
+                return Ok(match decide::with_entry(&facts, entry, seen.in_grace) {
                     WithEntry::Uncached(Uncached::Unconfirmed(why)) => Some(Lookup::Pass(why)),
                     _ => None,
                 });
@@ -366,7 +257,7 @@ impl CacheReader {
             Found::NoEntry(Some(Reject::Identity), _) => return Ok(None),
             Found::NoEntry(reject, seen) => (reject, seen),
         };
-        let facts = self.facts_without_entry(request, false, reject, seen.in_grace);
+        let facts = reader.facts_without_entry(request, false, reject, seen.in_grace);
         match decide::without_entry(&facts, reject, seen.in_grace) {
             NoEntry::Lease => {}
             NoEntry::UnconfirmedWithLease(why) | NoEntry::Uncached(Uncached::Unconfirmed(why)) => {
@@ -374,15 +265,96 @@ impl CacheReader {
             }
             NoEntry::Uncached(Uncached::Pass(_)) => return Ok(None),
         }
-        Ok(match self.ask_for_lease(request, &facts, &seen, budget).await? {
-            LeaseStep::Fill(lease) => Some(self.lead(request, lease).await),
-            LeaseStep::Join(flight) => Some(Lookup::Join(flight, None)),
-            LeaseStep::Wait(_) => Some(Lookup::Pass(Bypass::Leased)),
+        Ok(match self.ask_for_lease(&facts, &seen).await? {
+            LeaseStep::Fill(lease) => Some(reader.lead(request, lease).await),
+            LeaseStep::Leased(OtherLease::Join(flight), _) => Some(Lookup::Join(flight, None)),
+            LeaseStep::Leased(OtherLease::Wait, _) => Some(Lookup::Pass(Bypass::Leased)),
             LeaseStep::Overtaken(_) => None,
-            LeaseStep::Uncached(Uncached::Pass(why) | Uncached::Unconfirmed(why)) => {
+            LeaseStep::Uncached(uncached)
+            | LeaseStep::Leased(OtherLease::Uncached(uncached), _) => {
+                let (Uncached::Pass(why) | Uncached::Unconfirmed(why)) = uncached;
                 Some(Lookup::Pass(why))
             }
         })
+    }
+
+    /// Takes the lease of a job that has no entry, and answers by what the store says to that.
+    async fn take_lease(mut self, facts: &Facts, seen: &Seen) -> Result<Lookup, StoreError> {
+        let Self { reader, request, .. } = self;
+        Ok(match self.ask_for_lease(facts, seen).await? {
+            LeaseStep::Fill(lease) => reader.lead(request, lease).await,
+            LeaseStep::Leased(OtherLease::Join(flight), _) => Lookup::Join(flight, None),
+            LeaseStep::Leased(OtherLease::Wait, token) => {
+                return self.wait_for_entry(facts, token).await;
+            }
+            LeaseStep::Overtaken(seen) => {
+                reader.answer_overtaken(request, facts, reader.decode(request, seen))
+            }
+            LeaseStep::Uncached(uncached)
+            | LeaseStep::Leased(OtherLease::Uncached(uncached), _) => {
+                reader.answer_uncached(request, uncached)
+            }
+        })
+    }
+
+    /// Asks for the lease of a job that has no entry, and decides how the read goes on.
+    async fn ask_for_lease(&mut self, facts: &Facts, seen: &Seen) -> Result<LeaseStep, StoreError> {
+        Ok(match self.lease(seen).await? {
+            Grant::Lease(lease) => match decide::granted(facts, *lease.epoch() != seen.epoch) {
+                None => LeaseStep::Fill(lease),
+                Some(uncached) => {
+                    self.reader.state.store.release(lease).await;
+                    LeaseStep::Uncached(uncached)
+                }
+            },
+            Grant::Stored(seen) => LeaseStep::Overtaken(seen),
+            Grant::Leased(token, epoch) => {
+                let version = JobVersion { token, epoch };
+                let holder = self.reader.lease_holder(self.request, &version, &seen.epoch);
+                LeaseStep::Leased(decide::leased(facts, holder), version.token)
+            }
+            Grant::Fenced => LeaseStep::Uncached(decide::unconfirmed(facts, Bypass::Fenced)),
+        })
+    }
+
+    async fn lease(&mut self, seen: &Seen) -> Result<Grant, StoreError> {
+        let LookupRequest { key, identity, .. } = self.request;
+        let store = &self.reader.state.store;
+        store.lease(key, *identity, seen.stored.as_ref(), self.budget).await
+    }
+
+    async fn wait_for_entry(self, facts: &Facts, token: Token) -> Result<Lookup, StoreError> {
+        let Self { reader, request, budget } = self;
+        let deadline = Instant::now() + OTHER_FILL_WAIT;
+        let mut step = FIRST_OTHER_FILL_PAUSE;
+        while Instant::now() < deadline {
+            let changed = async {
+                match &reader.state.near {
+                    Some(near) => near.changed(&request.key).await,
+                    None => future::pending().await,
+                }
+            };
+            // A report of a change may have come before this began to listen.
+            let _ = timeout_at(deadline.min(Instant::now() + step), changed).await;
+            step *= 2;
+            match reader.read_entry(request, budget).await? {
+                Found::NoEntry(None, _) => {}
+                found => return Ok(reader.answer_overtaken(request, facts, found)),
+            }
+        }
+        reader.state.notes.waited_leases.add(token);
+        Ok(Lookup::Pass(Bypass::Leased))
+    }
+
+    /// Answers a read without a confirmed lookup, but stores the response if the lease is granted.
+    async fn lead_next_with_lease(mut self, why: Bypass, seen: &Seen) -> Lookup {
+        let mut lookup = self.reader.lead_next(self.request, why);
+        if let Lookup::Lead(lead) = &mut lookup
+            && let Ok(Grant::Lease(lease)) = self.lease(seen).await
+        {
+            lead.target = FillTarget::Lease(lease);
+        }
+        lookup
     }
 }
 
@@ -394,9 +366,15 @@ fn lead_or_join(
     target: impl FnOnce() -> FillTarget,
 ) -> Lookup {
     match role {
-        FlightRole::Lead(leader) => {
-            Lookup::Lead(Box::new(LeaderRead::new(request, leader, target(), why)))
-        }
+        FlightRole::Lead(leader) => Lookup::Lead(Box::new(LeaderRead {
+            leader,
+            why,
+            target: target(),
+            key: request.key.clone(),
+            route: request.route,
+            caller: request.caller,
+            coalesce_key: request.coalesce_key,
+        })),
         FlightRole::Join(flight) => Lookup::Join(flight, why),
         FlightRole::Full => Lookup::Pass(Bypass::Flights),
     }

@@ -144,35 +144,26 @@ impl Verdict {
 
 /// Turns an upstream error into an answer. This is the only place that does.
 pub(super) fn upstream_failure(error: &UpstreamError) -> Answer {
+    debug!(%error, "no answer from the upstream");
     let status = match error {
         UpstreamError::ClientStalled { .. } | UpstreamError::ClientSlow { .. } => {
             StatusCode::REQUEST_TIMEOUT
         }
         UpstreamError::ClientGone(_) => StatusCode::BAD_REQUEST,
-        UpstreamError::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        UpstreamError::Busy { .. } => return refuse_retryable(error.as_str()),
         _ if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::BAD_GATEWAY,
     };
-    debug!(%error, "no answer from the upstream");
     let mut answer = refuse_with(status, error.as_str());
-    if !matches!(error, UpstreamError::Busy { .. }) {
-        answer.verdict = Verdict::Failed(error.as_str());
-    }
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        retry_later(&mut answer);
-    }
+    answer.verdict = Verdict::Failed(error.as_str());
     answer
 }
 
 /// Returns a 503 for a request that there is no capacity for now, with `Retry-After`.
 pub(super) fn refuse_retryable(reason: &'static str) -> Answer {
     let mut answer = refuse_with(StatusCode::SERVICE_UNAVAILABLE, reason);
-    retry_later(&mut answer);
-    answer
-}
-
-fn retry_later(answer: &mut Answer) {
     answer.response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    answer
 }
 
 /// Returns an answer of jobcache itself. It contains no address; the log does.

@@ -172,13 +172,13 @@ pub(super) async fn capture_tee(mut body: ResponseBody, max: usize, tee: &TeeEnd
             Ok(frame) => frame,
             Err(error) => {
                 debug!(%error, "the upstream's response body was cut off");
-                tee.send(TeePiece::Broken(error));
+                tee.send(TeePiece::Frame(Err(error)));
                 return TeeCapture::Broken;
             }
         };
         let data = frame.data_ref().cloned();
         let fits = tee.held.grow(frame_cost(&frame));
-        tee.send(TeePiece::Frame(frame));
+        tee.send(TeePiece::Frame(Ok(frame)));
         size += data.as_ref().map_or(0, Bytes::len);
         if let Some(why) = no_store_reason(data.as_ref().map(Bytes::len), size > max, fits) {
             tee.send(TeePiece::Rest(body));
@@ -207,9 +207,8 @@ pub(super) struct TeeEnd {
 }
 
 enum TeePiece {
-    Frame(Frame<Bytes>),
+    Frame(Result<Frame<Bytes>, BodyError>),
     Rest(ResponseBody),
-    Broken(BodyError),
     End,
 }
 
@@ -235,13 +234,12 @@ impl HttpBody for Tee {
             return Pin::new(rest).poll_frame(cx);
         }
         let piece = ready!(self.pieces.poll_recv(cx));
-        if !matches!(piece, Some(TeePiece::Frame(_))) {
+        if !matches!(piece, Some(TeePiece::Frame(Ok(_)))) {
             self.held = None;
         }
         match piece {
-            Some(TeePiece::Frame(frame)) => Poll::Ready(Some(Ok(frame))),
+            Some(TeePiece::Frame(frame)) => Poll::Ready(Some(frame)),
             Some(TeePiece::Rest(rest)) => Pin::new(self.rest.insert(rest)).poll_frame(cx),
-            Some(TeePiece::Broken(error)) => Poll::Ready(Some(Err(error))),
             Some(TeePiece::End) => Poll::Ready(None),
             // The capturing task died: a truncated body must not look complete.
             None => Poll::Ready(Some(Err(BodyError::Abandoned))),

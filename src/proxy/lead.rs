@@ -14,7 +14,7 @@ use hyper::{
     },
 };
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
-use tracing::{Instrument as _, Span};
+use tracing::Instrument as _;
 
 use super::{
     answer::{Answer, Verdict, entry_response, upstream_failure},
@@ -105,7 +105,7 @@ impl LeadTask {
         match capture(body, filler.max_body(), filler.capture_quota()).await {
             Captured::Whole(body) => {
                 let Self { context, lead, client_head, budget, answer } = self;
-                let why = lead.why();
+                let why = lead.why;
                 let published = context.cache.filler.publish(lead, &head, body, freshness);
                 let entry = Arc::clone(&published.entry);
                 store_then(&context, published, budget, |filled| {
@@ -137,7 +137,7 @@ impl LeadTask {
         let filler = &context.cache.filler;
         let (tee, client_end) = Tee::new(filler.capture_quota());
         let response = Response::from_parts(head.clone(), Body::watched(client_end));
-        let verdict = Verdict::Miss { filled: None, collapsed: false, why: lead.why() };
+        let verdict = Verdict::Miss { filled: None, collapsed: false, why: lead.why };
         let _ = answer.send(Answer::new(response, verdict));
         let captured = {
             let mut capture = pin!(capture_tee(body, filler.max_body(), &tee));
@@ -167,7 +167,7 @@ impl LeadTask {
     async fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) -> FillResult {
         let reason = AbandonReason::Unstorable(why, head.status);
         let filled = Some(FillResult::Abandoned(reason));
-        let verdict = Verdict::Miss { filled, collapsed: false, why: self.lead.why() };
+        let verdict = Verdict::Miss { filled, collapsed: false, why: self.lead.why };
         let _ = self.answer.send(Answer::new(Response::from_parts(head, body), verdict));
         self.context.cache.filler.abandon(self.lead, reason).await
     }
@@ -192,13 +192,6 @@ fn is_framed(response: &Response<ResponseBody>) -> bool {
     [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| response.headers().contains_key(name))
 }
 
-/// Stores a published response and records the result in its span.
-async fn fill_in_span(context: &ProxyContext, published: PublishedRead, span: Span) -> FillResult {
-    let filled = context.cache.filler.fill(published).await;
-    spans::record_result(&span, filled.as_str());
-    filled
-}
-
 /// Stores a published response. Calls `then` when that is done, or without a result when the budget is
 /// spent.
 async fn store_then(
@@ -208,7 +201,12 @@ async fn store_then(
     then: impl FnOnce(Option<FillResult>),
 ) -> FillResult {
     let span = spans::fill();
-    let mut fill = Box::pin(fill_in_span(context, published, span.clone()).instrument(span));
+    let fill = async {
+        let filled = context.cache.filler.fill(published).await;
+        spans::record_result(&spans::current(), filled.as_str());
+        filled
+    };
+    let mut fill = Box::pin(fill.instrument(span));
     if let Ok(filled) = timeout(budget.left(), &mut fill).await {
         then(Some(filled));
         filled

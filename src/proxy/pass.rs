@@ -29,7 +29,7 @@ use super::{
     proxy_context::{
         ProxyContext, Requester, prepare_response, prepare_switch, set_upgrade, switched_protocol,
     },
-    write_end::{WriteInvalidation, spawn_write},
+    write::{WriteInvalidation, spawn_write},
 };
 use crate::{
     cache::WriteOutcome,
@@ -76,7 +76,12 @@ pub(super) async fn forward(
     if let Some(upgrade) = &upgrade {
         set_upgrade(request.headers_mut(), upgrade.protocols.clone());
     }
-    let write = may_change.then(|| PassedWrite::of(context, &request));
+    let write = may_change.then(|| PassedWrite {
+        context: Arc::clone(context),
+        method: request.method().clone(),
+        target: WriteTarget::of(&request),
+        is_answered: false,
+    });
     let retry = if overridden { RetryPolicy::Never } else { RetryPolicy::OnceIfSafe };
     let (head, body) = request.into_parts();
     let (body, upload) = if may_change { body.tracked() } else { (body, None) };
@@ -102,15 +107,6 @@ struct PassedWrite {
 }
 
 impl PassedWrite {
-    fn of<B>(context: &Arc<ProxyContext>, request: &Request<B>) -> Self {
-        Self {
-            context: Arc::clone(context),
-            method: request.method().clone(),
-            target: WriteTarget::of(request),
-            is_answered: false,
-        }
-    }
-
     /// Returns the invalidation due for the write now that it has an answer, if one is: of the jobs
     /// that the answer names, or of every job if a reload has changed the routes meanwhile.
     fn invalidation(

@@ -201,7 +201,7 @@ impl UnansweredRead<'_> {
     /// the client that began it may hang up, and the others still get their answer.
     async fn lead(self, lead: LeaderRead) -> Answer {
         let Self { context, head, requester, budget } = self;
-        let why = lead.why().unwrap_or(Bypass::Alone);
+        let why = lead.why.unwrap_or(Bypass::Alone);
         let request = context.fill_request(&head, requester.client);
         let request = relay_informational(request, &requester);
         let read = LeadTask::spawn(context, lead, head.clone(), request, budget).await;

@@ -1,22 +1,39 @@
-//! Writes: the jobs that a write may change are fenced before it is forwarded, and invalidated
-//! before it is answered. `write_end` invalidates them again when its bodies have ended.
+//! Writes: the jobs that a write may change are fenced before it is forwarded, and invalidated before
+//! its response head is passed on, and again after its bodies end.
+//!
+//! An upstream may answer before an upload ends and commit afterwards, or commit while it sends
+//! its response. So the end before the head drops the entry and keeps the fence, and a last end
+//! lifts it when request and response have ended. The client gets the head at once. It sees the end
+//! of the response only after an end that has dropped the entry again.
+//!
+//! The fence stands for at most `upstream.response_timeout` after the head. The bodies of an event
+//! stream may last for days, so its fence is lifted with the head, as it is if the status says
+//! that nothing was done. Whenever the fence has fallen before the bodies ended, the last end still
+//! drops what was stored meanwhile.
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc, time::Instant};
 
-use hyper::{Request, body::Incoming};
-use tracing::Instrument as _;
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Body as _, Incoming},
+};
+use tracing::{Instrument as _, Span, error};
 
 use super::{
-    answer::{Answer, close_if_spent, refuse_retryable, upstream_failure},
-    body_rules::{InspectError, InspectedResponse, RuleFinding, misses_unknown_response},
+    answer::{Answer, Verdict, close_if_spent, refuse_retryable, refuse_with, upstream_failure},
+    body::{Body, BodyEnd, BodyEndFuture, InvalidatingBody},
+    body_rules::{
+        InspectError, InspectedResponse, RuleFinding, is_event_stream, misses_unknown_response,
+    },
     proxy_context::{ProxyContext, Requester, prepare_response},
-    write_end::{WriteInvalidation, spawn_write},
 };
 use crate::{
+    cache::{EndStage, FenceEnd, InvalidationSource, WriteOutcome},
+    mutants::{self, Mutant},
     observe::spans,
     semantics::route::{WriteScope, WriteTarget},
-    store::Write,
-    upstream::{RequestBody, RetryPolicy, UpstreamError},
+    store::{Ended, Write},
+    upstream::{RequestBody, ResponseBody, RetryPolicy, UploadEnd, UploadOutcome, UpstreamError},
 };
 
 /// Forwards a write in a task of its own, and answers it once its jobs are invalidated.
@@ -117,4 +134,206 @@ fn changes_all(
     let has_too_many = scope.too_many && result.as_ref().map_or(true, is_success);
     let has_all_rule = scope.rules.iter().any(|rule| rule.is_all());
     missed || has_too_many || has_all_rule || context.superseded.is_cancelled()
+}
+
+/// The invalidations still due for a write.
+pub(super) struct WriteInvalidation {
+    context: Arc<ProxyContext>,
+    /// The span of the request, which the later invalidations outlive.
+    span: Span,
+    pub(super) write: Write,
+    /// Whether the write changes every job.
+    pub(super) all: bool,
+    /// Outcome of the write as far as it has shown itself.
+    outcome: WriteOutcome,
+    /// Decided once, with the fence: a body over HTTP/2 may end at any time.
+    response_has_ended: bool,
+    /// The end of the upload, if it may still be under way.
+    upload: Option<UploadEnd>,
+}
+
+impl WriteInvalidation {
+    pub(super) fn new(
+        context: &Arc<ProxyContext>,
+        write: Write,
+        upload: Option<UploadEnd>,
+    ) -> Self {
+        Self {
+            context: Arc::clone(context),
+            span: spans::current(),
+            write,
+            all: false,
+            outcome: WriteOutcome::Known,
+            response_has_ended: true,
+            upload,
+        }
+    }
+
+    /// Invalidates what a write has changed, then answers it. Must run in [`spawn_write`], so that
+    /// nothing cancels it.
+    pub(super) async fn conclude(
+        mut self,
+        result: Result<Response<Body>, UpstreamError>,
+    ) -> Answer {
+        let fence = if let Ok(response) = &result {
+            self.fence_at_head(response)
+        } else {
+            self.upload = None;
+            FenceEnd::Now(self.outcome)
+        };
+        let ended = self.invalidate(fence, InvalidationSource::Write).await;
+        let pending = ended == Ended::Pending;
+        match result {
+            Ok(response) => {
+                let response = response.map(|body| self.invalidate_at_ends(body, fence));
+                Answer::new(response, Verdict::Write { pending })
+            }
+            Err(error) => upstream_failure(&error),
+        }
+    }
+
+    /// Invalidates again when the bodies have ended, and before the client sees the end of the
+    /// response.
+    fn invalidate_at_ends(self, body: Body, fence: FenceEnd) -> Body {
+        if self.response_has_ended {
+            self.spawn_end_after_upload();
+            return body;
+        }
+        let tasks = self.context.tasks.clone();
+        let on_end = move |end| tasks.spawn(self.end_after_response(end, fence));
+        Body::watched(InvalidatingBody::new(body, on_end))
+    }
+
+    /// Invalidates when the response has ended. If the upload has not, the fence is kept.
+    async fn end_after_response(mut self, end: BodyEndFuture, fence: FenceEnd) {
+        if end.await == BodyEnd::Truncated {
+            self.note_unknown();
+        }
+        self.response_has_ended = true;
+        self.check_upload();
+        let kept = self.upload.is_some().then_some(fence);
+        self.end_again(kept).await;
+        self.spawn_end_after_upload();
+    }
+
+    /// Invalidates when the upload has ended, if it is still under way after the response.
+    fn spawn_end_after_upload(mut self) {
+        let Some(upload) = self.upload.take() else { return };
+        let tasks = self.context.tasks.clone();
+        tasks.spawn(async move {
+            self.note_upload(upload.outcome().await);
+            self.end_again(None).await;
+        });
+    }
+
+    /// Invalidates again, and lifts the fence unless it is kept.
+    async fn end_again(&mut self, kept: Option<FenceEnd>) {
+        self.all |= self.context.superseded.is_cancelled();
+        let fence = kept.unwrap_or(FenceEnd::Now(self.outcome));
+        self.invalidate(fence, InvalidationSource::WriteBody).await;
+    }
+
+    /// Notes whether the status says that nothing was done. Then no other job is dropped, and the
+    /// fence is lifted at once: a client without permission to write must be able neither to purge
+    /// everything nor to keep a job uncached.
+    pub(super) fn note_status(&mut self, status: StatusCode) {
+        let refusals = [
+            StatusCode::UNAUTHORIZED,
+            StatusCode::FORBIDDEN,
+            StatusCode::METHOD_NOT_ALLOWED,
+            StatusCode::PAYLOAD_TOO_LARGE,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            StatusCode::TOO_MANY_REQUESTS,
+        ];
+        if refusals.contains(&status) {
+            self.outcome = WriteOutcome::Refused;
+            self.all = false;
+        }
+    }
+
+    /// Notes that the upstream may still commit the write, unless its status says that nothing was
+    /// done.
+    pub(super) fn note_unknown(&mut self) {
+        if self.outcome == WriteOutcome::Known {
+            self.outcome = WriteOutcome::Unknown;
+        }
+    }
+
+    /// Notes how the upload ended. The upstream may act on the part of it that has arrived.
+    fn note_upload(&mut self, outcome: UploadOutcome) {
+        if outcome == UploadOutcome::Truncated {
+            self.note_unknown();
+        }
+    }
+
+    /// Forgets an upload that has ended, and notes how.
+    fn check_upload(&mut self) {
+        if let Some(outcome) = self.upload.as_mut().and_then(UploadEnd::try_outcome) {
+            self.upload = None;
+            self.note_upload(outcome);
+        }
+    }
+
+    /// Decides when the fence falls, and which ends are still to come.
+    fn fence_at_head(&mut self, response: &Response<Body>) -> FenceEnd {
+        if response.body().upstream().is_some_and(ResponseBody::upload_unrequested)
+            || mutants::is(Mutant::EndOnce)
+        {
+            self.upload = None;
+        }
+        self.check_upload();
+        self.response_has_ended = response.body().is_end_stream() || mutants::is(Mutant::EndOnce);
+        let ends_with_head = self.outcome == WriteOutcome::Refused
+            || is_event_stream(response.headers())
+            || response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if self.stage() == EndStage::Last || ends_with_head {
+            FenceEnd::Now(self.outcome)
+        } else {
+            FenceEnd::WithBodies(Instant::now())
+        }
+    }
+
+    /// Whether another end follows.
+    fn stage(&self) -> EndStage {
+        let is_over = self.response_has_ended && self.upload.is_none();
+        if is_over { EndStage::Last } else { EndStage::Early }
+    }
+
+    /// Invalidates the jobs of the write, or every job, in a span of its own.
+    async fn invalidate(&self, fence: FenceEnd, source: InvalidationSource) -> Ended {
+        let invalidator = &self.context.cache.invalidator;
+        let span = spans::invalidate(&self.span, source.as_str());
+        let end = async {
+            let ended = invalidator.end(&self.write, fence, self.stage(), source).await;
+            if !self.all {
+                return ended;
+            }
+            let outcome = match fence {
+                FenceEnd::Now(outcome) => outcome,
+                FenceEnd::WithBodies(_) => WriteOutcome::Known,
+            };
+            match invalidator.end_all(outcome).await {
+                Ended::Confirmed { .. } => ended,
+                Ended::Pending => Ended::Pending,
+            }
+        };
+        let ended = end.instrument(span.clone()).await;
+        spans::record_result(&span, ended.as_str());
+        ended
+    }
+}
+
+/// Runs a write in a task of its own: a client that hangs up cancels neither the write nor the
+/// invalidation that must follow it.
+pub(super) async fn spawn_write(
+    context: &ProxyContext,
+    write: impl Future<Output = Answer> + Send + 'static,
+) -> Answer {
+    match context.tasks.spawn(write.instrument(spans::current())).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            error!(%error, "a write task died");
+            refuse_with(StatusCode::INTERNAL_SERVER_ERROR, "internal")
+        }
+    }
 }

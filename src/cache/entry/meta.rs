@@ -63,6 +63,18 @@ impl Meta {
     fn identity(&self) -> Identity<'_> {
         Identity { api: &self.api, route: &self.route, id: &self.id }
     }
+
+    fn header_map(&self) -> Option<HeaderMap> {
+        let mut headers =
+            HeaderMap::try_with_capacity(self.headers.len() + MAX_ADDED_HEADERS).ok()?;
+        for (name, value) in &self.headers {
+            let value: Vec<u8> =
+                value.chars().map(|c| u8::try_from(c).ok()).collect::<Option<_>>()?;
+            let name: HeaderName = name.parse().ok()?;
+            headers.append(name, HeaderValue::from_maybe_shared(Bytes::from(value)).ok()?);
+        }
+        Some(headers)
+    }
 }
 
 /// Returns API and route of a stored entry, for messages.
@@ -127,24 +139,19 @@ impl Entry {
 
     pub(super) fn from_meta(meta: Meta, body: Bytes) -> Option<Self> {
         let identity = meta.identity().hash();
-        let mut headers =
-            HeaderMap::try_with_capacity(meta.headers.len() + MAX_ADDED_HEADERS).ok()?;
-        for (name, value) in &meta.headers {
-            let value: Vec<u8> =
-                value.chars().map(|c| u8::try_from(c).ok()).collect::<Option<_>>()?;
-            let name: HeaderName = name.parse().ok()?;
-            headers.append(name, HeaderValue::from_maybe_shared(Bytes::from(value)).ok()?);
-        }
+        let headers = meta.header_map()?;
         let status = StatusCode::from_u16(meta.status).ok()?;
         let mut members = Vec::with_capacity(meta.audience.len());
         members.extend(meta.audience.iter().filter_map(|text| AudienceMember::parse(text)));
         let (mut head, body, coded) = match meta.zstd_of {
-            None => (Head::new(status, headers, body.len(), || meta.digest), body, None),
+            None => {
+                (Head::new(HeadForm::Only, status, headers, body.len(), || meta.digest), body, None)
+            }
             // Decompressed once for all clients. This also detects a body with another length.
             Some(length) => {
                 let whole = coding::decompress(&body, length)?;
                 let head = |form, headers, length| {
-                    Head::of_form(form, status, headers, length, || digest(&whole))
+                    Head::new(form, status, headers, length, || digest(&whole))
                 };
                 let identity = head(HeadForm::Identity, headers.clone(), length);
                 let coded =
@@ -202,7 +209,7 @@ impl Entry {
             api: identity.api.to_owned(),
             route: identity.route.to_owned(),
             id: identity.id.to_owned(),
-            status: self.head.status().as_u16(),
+            status: self.head.status.as_u16(),
             headers: self.head.stored().map(line).collect(),
             digest: digest(compressed.unwrap_or(&self.body)),
             zstd_of: compressed.map(|_| self.body.len()),

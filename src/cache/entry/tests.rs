@@ -46,7 +46,7 @@ fn map(lines: &[(HeaderName, &str)]) -> HeaderMap {
 
 /// An entry with the body `{}` that was one second old when it was stored.
 fn entry(lines: &[(HeaderName, &str)]) -> Entry {
-    let head = Head::new(StatusCode::OK, map(lines), 2, || digest(b"{}"));
+    let head = Head::new(HeadForm::Only, StatusCode::OK, map(lines), 2, || digest(b"{}"));
     let audience = Audience { members: Box::default(), public: false };
     let (body, generation) = (Bytes::from("{}"), Box::default());
     let (stored_at_ms, age_ms, expires_at_ms) = (0, 1_000, 300_000);
@@ -97,7 +97,7 @@ fn a_hit_says_that_it_is_one_after_what_was_said_upstream() {
 #[test]
 fn times_that_cannot_be_are_served_without_harm() {
     let audience = Audience { members: Box::default(), public: false };
-    let head = Head::new(StatusCode::OK, HeaderMap::new(), 0, || digest(b""));
+    let head = Head::new(HeadForm::Only, StatusCode::OK, HeaderMap::new(), 0, || digest(b""));
     let (body, generation) = (Bytes::new(), Box::default());
     let (stored_at_ms, age_ms, expires_at_ms) = (i64::MIN, i64::MAX, i64::MIN);
     let coded = None;
@@ -168,7 +168,7 @@ fn a_304_has_what_tells_of_the_response_and_the_same_told_of_a_hit() {
 #[test]
 fn an_entry_weighs_what_its_parts_take() {
     let entry = entry(&[(DATE, "Sun, 06 Nov 1994 08:49:37 GMT")]);
-    let own = size_of::<Entry>() + entry.head.len() + entry.body.len();
+    let own = size_of::<Entry>() + entry.head.text.len() + entry.body.len();
     let weight = entry.weight();
     assert!(weight > own && weight < own + 160, "{weight} for {own}");
     assert!(size_of::<Entry>() <= 168, "{}", size_of::<Entry>());
