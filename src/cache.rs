@@ -3,9 +3,9 @@
 //! The cache never contacts the upstream. A reader that must do so gets a [`LeaderRead`], and `proxy`
 //! fetches.
 //!
-//! The [`CacheReader`] looks up, the [`Filler`] shares and stores, the [`Invalidator`] drops, the
-//! [`Comparer`] checks. They share the state and the configuration in `shared_state`. A reload replaces
-//! the configuration, and the notes about jobs in `job_notes`.
+//! The [`CacheReader`] looks up, the [`Filler`] shares and stores, and the [`Invalidator`] drops: for
+//! writes and purges, and what a [`Comparison`] finds wrong. They share the state and the configuration
+//! in `shared_state`. A reload replaces the configuration, and the notes about jobs in `job_notes`.
 
 mod comparison;
 mod decide;
@@ -21,7 +21,7 @@ mod shared_state;
 mod silent_changes;
 mod splitting_headers;
 
-pub use comparison::{Comparer, Comparison, ComparisonResult};
+pub use comparison::{Comparison, ComparisonResult};
 pub use decide::LookupRequest;
 pub use fill::{AbandonReason, FillResult, Filler, LeaderRead, PublishedRead};
 pub use invalidate::{
@@ -34,7 +34,7 @@ pub use silent_changes::SilentRoute;
 
 use std::sync::Arc;
 
-use hyper::http::{HeaderMap, Method, Uri};
+use hyper::http::{HeaderMap, Method, Uri, response};
 
 use self::{
     invalidate::SharedPurgeAll,
@@ -62,10 +62,8 @@ pub struct Cache {
     pub reader: CacheReader,
     /// Shares and stores the responses of reads.
     pub filler: Filler,
-    /// Invalidates jobs, for writes and for purges.
+    /// Invalidates jobs, for writes, purges and comparisons.
     pub invalidator: Arc<Invalidator>,
-    /// Compares entries with responses.
-    pub comparer: Comparer,
 }
 
 impl Cache {
@@ -106,12 +104,7 @@ impl Cache {
         let invalidator = Arc::new(invalidator);
         let filler = Filler { state: of_state(), config: of_config(), notes: Arc::clone(&notes) };
         let reader = CacheReader { state: of_state(), config: of_config(), notes };
-        let comparer = Comparer {
-            state: of_state(),
-            config: of_config(),
-            invalidator: Arc::clone(&invalidator),
-        };
-        Self { state, config, reader, filler, invalidator, comparer }
+        Self { state, config, reader, filler, invalidator }
     }
 
     /// Returns the metrics of this cache.
@@ -188,6 +181,12 @@ impl Cache {
         request.route = route;
         request.identity = self.config.scopes.hash(route, id);
         request.coalesce_key = self.config.coalesce_key(request.caller, request.identity);
+    }
+
+    /// Compares the head of the response to a GET without conditions. Returns whether the body has to
+    /// be compared.
+    pub fn compare_head(&self, comparison: &mut Comparison, head: &response::Parts) -> bool {
+        comparison.compare_head(head, &self.config.policy, self.state.store.now_ms())
     }
 
     /// Records the answer to a read of a job. `why` is empty if there is nothing to add. Hits are

@@ -23,7 +23,6 @@ use super::{
     decide::LookupRequest,
     entry::{self, Entry},
     invalidate::{InvalidationSource, Invalidator},
-    shared_state::{CacheConfig, SharedState},
 };
 use crate::{
     semantics::policy::{self, NoStore, Policy, StoredHead},
@@ -124,14 +123,16 @@ impl Comparison {
 
     /// Compares the head of the response to a GET without conditions. Returns whether the body has to
     /// be compared.
-    pub fn compare_head(&mut self, head: &response::Parts, comparer: &Comparer) -> bool {
-        self.compare_head_under(head, &comparer.config.policy, comparer.state.store.now_ms())
-    }
-
+    ///
     /// Compares the stored headers and checks whether the response may be stored. A header that is not
     /// part of an entry, such as `Set-Cookie`, is not compared, but may make the response personal to
     /// one client. Lifetimes do not matter: they say nothing about whether the hit was right.
-    fn compare_head_under(&mut self, head: &response::Parts, policy: &Policy, now_ms: i64) -> bool {
+    pub(super) fn compare_head(
+        &mut self,
+        head: &response::Parts,
+        policy: &Policy,
+        now_ms: i64,
+    ) -> bool {
         self.status = head.status;
         let comparable = head.status == self.entry.status();
         if comparable {
@@ -179,17 +180,10 @@ impl Comparison {
     }
 }
 
-/// Concludes comparisons.
-pub struct Comparer {
-    pub(super) state: Arc<SharedState>,
-    pub(super) config: Arc<CacheConfig>,
-    pub(super) invalidator: Arc<Invalidator>,
-}
-
-impl Comparer {
+impl Invalidator {
     /// Concludes a comparison after the response has ended. Purges an entry that is wrong everywhere,
     /// with a warning.
-    pub async fn conclude(&self, comparison: &Comparison) -> ComparisonResult {
+    pub async fn conclude(self: &Arc<Self>, comparison: &Comparison) -> ComparisonResult {
         let result = comparison.result();
         if result.is_immediate() {
             return result;
@@ -211,7 +205,7 @@ impl Comparer {
             let keys = vec![comparison.key.clone()];
             // A failure of the purge's task has been logged.
             let source = InvalidationSource::Comparison;
-            let _ = self.invalidator.purge_keys(keys, source, Some("evidence".into())).await;
+            let _ = self.purge_keys(keys, source, Some("evidence".into())).await;
         }
         result
     }

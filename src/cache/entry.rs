@@ -52,8 +52,8 @@ pub struct Entry {
     audience: Audience,
     /// Token under which the entry was stored; empty until it is.
     generation: Box<str>,
-    /// Hash of what the entry is of; zero until it is stored.
-    identity: IdentityHash,
+    /// Hash of the API, route and job that the entry is of; zero until it is stored.
+    pub(super) identity: IdentityHash,
 }
 
 /// The compressed form of an entry.
@@ -94,11 +94,6 @@ impl Entry {
         &self.audience
     }
 
-    /// Returns the hash of the API, route and job that the entry is of.
-    pub fn identity(&self) -> IdentityHash {
-        self.identity
-    }
-
     /// Returns the token under which the entry was stored.
     pub fn generation(&self) -> &str {
         &self.generation
@@ -120,17 +115,14 @@ impl Entry {
         const COUNTS: usize = 2 * size_of::<usize>();
         /// The shared state of a `Bytes`, which is allocated at its first clone.
         const SHARED: usize = 3 * size_of::<usize>();
-        let members = size_of_val(&self.audience.members[..]);
-        let entry = allocated_bytes(COUNTS + size_of::<Self>());
-        let shared = [self.head.text.len(), self.body.len()]
-            .map(|len| allocated_bytes(len) + allocated_bytes(SHARED));
-        let parts = [members, self.generation.len()].map(allocated_bytes);
-        let coded = self.compressed.iter().flat_map(|coded| {
-            let shared = [coded.head.text.len(), coded.body.len()];
-            let shared = shared.map(|len| allocated_bytes(len) + allocated_bytes(SHARED));
-            shared.into_iter().chain([allocated_bytes(size_of::<CompressedForm>())])
+        let shared = |bytes: &Bytes| allocated_bytes(bytes.len()) + allocated_bytes(SHARED);
+        let compressed = self.compressed.as_deref().map_or(0, |CompressedForm { head, body }| {
+            allocated_bytes(size_of::<CompressedForm>()) + shared(&head.text) + shared(body)
         });
-        entry + coded.sum::<usize>() + shared.into_iter().chain(parts).sum::<usize>()
+        let entry = allocated_bytes(COUNTS + size_of::<Self>());
+        let members = allocated_bytes(size_of_val(&self.audience.members[..]));
+        let generation = allocated_bytes(self.generation.len());
+        entry + members + generation + shared(&self.head.text) + shared(&self.body) + compressed
     }
 
     /// Returns the body as the upstream sent it.
@@ -154,20 +146,16 @@ impl Entry {
         if !request.contains_key(IF_NONE_MATCH) {
             return None;
         }
-        let wanted = self.form(self.wanted_coding(request)).0;
+        let wanted = self.form(|| Coding::of_request(request)).0;
         let others = self.compressed.iter().flat_map(|coded| [&self.head, &coded.head]);
         let mut heads = iter::once(wanted).chain(others);
         heads.find(|head| policy::not_modified(request, &head.etag()))
     }
 
-    /// Returns the coding that the client wants, if there is a choice.
-    fn wanted_coding(&self, request: &HeaderMap) -> Coding {
-        if self.compressed.is_some() { Coding::of_request(request) } else { Coding::Identity }
-    }
-
-    fn form(&self, coding: Coding) -> (&Head, &Bytes) {
-        match (&self.compressed, coding) {
-            (Some(coded), Coding::Zstd) => (&coded.head, &coded.body),
+    /// Returns the form for a client. The coding that it wants matters only if there is a choice.
+    fn form(&self, wanted: impl FnOnce() -> Coding) -> (&Head, &Bytes) {
+        match &self.compressed {
+            Some(coded) if wanted() == Coding::Zstd => (&coded.head, &coded.body),
             _ => (&self.head, &self.body),
         }
     }
@@ -190,7 +178,7 @@ impl Entry {
         // stored response" RFC 9111 4.3.2
         let seconds = self.seconds(now_ms);
         let Some(held) = self.held_form(request) else {
-            let (head, body) = self.form(self.wanted_coding(request));
+            let (head, body) = self.form(|| Coding::of_request(request));
             return full_response(method, head.status, head.plain_headers(seconds), body);
         };
         let mut response = not_modified(held);
@@ -205,7 +193,7 @@ impl Entry {
     pub fn hit(&self, method: &Method, request: &HeaderMap, now_ms: i64) -> Response<Bytes> {
         let seconds = self.seconds(now_ms);
         let Some(held) = self.held_form(request) else {
-            let (head, body) = self.form(self.wanted_coding(request));
+            let (head, body) = self.form(|| Coding::of_request(request));
             return full_response(method, head.status, head.hit_headers(seconds), body);
         };
         let mut response = not_modified(held);
@@ -220,7 +208,7 @@ impl Entry {
     /// for byte as hyper does. Returns the body, which the caller has to send next. Writes nothing and
     /// returns `None` if hyper would add to the head.
     pub fn write_hit(&self, to: &mut Vec<u8>, now_ms: i64, coding: Coding) -> Option<&Bytes> {
-        let (head, body) = self.form(coding);
+        let (head, body) = self.form(|| coding);
         head.write(to, self.seconds(now_ms)).then_some(body)
     }
 

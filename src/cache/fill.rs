@@ -131,11 +131,6 @@ impl Filler {
         policy::freshness(head, &self.config.policy, clock::now())
     }
 
-    /// Returns the size of the largest body that is stored, in bytes.
-    pub fn max_body(&self) -> usize {
-        self.config.policy.max_body
-    }
-
     /// Returns the quota for the memory of responses that are being read into the cache.
     pub fn capture_quota(&self) -> &Arc<Quota> {
         &self.state.capture_quota

@@ -172,7 +172,7 @@ impl CacheReader {
                 let mut others = self.config.scopes.indexes();
                 let other = others.find_map(|route| Some((route, decode(route)?.ok()?)));
                 if let Some((route, entry)) = other {
-                    (request.route, request.identity) = (route, entry.identity());
+                    (request.route, request.identity) = (route, entry.identity);
                     value = Some(Ok(entry));
                 }
             }

@@ -149,7 +149,7 @@ impl CacheReader {
     fn near_hit(&self, request: &LookupRequest, now_ms: i64) -> Option<(Arc<Entry>, Noted)> {
         let (entry, noted) = self.state.near.as_ref()?.read(&request.key)?;
         let is_hit = now_ms < entry.expires_at_ms()
-            && entry.identity() == request.identity
+            && entry.identity == request.identity
             && self.entry_facts(request, &entry, now_ms).is_hit();
         is_hit.then_some((entry, noted))
     }

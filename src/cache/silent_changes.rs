@@ -22,7 +22,7 @@
 mod tests;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -99,8 +99,8 @@ struct RememberedEntry {
 struct RouteChanges {
     name: Box<str>,
     total: u64,
-    /// Times of the last silent changes, at most [`WARN_AT`].
-    recent: VecDeque<Instant>,
+    /// Times of the last silent changes.
+    recent: [Option<Instant>; WARN_AT],
     /// Last purge or `DEL` of a job.
     purged: Option<Instant>,
 }
@@ -279,22 +279,18 @@ impl State {
         }
         let route = &mut self.routes[before.route];
         route.total += 1;
-        if route.recent.len() == WARN_AT {
-            route.recent.pop_front();
-        }
-        route.recent.push_back(now);
+        route.recent.rotate_left(1);
+        route.recent[WARN_AT - 1] = Some(now);
         Some(self.shown(&self.routes[before.route]))
     }
 
     fn shown(&self, route: &RouteChanges) -> SilentRoute {
-        let within = |at: &Instant| at.elapsed() < WINDOW;
-        let purged = [route.purged, self.purged].iter().flatten().any(within);
+        let is_recent = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < WINDOW);
+        let is_purged = is_recent(route.purged) || is_recent(self.purged);
         SilentRoute {
             route: route.name.to_string(),
             changes: route.total,
-            is_without_purges: !purged
-                && route.recent.len() == WARN_AT
-                && route.recent.iter().all(within),
+            is_without_purges: !is_purged && route.recent.into_iter().all(is_recent),
         }
     }
 

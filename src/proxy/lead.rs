@@ -78,13 +78,11 @@ impl LeadTask {
             Err(error) => return self.fail(upstream_failure(&error)).await,
         };
         let (head, body) = response.into_parts();
-        match self.context.cache.filler.freshness(&head) {
-            // RFC 9112 6.3: "Since there is no way to distinguish a successfully completed,
-            // close-delimited response message from a partially received message interrupted by
-            // network failure".
-            Ok(_) if !framed => {
-                self.share_nothing(head, Body::Upstream(body), NoStore::Unframed).await
-            }
+        let freshness = self.context.cache.filler.freshness(&head);
+        // RFC 9112 6.3: "Since there is no way to distinguish a successfully completed,
+        // close-delimited response message from a partially received message interrupted by
+        // network failure".
+        match freshness.and_then(|found| if framed { Ok(found) } else { Err(NoStore::Unframed) }) {
             Err(why) => self.share_nothing(head, Body::Upstream(body), why).await,
             Ok(freshness) if head.headers.contains_key(CONTENT_LENGTH) => {
                 self.take_whole(head, body, freshness).await
@@ -97,12 +95,12 @@ impl LeadTask {
     /// response is stored or the store budget is spent.
     async fn take_whole(
         self,
-        head: response::Parts,
+        mut head: response::Parts,
         body: ResponseBody,
         freshness: Freshness,
     ) -> FillResult {
         let filler = &self.context.cache.filler;
-        match capture(body, filler.max_body(), filler.capture_quota()).await {
+        match capture(body, self.context.config.max_body, filler.capture_quota()).await {
             Captured::Whole(body) => {
                 let Self { context, lead, client_head, budget, answer } = self;
                 let why = lead.why;
@@ -110,10 +108,12 @@ impl LeadTask {
                 let entry = Arc::clone(&published.entry);
                 store_then(&context, published, budget, |filled| {
                     let response = if context.is_shadow() {
-                        Response::from_parts(head, Body::from(entry.body().clone()))
+                        upstream_response(head, &entry)
                     } else if entry.is_held_by(&client_head.headers) {
                         entry_response(&entry, &client_head, context.cache.store().now_ms())
                     } else {
+                        // So that the client can revalidate with it.
+                        head.headers.entry(ETAG).or_insert_with(|| entry.etag());
                         upstream_response(head, &entry)
                     };
                     let verdict = Verdict::Miss { filled, collapsed: false, why };
@@ -140,7 +140,7 @@ impl LeadTask {
         let verdict = Verdict::Miss { filled: None, collapsed: false, why: lead.why };
         let _ = answer.send(Answer::new(response, verdict));
         let captured = {
-            let mut capture = pin!(capture_tee(body, filler.max_body(), &tee));
+            let mut capture = pin!(capture_tee(body, context.config.max_body, &tee));
             if let Ok(captured) = timeout(STREAM_WAIT, &mut capture).await {
                 captured
             } else {
@@ -148,20 +148,20 @@ impl LeadTask {
                 capture.await
             }
         };
-        match captured {
+        let why = match captured {
             TeeCapture::Whole(body) if !body.is_empty() => {
                 let published = filler.publish(lead, &head, body, freshness);
-                store_then(&context, published, context.cache.budget(), |_| tee.finish()).await
+                let budget = context.cache.budget();
+                return store_then(&context, published, budget, |_| tee.finish()).await;
             }
             TeeCapture::Whole(_) => {
                 tee.finish();
-                filler.abandon(lead, AbandonReason::Unstorable(NoStore::Empty, head.status)).await
+                AbandonReason::Unstorable(NoStore::Empty, head.status)
             }
-            TeeCapture::Unstorable(why) => {
-                filler.abandon(lead, AbandonReason::Unstorable(why, head.status)).await
-            }
-            TeeCapture::Broken => filler.abandon(lead, AbandonReason::Unanswered).await,
-        }
+            TeeCapture::Unstorable(why) => AbandonReason::Unstorable(why, head.status),
+            TeeCapture::Broken => AbandonReason::Unanswered,
+        };
+        filler.abandon(lead, why).await
     }
 
     async fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) -> FillResult {
@@ -179,10 +179,8 @@ impl LeadTask {
 }
 
 /// Returns the upstream's response for the client that the read was made for, with every header,
-/// including those that an entry does not keep. An `ETag` is added if there was none, so that the
-/// client can revalidate with it.
-fn upstream_response(mut head: response::Parts, entry: &Entry) -> Response<Body> {
-    head.headers.entry(ETAG).or_insert_with(|| entry.etag());
+/// including those that an entry does not keep.
+fn upstream_response(head: response::Parts, entry: &Entry) -> Response<Body> {
     Response::from_parts(head, Body::from(entry.body().clone()))
 }
 

@@ -160,12 +160,6 @@ impl Upgrade {
         let protocols = headers::offered_protocols(request.headers())?;
         Some(Self { client: hyper::upgrade::on(request), protocols })
     }
-
-    /// Returns whether a 101 switches to a protocol that was forwarded.
-    fn admits<B>(&self, response: &Response<B>) -> bool {
-        let protocol = switched_protocol(response);
-        protocol.is_some_and(|protocol| headers::is_offered(&self.protocols, &protocol))
-    }
 }
 
 /// Prepares the response to a request that passes. Joins the two connections if both ends switch
@@ -175,7 +169,12 @@ fn prepare_passed(
     response: Response<ResponseBody>,
     upgrade: Option<Upgrade>,
 ) -> Result<Response<ResponseBody>, UpstreamError> {
-    let Some(Upgrade { client, .. }) = upgrade.filter(|upgrade| upgrade.admits(&response)) else {
+    // A switch to a protocol that was not forwarded is an error.
+    let protocol = switched_protocol(&response);
+    let is_granted = |Upgrade { protocols, .. }: &Upgrade| {
+        protocol.is_some_and(|protocol| headers::is_offered(protocols, &protocol))
+    };
+    let Some(Upgrade { client, .. }) = upgrade.filter(is_granted) else {
         return prepare_response(response);
     };
     let mut response = prepare_switch(response)?;

@@ -221,7 +221,7 @@ impl UnansweredRead<'_> {
         match context.exchange(relay_informational(request, &self.requester)).await {
             Ok(response) => {
                 let (head, body) = response.into_parts();
-                let matters = comparison.compare_head(&head, &context.cache.comparer);
+                let matters = context.cache.compare_head(&mut comparison, &head);
                 let body = if matters && !body.is_end_stream() {
                     Body::watched(ComparedBody::new(body, comparison, context))
                 } else {

@@ -67,11 +67,9 @@ pub(super) fn is_sampled(rate: SampleRate, method: &Method, extensions: &Extensi
     if rate == SampleRate::default() || *method != Method::GET {
         return false;
     }
-    let decision = match extensions.get() {
-        None | Some(FastPathMiss { decision: SampleDecision::Undecided, .. }) => {
-            decide_sample(rate)
-        }
-        Some(FastPathMiss { decision, .. }) => *decision,
+    let decision = match extensions.get().map(|miss: &FastPathMiss| miss.decision) {
+        None | Some(SampleDecision::Undecided) => decide_sample(rate),
+        Some(decision) => decision,
     };
     decision == SampleDecision::Sampled
 }
@@ -101,7 +99,7 @@ async fn compare_hit(
     request: Request<RequestBody>,
 ) -> Option<Comparison> {
     let (head, mut body) = context.exchange(request).await.ok()?.into_parts();
-    let mut matters = comparison.compare_head(&head, &context.cache.comparer);
+    let mut matters = context.cache.compare_head(&mut comparison, &head);
     while matters && let Some(frame) = body.frame().await {
         matters = frame.ok()?.data_ref().is_none_or(|data| comparison.compare_body_part(data));
     }
@@ -131,7 +129,7 @@ fn spawn_conclusion(
     let spawned = Arc::clone(context);
     let conclude = async move {
         let result = match compared.await {
-            Some(comparison) => spawned.cache.comparer.conclude(&comparison).await,
+            Some(comparison) => spawned.cache.invalidator.conclude(&comparison).await,
             None => ComparisonResult::Failed,
         };
         counters(&spawned.metrics.comparisons).inc([result.as_str()]);

@@ -15,7 +15,7 @@ use crate::{
         identity::Identity,
         policy::LastModified,
     },
-    store::{Epoch, Seen, Token},
+    store::{Epoch, Seen, StoredValue, Token},
 };
 
 /// Version of the meta format. An entry with another version is not a hit.
@@ -102,39 +102,40 @@ impl Entry {
     /// An entry is valid only if its body and expiry match the meta, and if it was stored in the epoch
     /// of the connection that read it. It may be of any API, route or job with this key.
     pub fn decode(seen: &Seen) -> Option<Result<Self, Reject>> {
-        Self::decode_any(seen, None)
+        Some(Self::verify(seen, seen.stored.as_ref()?, None))
     }
 
     /// Decodes the value like [`Entry::decode`], and rejects an entry that is not of this identity.
     pub fn decode_of(seen: &Seen, identity: &Identity<'_>) -> Option<Result<Self, Reject>> {
-        Self::decode_any(seen, Some(identity))
+        Some(Self::verify(seen, seen.stored.as_ref()?, Some(identity)))
     }
 
-    fn decode_any(seen: &Seen, identity: Option<&Identity<'_>>) -> Option<Result<Self, Reject>> {
-        let stored = seen.stored.as_ref()?;
+    fn verify(
+        seen: &Seen,
+        stored: &StoredValue,
+        identity: Option<&Identity<'_>>,
+    ) -> Result<Self, Reject> {
         if stored.meta.is_empty() {
-            return Some(Err(Reject::Foreign));
+            return Err(Reject::Foreign);
         }
-        let Ok(meta) = serde_json::from_slice::<Meta>(&stored.meta) else {
-            return Some(Err(Reject::Corrupt));
-        };
+        let meta: Meta = serde_json::from_slice(&stored.meta).map_err(|_| Reject::Corrupt)?;
         let version = if meta.zstd_of.is_some() { COMPRESSED_META_VERSION } else { META_VERSION };
         if meta.v != version {
-            return Some(Err(Reject::Corrupt));
+            return Err(Reject::Corrupt);
         }
         let expires_as_stored = meta.expires_at_ms == stored.expires_at_ms;
         if !(expires_as_stored || mutants::is(Mutant::NoExpiryCheck))
             || meta.digest != digest(&stored.body)
         {
-            return Some(Err(Reject::Foreign));
+            return Err(Reject::Foreign);
         }
         if meta.epoch != seen.epoch.as_str() && !mutants::is(Mutant::NoEpoch) {
-            return Some(Err(Reject::Epoch));
+            return Err(Reject::Epoch);
         }
         if identity.is_some_and(|identity| *identity != meta.identity()) {
-            return Some(Err(Reject::Identity));
+            return Err(Reject::Identity);
         }
-        Some(Self::from_meta(meta, stored.body.clone()).ok_or(Reject::Corrupt))
+        Self::from_meta(meta, stored.body.clone()).ok_or(Reject::Corrupt)
     }
 
     pub(super) fn from_meta(meta: Meta, body: Bytes) -> Option<Self> {
