@@ -11,10 +11,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::{
-    entry::{Entry, Reject},
-    flight::CoalesceKey,
-};
+use super::{entry::Reject, flight::CoalesceKey};
 use crate::{
     semantics::{
         audience::{Caller, Standing, Variant},
@@ -52,10 +49,6 @@ impl LookupRequest {
     pub(super) fn facts(&self, is_hit_for_miss: bool, yields_key: bool) -> Facts {
         let Self { directives, may_fill, solo: is_solo, .. } = *self;
         Facts { directives, may_fill, is_solo, is_hit_for_miss, yields_key }
-    }
-
-    pub(super) fn accepts_age(&self, entry: &Entry, now_ms: i64) -> bool {
-        self.directives.admit(entry.age(now_ms), entry.ttl(now_ms))
     }
 }
 

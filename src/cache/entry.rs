@@ -26,7 +26,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use self::{
     coding::Coding,
-    head::{HIT_STATUS, Head, HeadForm, HeadSeconds, numbered},
+    head::{HIT_STATUS, Head, HeadForm, HeadSeconds, VARY_BY_CODING, numbered},
 };
 use crate::semantics::{
     audience::{Audience, Caller},
@@ -315,8 +315,8 @@ fn not_modified(held: &Head) -> Response<Bytes> {
     }) {
         headers.append(name, value);
     }
-    if let Some(vary) = held.added_vary() {
-        headers.append(VARY, vary);
+    if held.vary_is_added {
+        headers.append(VARY, VARY_BY_CODING);
     }
     headers.insert(ETAG, held.etag());
     response

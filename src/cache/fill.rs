@@ -173,17 +173,21 @@ impl Filler {
         };
         // Until now, readers that have seen this token in the store could still join.
         drop(leader);
-        let (result, what, why) = match filled {
-            Ok(Fill::Stored) => (FillResult::Stored, stored, ""),
+        let result = match filled {
+            Ok(Fill::Stored) => FillResult::Stored,
             Ok(Fill::Revoked) => {
                 // A fill that was refused shows that the job has changed.
                 self.state.silent_changes.forget(std::slice::from_ref(&key));
-                (FillResult::Revoked, EventKind::FillRefused, FillResult::Revoked.as_str())
+                FillResult::Revoked
             }
             Err(error) => {
                 debug!(%error, "fill failed; the response was served uncached");
-                (FillResult::Failed, EventKind::FillRefused, FillResult::Failed.as_str())
+                FillResult::Failed
             }
+        };
+        let (what, why) = match result {
+            FillResult::Stored => (stored, ""),
+            refused => (EventKind::FillRefused, refused.as_str()),
         };
         self.state.metrics.fills.inc([result.as_str()]);
         self.state.events.record(key.main(), what, why);

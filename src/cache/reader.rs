@@ -114,26 +114,20 @@ impl CacheReader {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(Arc<Entry>, i64), NearMiss>> {
         let (store, key) = (&self.state.store, &request.key);
-        let Some(near) = &self.state.near else { return Poll::Ready(Err(NearMiss::Unasked)) };
+        let near = self.state.near.as_ref().ok_or(NearMiss::Unasked)?;
         let (entry, noted, now_ms) = if let Some(found) = lookup.found.take() {
             found
         } else {
-            let Ok(now_ms) = store.trust(key) else {
-                return Poll::Ready(Err(NearMiss::Unasked));
-            };
-            let Some((entry, noted)) = self.near_hit(request, now_ms) else {
-                return Poll::Ready(Err(NearMiss::NoEntry));
-            };
+            let now_ms = store.trust(key).map_err(|_| NearMiss::Unasked)?;
+            let (entry, noted) = self.near_hit(request, now_ms).ok_or(NearMiss::NoEntry)?;
             (entry, noted, now_ms)
         };
         if !mutants::is(Mutant::NearWithoutBarrier) {
-            match store.poll_barrier(key, self.config.max_staleness(), &mut lookup.wait, cx) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(NearMiss::Untracked)),
-                Poll::Pending => {
-                    lookup.found = Some((entry, noted, now_ms));
-                    return Poll::Pending;
-                }
+            let staleness = self.config.max_staleness();
+            let barrier = store.poll_barrier(key, staleness, &mut lookup.wait, cx);
+            if barrier.map_err(|_| NearMiss::Untracked)?.is_pending() {
+                lookup.found = Some((entry, noted, now_ms));
+                return Poll::Pending;
             }
         }
         // A change that was reported during the wait may have evicted the entry.
@@ -195,7 +189,7 @@ impl CacheReader {
         now_ms: i64,
     ) -> EntryFacts {
         let standing = self.config.fingerprinter.standing(entry.audience(), request.caller, now_ms);
-        let is_age_accepted = request.accepts_age(entry, now_ms);
+        let is_age_accepted = request.directives.admit(entry.age(now_ms), entry.ttl(now_ms));
         let facts = EntryFacts { standing, is_age_accepted, is_closed: false };
         let max = self.config.settings.credentials.audience;
         let is_closed = !facts.is_hit() && self.notes.is_closed(request, entry, standing, max);

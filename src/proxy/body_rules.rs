@@ -63,7 +63,7 @@ pub(super) struct BodyInspector {
     /// Misses by body, `request` or `response`, and reason.
     misses: Counters<2>,
     /// Writes that dropped every job because a rule missed some.
-    fallbacks: Counter,
+    pub(super) fallbacks: Counter,
 }
 
 /// Why a request could not be inspected and is not forwarded.
@@ -248,11 +248,6 @@ impl BodyInspector {
                  missed may be served until its TTL ends"
             ),
         }
-    }
-
-    /// Counts a write that drops every job because a rule missed some.
-    pub(super) fn count_fallback(&self) {
-        self.fallbacks.inc();
     }
 }
 

@@ -27,7 +27,8 @@ use super::{
     answer::{Answer, Verdict, close_if_spent, upstream_failure},
     body::Body,
     proxy_context::{
-        ProxyContext, Requester, prepare_response, prepare_switch, set_upgrade, switched_protocol,
+        ProxyContext, Requester, prepare_response, prepare_switch, relay_informational,
+        set_upgrade, switched_protocol,
     },
     write::{WriteInvalidation, spawn_write},
 };
@@ -38,17 +39,19 @@ use crate::{
         policy::Bypass,
         route::{WriteTarget, is_unsafe, overrides_method},
     },
-    upstream::{ResponseBody, RetryPolicy, UploadEnd, UpstreamError},
+    upstream::{RequestBody, ResponseBody, RetryPolicy, UploadEnd, UpstreamError},
 };
 
 /// Forwards the head of a read that the cache cannot answer, for this client only.
 pub(super) async fn forward_read(
     context: &ProxyContext,
-    head: Parts,
+    mut head: Parts,
     requester: &Requester,
     why: Bypass,
 ) -> Answer {
-    match context.exchange(context.read_request(head, requester)).await {
+    context.prepare_request(&mut head, requester.client);
+    let request = Request::from_parts(head, RequestBody::Empty);
+    match context.exchange(relay_informational(request, requester)).await {
         Ok(response) => Answer::new(response.map(Body::Upstream), Verdict::Pass(why)),
         Err(error) => upstream_failure(&error),
     }

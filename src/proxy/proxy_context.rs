@@ -97,16 +97,6 @@ impl ProxyContext {
         relay_informational(Request::from_parts(head, body), requester)
     }
 
-    /// Returns the request that reads a job for this client alone.
-    pub(super) fn read_request(
-        &self,
-        mut head: Parts,
-        requester: &Requester,
-    ) -> Request<RequestBody> {
-        self.prepare_request(&mut head, requester.client);
-        relay_informational(Request::from_parts(head, RequestBody::Empty), requester)
-    }
-
     /// Returns the request that reads a job for every client that wants this representation.
     pub(super) fn fill_request(&self, head: &Parts, client: Peer) -> Request<RequestBody> {
         let mut head = head.clone();
@@ -116,7 +106,7 @@ impl ProxyContext {
     }
 
     /// Turns a client's request head into the head that goes upstream.
-    fn prepare_request(&self, head: &mut Parts, client: Peer) {
+    pub(super) fn prepare_request(&self, head: &mut Parts, client: Peer) {
         let version = head.version;
         to_origin_form(head, self.upstream.authority());
         headers::strip_hop_by_hop(&mut head.headers, self.cache.fingerprinter().covered_headers());

@@ -223,7 +223,8 @@ impl UnansweredRead<'_> {
                 let (head, body) = response.into_parts();
                 let matters = context.cache.compare_head(&mut comparison, &head);
                 let body = if matters && !body.is_end_stream() {
-                    Body::watched(ComparedBody::new(body, comparison, context))
+                    let (comparison, context) = (Some(comparison), Arc::clone(context));
+                    Body::watched(ComparedBody { body, comparison, context })
                 } else {
                     verify::conclude_shadow(context, comparison);
                     Body::Upstream(body)

@@ -132,10 +132,8 @@ impl RepeatFastPath for RepeatHits {
         let near = ready!(cache.reader.poll_lookup_near(&repeat.lookup, near_lookup, cx));
         let miss = FastPathMiss { waited: near_lookup.waited(), decision: repeat.decision };
         repeat.near_lookup = None;
-        let hit = near
-            .ok()
-            .and_then(|(entry, now_ms)| entry.write_hit(head, now_ms, repeat.coding).cloned());
-        let Some(body) = hit else { return Poll::Ready(Err(miss)) };
+        let (entry, now_ms) = near.map_err(|_| miss)?;
+        let body = entry.write_hit(head, now_ms, repeat.coding).cloned().ok_or(miss)?;
         cache.metrics().near.count_lookup("hit");
         metrics.requests.count("hit", "");
         metrics.repeats.inc();

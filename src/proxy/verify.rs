@@ -140,21 +140,13 @@ fn spawn_conclusion(
 
 /// An upstream body that is compared with an entry while it streams.
 pub(super) struct ComparedBody {
-    body: ResponseBody,
+    pub(super) body: ResponseBody,
     /// The comparison, until the body has ended.
-    comparison: Option<Comparison>,
-    context: Arc<ProxyContext>,
+    pub(super) comparison: Option<Comparison>,
+    pub(super) context: Arc<ProxyContext>,
 }
 
 impl ComparedBody {
-    pub(super) fn new(
-        body: ResponseBody,
-        comparison: Comparison,
-        context: &Arc<ProxyContext>,
-    ) -> Self {
-        Self { body, comparison: Some(comparison), context: Arc::clone(context) }
-    }
-
     fn conclude(&mut self) {
         if let Some(comparison) = self.comparison.take() {
             conclude_shadow(&self.context, comparison);

@@ -128,7 +128,7 @@ fn changes_all(
         }
     };
     if missed {
-        context.inspector.count_fallback();
+        context.inspector.fallbacks.inc();
     }
     let is_success = |inspected: &InspectedResponse| inspected.response.status().is_success();
     let has_too_many = scope.too_many && result.as_ref().map_or(true, is_success);

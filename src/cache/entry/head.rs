@@ -41,7 +41,7 @@ const STATUS_LINE: &[u8] = b"HTTP/1.1 200 OK\r\n";
 /// "An origin server SHOULD generate a Vary header field on a cacheable response when it wishes that
 /// response to be selectively reused for subsequent requests" RFC 9110 12.5.5. The same goes for a cache
 /// that chooses between two forms.
-const VARY_BY_CODING: HeaderValue = HeaderValue::from_static("accept-encoding");
+pub(super) const VARY_BY_CODING: HeaderValue = HeaderValue::from_static("accept-encoding");
 const COLON: &[u8] = b": ";
 const LINE_END: &[u8] = b"\r\n";
 
@@ -59,7 +59,7 @@ pub(super) struct Head {
     /// Whether `ETag` was added by jobcache.
     etag_is_added: bool,
     /// Whether the last `Vary` was added by jobcache.
-    vary_is_added: bool,
+    pub(super) vary_is_added: bool,
     /// Whether hyper would send exactly this text.
     is_writable: bool,
     /// Whether the upstream's `Last-Modified` is kept. It is here and not in the entry, because there it
@@ -224,11 +224,6 @@ impl Head {
         let line = self.lines().find(|line| line.name == b"etag");
         // Every text has one.
         line.map_or(HeaderValue::from_static(""), |line| self.value(&line))
-    }
-
-    /// Returns the `Vary` that jobcache has added, if it has.
-    pub(super) fn added_vary(&self) -> Option<HeaderValue> {
-        self.vary_is_added.then_some(VARY_BY_CODING)
     }
 
     /// Returns the stored headers with a `wanted` name.
