@@ -19,7 +19,6 @@ mod lookup;
 mod reader;
 mod shared_state;
 mod silent_changes;
-mod splitting_headers;
 
 pub use comparison::{Comparison, ComparisonResult};
 pub use decide::LookupRequest;

@@ -1,9 +1,13 @@
-//! The notes of this process about jobs under one configuration: attempts that are not worth
-//! repeating, and what keeps the callers of a job apart. Everything is bounded and expires by itself.
+//! The notes of this process about jobs: attempts that are not worth repeating, and the headers of
+//! requests and responses that keep the callers of a job apart. Everything is bounded and expires by
+//! itself.
+
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,
-    hash::Hash,
+    hash::{BuildHasher as _, Hash, RandomState},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -15,7 +19,7 @@ use super::{decide::LookupRequest, entry::Entry, flight::CoalesceKey};
 use crate::{
     config::carries_meaning,
     observe::throttle::HourlyPerName,
-    semantics::audience::{Fingerprint, Standing},
+    semantics::audience::{Fingerprint, Fingerprinter, Standing},
     store::{Key, MAX_PAIRS_OF_CREDENTIAL},
 };
 
@@ -30,10 +34,22 @@ const MAX_OF_CREDENTIAL: u32 = 3;
 /// Most credentials whose responses replace an entry.
 const MAX_CREDENTIALS: u32 = 8;
 /// Greatest number of differing headers that are noted at a time, and shown for one job.
-const MAX_NAMES: usize = 8;
+const MAX_DIFFERING: usize = 8;
 /// Greatest number of keys that are counted. If there are more, all counts are dropped at once: each
 /// costs one futile attempt.
 const MAX_KEYS: usize = 10_000;
+/// Number of values from which on a header splits the callers of a job.
+const SPLITTING_VALUES: usize = 8;
+/// Time within which the values count. It begins with the first of them.
+const WINDOW: Duration = Duration::from_hours(1);
+/// Most headers that are tracked.
+const MAX_NAMES: usize = 64;
+/// Longest name that is tracked, in bytes.
+const MAX_NAME_BYTES: usize = 100;
+/// Most groups that are tracked for one header.
+const MAX_GROUPS: usize = 128;
+/// Time without a read after which a group makes way for another one.
+const IDLE_TIME: Duration = Duration::from_mins(1);
 
 /// The notes of one generation of the configuration. Counts start from zero after a reload: attempts
 /// that failed under the old configuration may succeed under the new one.
@@ -121,7 +137,7 @@ impl JobNotes {
         (key, id): (&Key, &str),
         names: Vec<HeaderName>,
     ) {
-        for name in names.into_iter().take(MAX_NAMES) {
+        for name in names.into_iter().take(MAX_DIFFERING) {
             if warnings.admits(name.as_str()) {
                 warn_of_differing(name.as_str(), id);
             }
@@ -134,7 +150,7 @@ impl JobNotes {
         let found = self.differing_headers.keys(|(job, _)| job == key).into_iter();
         let mut names: Vec<HeaderName> = found.map(|(_, name)| name).collect();
         names.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
-        names.truncate(MAX_NAMES);
+        names.truncate(MAX_DIFFERING);
         names
     }
 }
@@ -221,50 +237,153 @@ impl<K: Clone + Eq + Hash> WindowedCounts<K> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The readers of one job with one credential: hashes of both.
+type Group = (u64, u64);
 
-    #[test]
-    fn marks_count_within_their_window_and_are_forgotten_after_it() {
-        let counts = WindowedCounts::new(Duration::from_mins(1));
-        assert_eq!(
-            (counts.count(&1), counts.add(1), counts.add(1), counts.count(&1)),
-            (0, 1, 2, 2)
-        );
-        assert_eq!((counts.keys(|key| *key == 1), counts.keys(|key| *key == 2)), (vec![1], vec![]));
-        let short = WindowedCounts::new(Duration::ZERO);
-        assert_eq!((short.add(1), short.add(1), short.count(&1)), (1, 1, 0));
-    }
+/// Counts the values of unknown request headers, to find those that split the callers of a job.
+///
+/// An unknown header tells callers apart. If it has another value in every request, callers never share
+/// an entry, and the operator has to learn which header is the cause. So reads without a hit are noted
+/// here: with the same job and the same credential, many values of one header within an hour cause a
+/// warning that names the header.
+///
+/// Clients choose names and values, so everything is bounded. Of a value, only a hash with a random key
+/// is kept, and only in this process.
+#[derive(Debug, Default)]
+pub(super) struct SplittingHeaders {
+    names: Mutex<HashMap<HeaderName, HashMap<Group, SeenValues>>>,
+    hasher: RandomState,
+    warnings: HourlyPerName,
+}
 
-    #[test]
-    fn marks_are_bounded() {
-        let counts = WindowedCounts::new(Duration::from_mins(1));
-        for key in 0..3 * MAX_KEYS {
-            counts.add(key);
+/// Values of one header within one group.
+#[derive(Debug)]
+struct SeenValues {
+    since: Instant,
+    latest: Instant,
+    hashes: Vec<u64>,
+}
+
+impl SplittingHeaders {
+    /// Notes the unknown headers of a read that the cache did not answer, and warns about those that
+    /// keep the callers of the job apart.
+    pub(super) fn note_read(&self, fingerprinter: &Fingerprinter, request: &LookupRequest) {
+        let headers = fingerprinter.unknown_headers(&request.variant);
+        let credential = request.coalesce_key.caller.credential();
+        for name in self.note(&request.key, credential, headers, Instant::now()) {
+            if self.warnings.admits(name.as_str()) {
+                warn!(
+                    header = name.as_str(),
+                    "a request header that jobcache does not know keeps callers of the same job \
+                     apart: it had 8 or more values within an hour. If the API's answer does not \
+                     depend on it, add it to credentials.ignore; if it identifies the caller, add it \
+                     to credentials.headers"
+                );
+            }
         }
-        assert!(counts.counts.lock().unwrap().len() <= MAX_KEYS);
     }
 
-    #[test]
-    fn names_are_remembered_for_a_while_and_are_bounded() {
-        let warnings = HourlyPerName::default();
-        let kept = JobNotes::new(Duration::from_mins(1));
-        let key = |id: usize| Key::new("job_status:", &id.to_string());
-        let note =
-            |notes: &JobNotes, id, names| notes.note_differing(&warnings, (&key(id), "7"), names);
-        let pod = HeaderName::from_static("x-pod");
-        note(&kept, 1, vec![pod.clone(), pod.clone()]);
-        assert_eq!(kept.differing_headers(&key(1)), [pod.clone()]);
-        assert!(kept.differing_headers(&key(2)).is_empty());
-        note(&kept, 1, (0..20).map(|n| format!("x-{n}").parse().unwrap()).collect());
-        assert_eq!(kept.differing_headers(&key(1)).len(), MAX_NAMES);
-        for id in 0..3 * MAX_KEYS {
-            note(&kept, id, vec![pod.clone()]);
+    /// Notes the headers of a read. Those with the same name are next to each other. Returns the names
+    /// of those that split the readers of the job.
+    fn note<'h>(
+        &self,
+        job: &Key,
+        credential: Fingerprint,
+        headers: impl Iterator<Item = (HeaderName, &'h [u8])>,
+        now: Instant,
+    ) -> Vec<HeaderName> {
+        let mut values: Vec<(HeaderName, u64)> = Vec::new();
+        for (name, value) in headers {
+            match values.last_mut() {
+                Some((last, hash)) if *last == name => {
+                    *hash = self.hasher.hash_one((*hash, value));
+                }
+                _ => values.push((name, self.hasher.hash_one(value))),
+            }
         }
-        assert!(kept.differing_headers.counts.lock().unwrap().len() <= MAX_KEYS);
-        let short = JobNotes::new(Duration::ZERO);
-        note(&short, 1, vec![pod]);
-        assert!(short.differing_headers(&key(1)).is_empty());
+        if values.is_empty() {
+            return Vec::new();
+        }
+        let group = (self.hash_of(job), self.hasher.hash_one(credential));
+        let mut names = self.names();
+        values.retain(|(name, value)| {
+            make_room_for(&mut names, name, now)
+                && note_value(names.entry(name.clone()).or_default(), group, *value, now)
+        });
+        values.into_iter().map(|(name, _)| name).collect()
     }
+
+    /// Returns the names of the headers that split the readers of a job.
+    pub(super) fn of_job(&self, job: &Key, now: Instant) -> Vec<String> {
+        let job = self.hash_of(job);
+        let names = self.names();
+        let splits = |groups: &HashMap<Group, SeenValues>| {
+            groups.iter().any(|((of, _), seen)| *of == job && seen.splits() && seen.is_live(now))
+        };
+        let found = names.iter().filter(|(_, groups)| splits(groups));
+        let mut found: Vec<String> = found.map(|(name, _)| name.as_str().to_owned()).collect();
+        found.sort_unstable();
+        found
+    }
+
+    fn hash_of(&self, job: &Key) -> u64 {
+        self.hasher.hash_one(job.main())
+    }
+
+    fn names(&self) -> MutexGuard<'_, HashMap<HeaderName, HashMap<Group, SeenValues>>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SeenValues {
+    fn splits(&self) -> bool {
+        self.hashes.len() >= SPLITTING_VALUES
+    }
+
+    fn is_live(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) < WINDOW
+    }
+}
+
+/// Returns whether a header is tracked or may be. Headers that have had a single value in each group
+/// make way: a constant header keeps nobody apart.
+fn make_room_for(
+    names: &mut HashMap<HeaderName, HashMap<Group, SeenValues>>,
+    name: &HeaderName,
+    now: Instant,
+) -> bool {
+    if names.contains_key(name) || names.len() < MAX_NAMES {
+        return name.as_str().len() <= MAX_NAME_BYTES;
+    }
+    names.retain(|_, groups| {
+        groups.retain(|_, seen| seen.is_live(now));
+        groups.values().any(|seen| seen.hashes.len() > 1)
+    });
+    names.len() < MAX_NAMES && name.as_str().len() <= MAX_NAME_BYTES
+}
+
+/// Notes a value. Returns whether the header splits the group.
+fn note_value(
+    groups: &mut HashMap<Group, SeenValues>,
+    group: Group,
+    value: u64,
+    now: Instant,
+) -> bool {
+    if !groups.contains_key(&group) && groups.len() >= MAX_GROUPS {
+        let is_idle = |seen: &SeenValues| now.saturating_duration_since(seen.latest) > IDLE_TIME;
+        groups.retain(|_, seen| seen.is_live(now) && (seen.splits() || !is_idle(seen)));
+        if groups.len() >= MAX_GROUPS {
+            return false;
+        }
+    }
+    let fresh = || SeenValues { since: now, latest: now, hashes: Vec::new() };
+    let seen = groups.entry(group).or_insert_with(fresh);
+    if !seen.is_live(now) {
+        *seen = fresh();
+    }
+    seen.latest = now;
+    if !seen.splits() && !seen.hashes.contains(&value) {
+        seen.hashes.push(value);
+    }
+    seen.splits()
 }

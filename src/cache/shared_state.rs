@@ -12,9 +12,8 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use super::{
     entry::Entry,
     flight::{CoalesceKey, Flights},
-    job_notes::WindowedCounts,
+    job_notes::{SplittingHeaders, WindowedCounts},
     silent_changes::{ChangeWatcher, SilentChanges},
-    splitting_headers::SplittingHeaders,
 };
 use crate::{
     config::{Config, NearMode, StoreUrl},
