@@ -109,28 +109,25 @@ impl Verdict {
     }
 
     fn cache_status(&self, status: StatusCode) -> Option<CacheStatus> {
-        if !status.is_success() && self.reveals_others() {
-            let detail = Some(NoStore::Status.as_str());
-            let why = Forward::Miss;
-            return Some(CacheStatus::Forwarded { why, collapsed: false, stored: false, detail });
-        }
-        let (_, reason) = self.labels();
-        let detail = (!reason.is_empty()).then_some(reason);
-        let forwarded =
-            |why, stored, collapsed| CacheStatus::Forwarded { why, collapsed, stored, detail };
-        Some(match self {
+        let (mut why, collapsed, stored) = match self {
             Self::Hit => return None,
+            Self::Refused(detail) => return Some(CacheStatus::Refused { detail }),
             Self::Miss { filled, collapsed, why: None } => {
-                forwarded(Forward::Miss, *filled == Some(FillResult::Stored), *collapsed)
+                (Forward::Miss, *collapsed, *filled == Some(FillResult::Stored))
             }
             Self::Miss { collapsed, why: Some(why), .. } => {
-                forwarded(Forward::from(*why), false, *collapsed)
+                (Forward::from(*why), *collapsed, false)
             }
-            Self::Pass(why) => forwarded(Forward::from(*why), false, false),
-            Self::Write { .. } => forwarded(Forward::Method, false, false),
-            Self::Failed(_) => forwarded(Forward::Bypass, false, false),
-            Self::Refused(detail) => CacheStatus::Refused { detail },
-        })
+            Self::Pass(why) => (Forward::from(*why), false, false),
+            Self::Write { .. } => (Forward::Method, false, false),
+            Self::Failed(_) => (Forward::Bypass, false, false),
+        };
+        let mut reason = self.labels().1;
+        if !status.is_success() && self.reveals_others() {
+            (why, reason) = (Forward::Miss, NoStore::Status.as_str());
+        }
+        let detail = (!reason.is_empty()).then_some(reason);
+        Some(CacheStatus::Forwarded { why, collapsed, stored, detail })
     }
 
     /// Whether the reason depends on what other clients have read. A client that is refused a job,

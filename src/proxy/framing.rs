@@ -152,16 +152,11 @@ fn is_chunked_at_most(headers: &HeaderMap) -> bool {
 /// a single valid Content-Length" RFC 9112 6.3. hyper has refused values that differ, except in a
 /// response to HEAD, which has no body: there the field is removed.
 pub(crate) fn unify_length(headers: &mut HeaderMap) {
-    let mut lines = headers.get_all(CONTENT_LENGTH).into_iter();
-    let Some(first) = lines.next() else { return };
-    if lines.next().is_none() && !first.as_bytes().contains(&b',') {
-        return;
-    }
     let lines = headers.get_all(CONTENT_LENGTH).into_iter();
-    let mut all =
-        lines.flat_map(|line| line.as_bytes().split(|&b| b == b',')).map(<[u8]>::trim_ascii);
-    let first = all.next().unwrap_or_default();
-    let same = all.all(|length| length == first);
+    let lengths = lines.flat_map(|line| line.as_bytes().split(|&byte| byte == b','));
+    let mut lengths = lengths.map(<[u8]>::trim_ascii);
+    let (Some(first), Some(second)) = (lengths.next(), lengths.next()) else { return };
+    let same = second == first && lengths.all(|length| length == first);
     match HeaderValue::from_bytes(first) {
         Ok(length) if same => drop(headers.insert(CONTENT_LENGTH, length)),
         _ => drop(headers.remove(CONTENT_LENGTH)),

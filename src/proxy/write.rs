@@ -237,15 +237,7 @@ impl WriteInvalidation {
     /// fence is lifted at once: a client without permission to write must be able neither to purge
     /// everything nor to keep a job uncached.
     pub(super) fn note_status(&mut self, status: StatusCode) {
-        let refusals = [
-            StatusCode::UNAUTHORIZED,
-            StatusCode::FORBIDDEN,
-            StatusCode::METHOD_NOT_ALLOWED,
-            StatusCode::PAYLOAD_TOO_LARGE,
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            StatusCode::TOO_MANY_REQUESTS,
-        ];
-        if refusals.contains(&status) {
+        if matches!(status.as_u16(), 401 | 403 | 405 | 413 | 415 | 429) {
             self.outcome = WriteOutcome::Refused;
             self.all = false;
         }
