@@ -3,15 +3,12 @@
 //! The cache never contacts the upstream. A reader that must do so gets a [`LeaderRead`], and `proxy`
 //! fetches.
 //!
-//! Each part owns what it counts and remembers: the [`CacheReader`] looks up, the [`Filler`] shares and
-//! stores, the [`Invalidator`] drops, the [`Comparer`] checks. What a change of a job has to reach is
-//! in `shared_state`, and what a reload replaces is in `cache_config` and `job_notes`.
+//! The [`CacheReader`] looks up, the [`Filler`] shares and stores, and the [`Invalidator`] drops: for
+//! writes and purges, and what a [`Comparison`] finds wrong. They share the state and the configuration
+//! in `shared_state`. A reload replaces the configuration, and the notes about jobs in `job_notes`.
 
-mod cache_config;
 mod comparison;
 mod decide;
-mod differing_headers;
-mod elsewhere;
 pub mod entry;
 mod fill;
 pub mod flight;
@@ -19,42 +16,32 @@ pub mod forecast;
 mod invalidate;
 mod job_notes;
 mod lookup;
-mod lookup_request;
-mod lookup_result;
-pub(crate) mod metrics;
-mod near_layer;
-mod near_lookup;
-mod prefetch_lookup;
-mod replacements;
+mod reader;
 mod shared_state;
 mod silent_changes;
-mod splitting_headers;
-pub mod windowed_counts;
-mod write_all;
 
-pub use comparison::{Comparer, Comparison, ComparisonResult};
-pub use fill::{AbandonReason, FillResult, Filler, KnownEntry, LeaderRead, PublishedRead};
+pub use comparison::{Comparison, ComparisonResult};
+pub use decide::LookupRequest;
+pub use fill::{AbandonReason, FillResult, Filler, LeaderRead, PublishedRead};
 pub use invalidate::{
     EndStage, FenceEnd, InvalidationSource, Invalidator, OUTCOME_UNKNOWN, PurgeAllOutcome,
     PurgeOutcome, PurgeReceipt, PurgeTaskFailed, WriteOutcome,
 };
-pub use lookup::CacheReader;
-pub use lookup_request::LookupRequest;
-pub use lookup_result::Lookup;
-pub use near_lookup::{NearLookup, NearMiss};
-pub use prefetch_lookup::PrefetchLookup;
+pub use lookup::Lookup;
+pub use reader::{CacheReader, NearLookup};
 pub use silent_changes::SilentRoute;
 
 use std::sync::Arc;
 
-use hyper::http::{HeaderMap, Method, Uri};
+use hyper::http::{HeaderMap, Method, Uri, response};
 
 use self::{
-    cache_config::CacheConfig, comparison::WrongEntries, job_notes::JobNotes,
-    metrics::CacheMetrics, shared_state::SharedState,
+    invalidate::SharedPurgeAll,
+    job_notes::JobNotes,
+    shared_state::{CacheConfig, CacheMetrics, SharedState},
 };
 use crate::{
-    config,
+    config::Config,
     observe::{
         events::{EventKind, Events, HitSample},
         metrics::Registry,
@@ -67,7 +54,6 @@ use crate::{
 ///
 /// A [reconfigured](Cache::reconfigured) cache shares all state with the original, except for what its
 /// configuration determines.
-#[derive(Debug)]
 pub struct Cache {
     state: Arc<SharedState>,
     config: Arc<CacheConfig>,
@@ -75,10 +61,8 @@ pub struct Cache {
     pub reader: CacheReader,
     /// Shares and stores the responses of reads.
     pub filler: Filler,
-    /// Invalidates jobs, for writes and for purges.
+    /// Invalidates jobs, for writes, purges and comparisons.
     pub invalidator: Arc<Invalidator>,
-    /// Compares entries with responses.
-    pub comparer: Comparer,
 }
 
 impl Cache {
@@ -88,20 +72,12 @@ impl Cache {
     ///
     /// Fails if [`Store::open`] does.
     pub fn open(
-        config: &config::Config,
+        config: &Config,
         registry: &mut Registry,
         events: Arc<Events>,
     ) -> Result<Self, StoreError> {
         let state = Arc::new(SharedState::open(config, registry, events)?);
-        let notes = Arc::new(JobNotes::new(config));
-        let config = Arc::new(CacheConfig::new(config));
-        let invalidator = Invalidator {
-            state: Arc::clone(&state),
-            config: Arc::clone(&config),
-            pending_warnings: Arc::default(),
-            shared_purge_all: Arc::default(),
-        };
-        Ok(Self::of_parts(state, config, notes, invalidator, Arc::default()))
+        Ok(Self::of_state(state, Arc::default(), config))
     }
 
     /// Returns the same cache under another configuration of the same store.
@@ -109,39 +85,35 @@ impl Cache {
     /// The counts of unstorable responses, replacements and foreign values start from zero: attempts
     /// that failed under the old configuration may succeed under the new one.
     #[must_use]
-    pub fn reconfigured(&self, config: &config::Config) -> Self {
+    pub fn reconfigured(&self, config: &Config) -> Self {
         self.state.store.record(SidecarRecord::of(config));
-        let notes = Arc::new(self.reader.notes.reconfigured(config.ttl));
-        let config = Arc::new(CacheConfig::new(config));
-        let invalidator =
-            Invalidator { config: Arc::clone(&config), ..Invalidator::clone(&self.invalidator) };
-        let wrong_entries = Arc::clone(&self.comparer.wrong_entries);
-        Self::of_parts(Arc::clone(&self.state), config, notes, invalidator, wrong_entries)
+        let shared_purge_all = Arc::clone(&self.invalidator.shared_purge_all);
+        Self::of_state(Arc::clone(&self.state), shared_purge_all, config)
     }
 
-    fn of_parts(
+    fn of_state(
         state: Arc<SharedState>,
-        config: Arc<CacheConfig>,
-        notes: Arc<JobNotes>,
-        invalidator: Invalidator,
-        wrong_entries: Arc<WrongEntries>,
+        shared_purge_all: Arc<SharedPurgeAll>,
+        config: &Config,
     ) -> Self {
+        let notes = Arc::new(JobNotes::new(config.ttl));
+        let config = Arc::new(CacheConfig::new(config));
         let (of_state, of_config) = (|| Arc::clone(&state), || Arc::clone(&config));
+        let invalidator = Invalidator { state: of_state(), config: of_config(), shared_purge_all };
         let invalidator = Arc::new(invalidator);
         let filler = Filler { state: of_state(), config: of_config(), notes: Arc::clone(&notes) };
         let reader = CacheReader { state: of_state(), config: of_config(), notes };
-        let comparer = Comparer {
-            state: of_state(),
-            config: of_config(),
-            invalidator: Arc::clone(&invalidator),
-            wrong_entries,
-        };
-        Self { state, config, reader, filler, invalidator, comparer }
+        Self { state, config, reader, filler, invalidator }
     }
 
     /// Returns the metrics of this cache.
     pub(crate) fn metrics(&self) -> &CacheMetrics {
         &self.state.metrics
+    }
+
+    /// The recent events of jobs.
+    pub(crate) fn events(&self) -> &Events {
+        &self.state.events
     }
 
     /// The store behind the cache.
@@ -177,7 +149,7 @@ impl Cache {
             uri,
             headers,
         );
-        let identity = self.config.settings.scopes.hash(route, id.as_str());
+        let identity = self.config.scopes.hash(route, id.as_str());
         LookupRequest {
             key: self.config.key(id),
             route,
@@ -202,12 +174,18 @@ impl Cache {
         if request.variant.path() == path.as_bytes() {
             return;
         }
-        request.key.rename(&self.config.settings.prefix, id);
+        request.key.rename(&self.config.settings.store.prefix, id);
         request.caller =
             self.config.fingerprinter.retarget(request.caller, &mut request.variant, path);
         request.route = route;
-        request.identity = self.config.settings.scopes.hash(route, id);
+        request.identity = self.config.scopes.hash(route, id);
         request.coalesce_key = self.config.coalesce_key(request.caller, request.identity);
+    }
+
+    /// Compares the head of the response to a GET without conditions. Returns whether the body has to
+    /// be compared.
+    pub fn compare_head(&self, comparison: &mut Comparison, head: &response::Parts) -> bool {
+        comparison.compare_head(head, &self.config.policy, self.state.store.now_ms())
     }
 
     /// Records the answer to a read of a job. `why` is empty if there is nothing to add. Hits are
@@ -236,7 +214,7 @@ impl Cache {
 
     /// Records a read of a job that bypassed the cache without a lookup.
     pub fn record_pass(&self, id: &str, why: Bypass) {
-        let key = Key::new(&self.config.settings.prefix, id);
+        let key = Key::new(&self.config.settings.store.prefix, id);
         self.state.events.record_request(key.main(), EventKind::Pass, why.as_str(), 1);
     }
 }

@@ -164,14 +164,8 @@ fn build(
     let cache = Arc::new(Cache::open(config, &mut registry, Arc::clone(&events))?);
     let upstream = Upstream::new(config, &mut registry, Arc::clone(&events))?;
     let upstream_metrics = Arc::clone(upstream.metrics());
-    let proxy = Proxy::new(
-        Arc::clone(&routes),
-        Arc::clone(&cache),
-        upstream,
-        config,
-        &mut registry,
-        Arc::clone(&events),
-    );
+    let proxy =
+        Proxy::new(Arc::clone(&routes), Arc::clone(&cache), upstream, config, &mut registry);
     let clients = server.connections.clone();
     let metrics = Arc::new(AdminMetrics::register(&mut registry));
     let lasting = AdminState {

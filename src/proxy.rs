@@ -8,20 +8,18 @@
 //! 2. [`route`](crate::semantics::route) classifies the request from its head alone: read, write or
 //!    pass.
 //! 3. `read` answers a read of a job from this process, from the store, or by one upstream read
-//!    that all waiting clients share (`lead`). In shadow mode, `shadow` answers from the upstream
-//!    and only compares.
+//!    that all waiting clients share (`lead`). In shadow mode it answers from the upstream and only
+//!    compares.
 //! 4. `write` fences the jobs that a write may change, forwards the write, and invalidates those
-//!    jobs before it answers. `body_rules` finds the jobs that only a body names. `write_end`
-//!    invalidates them again when the bodies have ended.
+//!    jobs before it answers, and again when the bodies have ended. `body_rules` finds the jobs that
+//!    only a body names.
 //! 5. Everything else passes: `pass` streams both bodies through.
 //! 6. `answer` derives `Cache-Status`, the metrics and the access log from one verdict.
 //!
-//! The other parts support these steps. `proxy_context` has what every step needs. `exchange` turns
-//! a client's message into ours and back, `body` streams and captures response bodies, and
-//! `upgrade` joins two connections. `repeat_hit` answers a repeated request below hyper, `prefetch`
-//! reads a job before a client asks for it, and `verify` checks hits against the upstream.
-//! `stale_config` covers writes that are still running when a reload changes the routes.
-//! `unclaimed` reports writes at the jobs that name none.
+//! The other parts support these steps. `proxy_context` has what every step needs, and turns a
+//! client's message into ours and back. `body` streams and captures response bodies. `repeat_hit`
+//! answers a repeated request below hyper, `prefetch` reads a job before a client asks for it, and
+//! `verify` checks hits against the upstream.
 //!
 //! Decided elsewhere: what may be stored and who may receive it (`cache`), connections, timeouts
 //! and retries (`upstream`), sockets and HTTP parsing (`server`).
@@ -29,9 +27,6 @@
 mod answer;
 pub mod body;
 mod body_rules;
-pub mod compared_body;
-mod comparison_metrics;
-mod exchange;
 pub(crate) mod framing;
 mod lead;
 pub(crate) mod metrics;
@@ -40,13 +35,8 @@ mod prefetch;
 mod proxy_context;
 mod read;
 pub mod repeat_hit;
-mod shadow;
-mod stale_config;
-mod unclaimed;
-mod upgrade;
 mod verify;
 mod write;
-mod write_end;
 
 pub use prefetch::{JobListError, PrefetchOutcome};
 
@@ -54,30 +44,22 @@ use std::{future::Future, sync::Arc};
 
 use hyper::{Request, body::Incoming};
 use tokio::time::{Instant, timeout_at};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument as _, warn};
 
 use self::{
     answer::{AccessLine, Answer, refuse_and_close, refuse_retryable},
     body::Body,
+    body_rules::BodyInspector,
     metrics::ProxyMetrics,
-    pass::Passes,
     proxy_context::{ProxyContext, Requester},
-    read::Reads,
     repeat_hit::{RepeatHit, RepeatHits},
-    stale_config::StaleConfig,
-    verify::Comparisons,
-    write::Writes,
 };
 use crate::{
     cache::Cache,
-    config::{self, Config},
+    config::Config,
     limits::{Limit, Quota},
-    observe::{
-        events::{Events, HitSample},
-        metrics::Registry,
-        spans,
-    },
+    observe::{events::HitSample, metrics::Registry, spans},
     semantics::{
         headers,
         route::{Route, Routes},
@@ -92,16 +74,11 @@ use crate::{
 /// A request keeps its `Proxy` until it ends, so a reload never changes the rules in the middle of
 /// a request. A [`revised`](Proxy::revised) proxy shares everything with the old one except what
 /// its configuration sets.
-#[derive(Debug)]
 pub struct Proxy {
     context: Arc<ProxyContext>,
-    reads: Reads,
-    writes: Arc<Writes>,
-    passes: Arc<Passes>,
-    access_log: bool,
+    repeat_hits: RepeatHits,
     /// Limits the requests that are being answered.
     requests: Arc<Quota>,
-    limits: config::ServerConfig,
 }
 
 impl Proxy {
@@ -132,10 +109,11 @@ impl Proxy {
         if client.is_tls {
             headers::set_forwarded_proto(request.headers_mut(), client);
         }
-        let access_line = self.access_log.then(|| AccessLine::of(&request));
-        let sample = self.context.events.sample();
-        let answer = if let Err(refusal) = framing::check(&request, &self.limits) {
-            refusal.limit().inspect(|&limit| self.context.metrics.limits.count(limit));
+        let ProxyContext { config, cache, metrics, .. } = &*self.context;
+        let access_line = config.access_log.then(|| AccessLine::of(&request));
+        let sample = cache.events().sample();
+        let answer = if let Err(refusal) = framing::check(&request, &config.server) {
+            refusal.limit().inspect(|&limit| metrics.limits.count(limit));
             refuse_and_close(refusal, request.version())
         } else if let Some(_permit) = self.requests.take(1) {
             let requester = Requester { client, informational };
@@ -143,7 +121,7 @@ impl Proxy {
         } else {
             refuse_retryable("overloaded")
         };
-        answer.report(&self.context.metrics.requests, access_line)
+        answer.report(&metrics.requests, access_line)
     }
 
     /// Answers a request according to its route. Everything except a hit in this process is boxed:
@@ -157,10 +135,14 @@ impl Proxy {
     ) -> Answer {
         match self.context.routes.classify(&request) {
             Route::Read(id, route) => {
-                self.reads.answer((&id, route), request, requester, sample).await
+                read::answer(&self.context, (&id, route), request, requester, sample).await
             }
-            Route::Write(scope) => Box::pin(self.writes.forward(scope, request, requester)).await,
-            Route::Pass(why) => Box::pin(self.passes.forward(request, requester, why)).await,
+            Route::Write(scope) => {
+                Box::pin(write::forward(&self.context, scope, request, requester)).await
+            }
+            Route::Pass(why) => {
+                Box::pin(pass::forward(&self.context, request, requester, why)).await
+            }
         }
     }
 }
@@ -174,31 +156,25 @@ impl Proxy {
         upstream: Upstream,
         config: &Config,
         registry: &mut Registry,
-        events: Arc<Events>,
     ) -> Self {
-        let metrics = Arc::new(ProxyMetrics::register(registry));
+        let metrics = ProxyMetrics::register(registry);
         let hits = &metrics.limits;
         let inspected = Quota::of(Limit::Inspected, config.max_inspected, &metrics.inspected, hits);
         let max_requests = config.server.max_requests;
         let requests = Quota::of(Limit::Requests, max_requests, &metrics.in_flight, hits);
-        let context = Arc::new(ProxyContext {
+        let context = ProxyContext {
             routes,
-            stale_config: StaleConfig::default(),
+            config: Arc::new(config.clone()),
+            superseded: CancellationToken::new(),
             cache,
             upstream: Arc::new(upstream),
             tasks: TaskTracker::new(),
-            mode: config.mode,
-            metrics,
-            events,
-        });
-        let comparisons = Comparisons::new(Arc::clone(&context), config.verify);
-        let writes = Writes::new(context, inspected, registry);
-        Self::of_parts(comparisons, writes, requests, config)
-    }
-
-    /// Returns the metrics of this proxy.
-    pub(crate) fn metrics(&self) -> &Arc<ProxyMetrics> {
-        &self.context.metrics
+            draining: CancellationToken::new(),
+            comparisons: verify::quota(&metrics),
+            inspector: Arc::new(BodyInspector::new(inspected, registry)),
+            metrics: Arc::new(metrics),
+        };
+        Self::of_context(context, requests)
     }
 
     /// Returns this proxy under another configuration of the same upstream. New routes or rules
@@ -207,55 +183,30 @@ impl Proxy {
     #[must_use]
     pub fn revised(&self, routes: Arc<Routes>, cache: Arc<Cache>, config: &Config) -> Self {
         let old = &*self.context;
-        let stale_config = if Arc::ptr_eq(&routes, &old.routes) {
-            old.stale_config.clone()
+        let superseded = if Arc::ptr_eq(&routes, &old.routes) {
+            old.superseded.clone()
         } else {
-            old.stale_config.mark();
-            StaleConfig::default()
+            old.superseded.cancel();
+            CancellationToken::new()
         };
-        let mode = config.mode;
-        let context = ProxyContext { routes, stale_config, cache, mode, ..old.clone() };
-        let context = Arc::new(context);
-        let comparisons = Comparisons {
-            context: Arc::clone(&context),
-            verify: config.verify,
-            ..Comparisons::clone(&self.reads.comparisons)
-        };
-        let writes = Writes { context, ..Writes::clone(&self.writes) };
-        Self::of_parts(comparisons, writes, Arc::clone(&self.requests), config)
+        let config = Arc::new(config.clone());
+        let context = ProxyContext { routes, config, superseded, cache, ..old.clone() };
+        Self::of_context(context, Arc::clone(&self.requests))
     }
 
-    fn of_parts(
-        comparisons: Comparisons,
-        writes: Writes,
-        requests: Arc<Quota>,
-        config: &Config,
-    ) -> Self {
-        let context = Arc::clone(&writes.context);
-        let comparisons = Arc::new(comparisons);
-        let repeat_hits = Arc::new(RepeatHits::new(Arc::clone(&comparisons), config));
-        let unclaimed = Arc::clone(&writes.unclaimed);
-        let passes = Arc::new(Passes { context: Arc::clone(&context), unclaimed });
-        let reads = Reads {
-            context: Arc::clone(&context),
-            comparisons,
-            repeat_hits,
-            passes: Arc::clone(&passes),
-        };
-        Self {
-            context,
-            reads,
-            writes: Arc::new(writes),
-            passes,
-            access_log: config.access_log,
-            requests,
-            limits: config.server.clone(),
-        }
+    fn of_context(context: ProxyContext, requests: Arc<Quota>) -> Self {
+        let context = Arc::new(context);
+        Self { repeat_hits: RepeatHits(Arc::clone(&context)), context, requests }
+    }
+
+    /// Returns the metrics of this proxy.
+    pub(crate) fn metrics(&self) -> &Arc<ProxyMetrics> {
+        &self.context.metrics
     }
 
     /// Answers requests that repeat the header fields of a hit.
     pub(crate) fn repeat_hits(&self) -> &RepeatHits {
-        &self.reads.repeat_hits
+        &self.repeat_hits
     }
 
     /// Registers an open client connection. Its requests follow one another.
@@ -272,7 +223,7 @@ impl Proxy {
     /// upgraded connections.
     pub async fn finish(&self, deadline: Instant) {
         self.context.tasks.close();
-        self.reads.comparisons.draining.cancel();
+        self.context.draining.cancel();
         if timeout_at(deadline, self.context.tasks.wait()).await.is_err() {
             let tasks = self.context.tasks.len();
             warn!(

@@ -18,7 +18,7 @@
 //!
 //! Other routes, query rules or `[[invalidate]]` rules change which writes are seen, and which
 //! reads share an entry. So they drop every entry, once they are in force and again after
-//! `store.linger`. The module `proxy::stale_config` says what becomes of a write under way.
+//! `store.linger`. The module `proxy::pass` says what becomes of a write under way.
 //! The other sidecars of the same store judge by the old rules until they reload too; the last one
 //! to reload drops what was stored meanwhile.
 //!

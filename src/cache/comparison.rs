@@ -12,7 +12,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use hyper::http::{HeaderName, StatusCode, response};
 use tokio::time::sleep;
@@ -20,25 +20,17 @@ use tracing::warn;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
-    cache_config::CacheConfig,
-    entry,
-    entry::Entry,
+    decide::LookupRequest,
+    entry::{self, Entry},
     invalidate::{InvalidationSource, Invalidator},
-    lookup_request::LookupRequest,
-    shared_state::SharedState,
-    windowed_counts::WindowedCounts,
 };
 use crate::{
-    observe::throttle::Throttle,
     semantics::policy::{self, NoStore, Policy, StoredHead},
     store::{Key, Token},
 };
 
 /// Grace period for a purge to follow a commit that is already visible in the upstream.
 const PURGE_GRACE: Duration = Duration::from_secs(2);
-
-/// How long an entry that was found wrong is remembered, for concurrent comparisons with it.
-const WRONG_ENTRY_MEMORY: Duration = Duration::from_secs(10);
 
 /// Greatest number of header names in a warning.
 const MAX_NAMED_HEADERS: usize = 8;
@@ -86,6 +78,11 @@ impl ComparisonResult {
             Self::Skipped => "skipped",
         }
     }
+
+    /// Whether the result does not depend on whether the entry is still in the store.
+    fn is_immediate(self) -> bool {
+        matches!(self, Self::Same | Self::Failed)
+    }
 }
 
 /// Comparison of an entry that was, or would have been, served with the upstream's response to the
@@ -126,19 +123,22 @@ impl Comparison {
 
     /// Compares the head of the response to a GET without conditions. Returns whether the body has to
     /// be compared.
-    pub fn compare_head(&mut self, head: &response::Parts, comparer: &Comparer) -> bool {
-        self.compare_head_under(head, &comparer.config.policy, comparer.state.store.now_ms())
-    }
-
+    ///
     /// Compares the stored headers and checks whether the response may be stored. A header that is not
     /// part of an entry, such as `Set-Cookie`, is not compared, but may make the response personal to
     /// one client. Lifetimes do not matter: they say nothing about whether the hit was right.
-    fn compare_head_under(&mut self, head: &response::Parts, policy: &Policy, now_ms: i64) -> bool {
+    pub(super) fn compare_head(
+        &mut self,
+        head: &response::Parts,
+        policy: &Policy,
+        now_ms: i64,
+    ) -> bool {
         self.status = head.status;
         let comparable = head.status == self.entry.status();
         if comparable {
             let stored = StoredHead::of(head, &policy.volatile, now_ms);
-            self.differing_headers = self.entry.differing_headers(&stored, &policy.volatile);
+            self.differing_headers =
+                self.entry.stored_head().differing_headers(&stored, &policy.volatile);
             self.not_storable = policy::storable(head, policy).err();
         }
         comparable
@@ -156,8 +156,7 @@ impl Comparison {
     /// Returns the result once the response has ended, if it does not depend on whether the entry is
     /// still in the store.
     pub fn immediate_result(&self) -> Option<ComparisonResult> {
-        let result = self.result();
-        matches!(result, ComparisonResult::Same | ComparisonResult::Failed).then_some(result)
+        Some(self.result()).filter(|result| result.is_immediate())
     }
 
     /// Returns the result for the case that the entry is still in the store.
@@ -179,67 +178,34 @@ impl Comparison {
             _ => ComparisonResult::Refused,
         }
     }
-
-    fn generation(&self) -> Token {
-        Token::named(self.entry.generation())
-    }
 }
 
-impl fmt::Debug for Comparison {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Comparison").field("key", &self.key).finish_non_exhaustive()
-    }
-}
-
-/// Concludes comparisons.
-#[derive(Clone, Debug)]
-pub struct Comparer {
-    pub(super) state: Arc<SharedState>,
-    pub(super) config: Arc<CacheConfig>,
-    pub(super) invalidator: Arc<Invalidator>,
-    pub(super) wrong_entries: Arc<WrongEntries>,
-}
-
-/// Entries that a comparison found to differ from the upstream's response.
-#[derive(Debug)]
-pub(super) struct WrongEntries {
-    counts: WindowedCounts<Token>,
-    warnings: Throttle,
-}
-
-impl Default for WrongEntries {
-    fn default() -> Self {
-        let counts = WindowedCounts::new(WRONG_ENTRY_MEMORY);
-        Self { counts, warnings: Throttle::default() }
-    }
-}
-
-impl Comparer {
+impl Invalidator {
     /// Concludes a comparison after the response has ended. Purges an entry that is wrong everywhere,
     /// with a warning.
-    pub async fn conclude(&self, comparison: &Comparison) -> ComparisonResult {
+    pub async fn conclude(self: &Arc<Self>, comparison: &Comparison) -> ComparisonResult {
         let result = comparison.result();
-        if let Some(plain) = comparison.immediate_result() {
-            return plain;
+        if result.is_immediate() {
+            return result;
         }
+        let wrong_entries = &self.state.notes.wrong_entries;
+        let generation = Token::named(comparison.entry.generation());
         for pause in [Duration::ZERO, PURGE_GRACE] {
             sleep(pause).await;
             match self.is_still_stored(comparison).await {
                 Some(true) => {}
                 // A concurrent comparison has purged the entry because it was wrong.
-                Some(false) if self.wrong_entries.counts.count(&comparison.generation()) > 0 => {
-                    return result;
-                }
+                Some(false) if wrong_entries.count(&generation) > 0 => return result,
                 Some(false) => return ComparisonResult::Changed,
                 None => return ComparisonResult::Unchecked,
             }
         }
-        if self.wrong_entries.counts.add(comparison.generation()) == 1 {
+        if wrong_entries.add(generation) == 1 {
             self.warn_of_wrong_entry(comparison, result);
             let keys = vec![comparison.key.clone()];
             // A failure of the purge's task has been logged.
             let source = InvalidationSource::Comparison;
-            let _ = self.invalidator.purge_keys(keys, source, Some("evidence".into())).await;
+            let _ = self.purge_keys(keys, source, Some("evidence".into())).await;
         }
         result
     }
@@ -253,32 +219,18 @@ impl Comparer {
     }
 
     fn warn_of_wrong_entry(&self, comparison: &Comparison, result: ComparisonResult) {
-        let Some(suppressed) = self.wrong_entries.warnings.admit(comparison.key.main()) else {
-            return;
-        };
-        let Comparison {
-            key,
-            entry,
-            status,
-            not_storable: forbidden,
-            received_bytes: length,
-            digest,
-            ..
-        } = comparison;
-        let names: Vec<_> = comparison
-            .differing_headers
-            .iter()
-            .take(MAX_NAMED_HEADERS)
-            .map(|name| name.as_str().to_owned())
-            .collect();
+        let Comparison { key, entry, status, differing_headers, .. } = comparison;
+        let warnings = &self.state.notes.wrong_entry_warnings;
+        let Some(suppressed) = warnings.admit(key.main()) else { return };
+        let names = differing_headers.iter().take(MAX_NAMED_HEADERS).map(HeaderName::as_str);
         warn!(
             job = self.config.id(key),
             outcome = result.as_str(),
             status = status.as_u16(),
-            headers = names.join(", "),
-            not_storable = forbidden.map_or("", NoStore::as_str),
-            bytes = length,
-            digest = format!("{:032x}", digest.digest128()),
+            headers = names.collect::<Vec<_>>().join(", "),
+            not_storable = comparison.not_storable.map_or("", NoStore::as_str),
+            bytes = comparison.received_bytes,
+            digest = format!("{:032x}", comparison.digest.digest128()),
             stored_bytes = entry.body().len(),
             stored_digest = entry::digest(entry.body()),
             suppressed,

@@ -2,32 +2,41 @@
 
 pub mod coding;
 mod head;
-mod likeness;
 mod meta;
 #[cfg(test)]
 mod tests;
 
-use std::{iter, time::Duration};
+pub use self::meta::Reject;
+pub(super) use self::meta::origin_of;
+
+use std::{
+    iter,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
-use hyper::http::{
-    HeaderMap, HeaderValue, Method, Response, StatusCode,
-    header::{AGE, CACHE_STATUS, ETAG, IF_NONE_MATCH, VARY, VIA},
+use hyper::{
+    header::{CACHE_CONTROL, HeaderName},
+    http::{
+        HeaderMap, HeaderValue, Method, Response, StatusCode,
+        header::{AGE, CACHE_STATUS, ETAG, IF_NONE_MATCH, VARY, VIA},
+    },
 };
 use xxhash_rust::xxh3::xxh3_128;
 
-pub(super) use self::meta::origin_of;
 use self::{
     coding::Coding,
-    head::{HIT_STATUS, Head, HeadSeconds, numbered},
+    head::{HIT_STATUS, Head, HeadForm, HeadSeconds, VARY_BY_CODING, numbered},
 };
-pub use self::{likeness::Likeness, meta::Reject};
 use crate::semantics::{
     audience::{Audience, Caller},
     headers::VIA_JOBCACHE,
     identity::IdentityHash,
-    policy::{self, StoredHead},
+    policy::{self, StatedLifetimes, StoredHead, stated_lifetimes},
 };
+
+/// Tolerance for lifetimes, in ms: HTTP counts seconds, and both `Date` and `Age` are rounded.
+const TOLERANCE_MS: i64 = 2_000;
 
 /// A response that may be served to more than one request.
 #[derive(Debug)]
@@ -43,8 +52,8 @@ pub struct Entry {
     audience: Audience,
     /// Token under which the entry was stored; empty until it is.
     generation: Box<str>,
-    /// Hash of what the entry is of; zero until it is stored.
-    identity: IdentityHash,
+    /// Hash of the API, route and job that the entry is of; zero until it is stored.
+    pub(super) identity: IdentityHash,
 }
 
 /// The compressed form of an entry.
@@ -65,7 +74,7 @@ impl Entry {
         now_ms: i64,
     ) -> Self {
         let StoredHead { status, headers, last_modified } = response;
-        let mut head = Head::new(status, headers, body.len(), || digest(&body));
+        let mut head = Head::new(HeadForm::Only, status, headers, body.len(), || digest(&body));
         head.last_modified = last_modified;
         Self {
             head,
@@ -85,11 +94,6 @@ impl Entry {
         &self.audience
     }
 
-    /// Returns the hash of the API, route and job that the entry is of.
-    pub fn identity(&self) -> IdentityHash {
-        self.identity
-    }
-
     /// Returns the token under which the entry was stored.
     pub fn generation(&self) -> &str {
         &self.generation
@@ -97,7 +101,7 @@ impl Entry {
 
     /// Returns the status of the response.
     pub fn status(&self) -> StatusCode {
-        self.head.status()
+        self.head.status
     }
 
     /// Returns when the entry expires, in ms since 1970 by the store's clock.
@@ -111,17 +115,14 @@ impl Entry {
         const COUNTS: usize = 2 * size_of::<usize>();
         /// The shared state of a `Bytes`, which is allocated at its first clone.
         const SHARED: usize = 3 * size_of::<usize>();
-        let members = size_of_val(&self.audience.members[..]);
-        let entry = allocated_bytes(COUNTS + size_of::<Self>());
-        let shared = [self.head.len(), self.body.len()]
-            .map(|len| allocated_bytes(len) + allocated_bytes(SHARED));
-        let parts = [members, self.generation.len()].map(allocated_bytes);
-        let coded = self.compressed.iter().flat_map(|coded| {
-            let shared = [coded.head.len(), coded.body.len()];
-            let shared = shared.map(|len| allocated_bytes(len) + allocated_bytes(SHARED));
-            shared.into_iter().chain([allocated_bytes(size_of::<CompressedForm>())])
+        let shared = |bytes: &Bytes| allocated_bytes(bytes.len()) + allocated_bytes(SHARED);
+        let compressed = self.compressed.as_deref().map_or(0, |CompressedForm { head, body }| {
+            allocated_bytes(size_of::<CompressedForm>()) + shared(&head.text) + shared(body)
         });
-        entry + coded.sum::<usize>() + shared.into_iter().chain(parts).sum::<usize>()
+        let entry = allocated_bytes(COUNTS + size_of::<Self>());
+        let members = allocated_bytes(size_of_val(&self.audience.members[..]));
+        let generation = allocated_bytes(self.generation.len());
+        entry + members + generation + shared(&self.head.text) + shared(&self.body) + compressed
     }
 
     /// Returns the body as the upstream sent it.
@@ -145,20 +146,16 @@ impl Entry {
         if !request.contains_key(IF_NONE_MATCH) {
             return None;
         }
-        let wanted = self.form(self.wanted_coding(request)).0;
+        let wanted = self.form(|| Coding::of_request(request)).0;
         let others = self.compressed.iter().flat_map(|coded| [&self.head, &coded.head]);
         let mut heads = iter::once(wanted).chain(others);
         heads.find(|head| policy::not_modified(request, &head.etag()))
     }
 
-    /// Returns the coding that the client wants, if there is a choice.
-    fn wanted_coding(&self, request: &HeaderMap) -> Coding {
-        if self.compressed.is_some() { Coding::of_request(request) } else { Coding::Identity }
-    }
-
-    fn form(&self, coding: Coding) -> (&Head, &Bytes) {
-        match (&self.compressed, coding) {
-            (Some(coded), Coding::Zstd) => (&coded.head, &coded.body),
+    /// Returns the form for a client. The coding that it wants matters only if there is a choice.
+    fn form(&self, wanted: impl FnOnce() -> Coding) -> (&Head, &Bytes) {
+        match &self.compressed {
+            Some(coded) if wanted() == Coding::Zstd => (&coded.head, &coded.body),
             _ => (&self.head, &self.body),
         }
     }
@@ -181,8 +178,8 @@ impl Entry {
         // stored response" RFC 9111 4.3.2
         let seconds = self.seconds(now_ms);
         let Some(held) = self.held_form(request) else {
-            let (head, body) = self.form(self.wanted_coding(request));
-            return full_response(method, head.status(), head.plain_headers(seconds), body);
+            let (head, body) = self.form(|| Coding::of_request(request));
+            return full_response(method, head.status, head.plain_headers(seconds), body);
         };
         let mut response = not_modified(held);
         response.headers_mut().insert(AGE, numbered("", seconds.age));
@@ -196,8 +193,8 @@ impl Entry {
     pub fn hit(&self, method: &Method, request: &HeaderMap, now_ms: i64) -> Response<Bytes> {
         let seconds = self.seconds(now_ms);
         let Some(held) = self.held_form(request) else {
-            let (head, body) = self.form(self.wanted_coding(request));
-            return full_response(method, head.status(), head.hit_headers(seconds), body);
+            let (head, body) = self.form(|| Coding::of_request(request));
+            return full_response(method, head.status, head.hit_headers(seconds), body);
         };
         let mut response = not_modified(held);
         let headers = response.headers_mut();
@@ -211,13 +208,77 @@ impl Entry {
     /// for byte as hyper does. Returns the body, which the caller has to send next. Writes nothing and
     /// returns `None` if hyper would add to the head.
     pub fn write_hit(&self, to: &mut Vec<u8>, now_ms: i64, coding: Coding) -> Option<&Bytes> {
-        let (head, body) = self.form(coding);
+        let (head, body) = self.form(|| coding);
         head.write(to, self.seconds(now_ms)).then_some(body)
     }
 
     /// RFC 9111 5.1: "The Age value is a non-negative integer, representing time in seconds."
     fn seconds(&self, now_ms: i64) -> HeadSeconds {
         HeadSeconds { age: self.age(now_ms).as_secs(), ttl: self.ttl(now_ms).as_secs() }
+    }
+}
+
+/// How a later answer compares with an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Likeness {
+    /// The answer is the same and lives as long or longer.
+    Same,
+    /// The answer is the same and lives shorter.
+    ShorterLived,
+    /// The body is the same, but these headers differ.
+    OtherHeaders(Vec<HeaderName>),
+    /// Status or body differ.
+    OtherBody,
+}
+
+/// Comparison with later answers.
+///
+/// A caller is admitted to an entry if the upstream gave it the same status, body and headers. Numbers
+/// that only count the time down are no difference: lifetimes are compared as the time at which they
+/// end. The entry keeps its own end, so the later answer must live at least as long.
+impl Entry {
+    /// Compares the entry with a later answer. `volatile` has the configured names of headers that are
+    /// not compared.
+    pub fn likeness(&self, later: &Self, volatile: &[HeaderName]) -> Likeness {
+        if self.status() != later.status() || self.body != later.body {
+            return Likeness::OtherBody;
+        }
+        let (own_head, later_head) = (self.stored_head(), later.stored_head());
+        let mut names = own_head.differing_headers(&later_head, volatile);
+        // `s-maxage` is a lifetime, but it also waives the credential.
+        let is_public_alike = self.audience.public == later.audience.public;
+        if !is_public_alike && names.is_empty() {
+            names.push(CACHE_CONTROL);
+        }
+        if !names.is_empty() {
+            return Likeness::OtherHeaders(names);
+        }
+        let ends = self.ends_ms(&own_head).into_iter().zip(later.ends_ms(&later_head));
+        let is_shorter = |(own, later): (i64, i64)| later.saturating_add(TOLERANCE_MS) < own;
+        if ends.into_iter().any(is_shorter) { Likeness::ShorterLived } else { Likeness::Same }
+    }
+
+    /// Returns the head of the response as it is stored.
+    pub(super) fn stored_head(&self) -> StoredHead {
+        StoredHead {
+            status: self.head.status,
+            headers: self.head.fields(|_| true).collect(),
+            last_modified: self.head.last_modified,
+        }
+    }
+
+    /// Returns when the entry ends here, in other shared caches, and in the caches of clients, in ms since
+    /// 1970. A client is sent the lifetime that the response states, which may be longer than the TTL. If
+    /// none is stated, the TTL stands for it.
+    fn ends_ms(&self, head: &StoredHead) -> [i64; 3] {
+        let stored_at = Duration::from_millis(u64::try_from(self.stored_at_ms).unwrap_or(0));
+        let stated = stated_lifetimes(&head.headers, SystemTime::UNIX_EPOCH + stored_at);
+        let StatedLifetimes { shared, private } = stated.unwrap_or_default();
+        let end = |lifetime: Option<Duration>| {
+            let born_ms = self.stored_at_ms.saturating_sub(self.age_ms);
+            lifetime.map_or(self.expires_at_ms, |time| born_ms.saturating_add(millis(time)))
+        };
+        [self.expires_at_ms, end(shared), end(private)]
     }
 }
 
@@ -254,8 +315,8 @@ fn not_modified(held: &Head) -> Response<Bytes> {
     }) {
         headers.append(name, value);
     }
-    if let Some(vary) = held.added_vary() {
-        headers.append(VARY, vary);
+    if held.vary_is_added {
+        headers.append(VARY, VARY_BY_CODING);
     }
     headers.insert(ETAG, held.etag());
     response

@@ -17,9 +17,11 @@
 //! Followers share only responses that may be stored. If a leader panics or is aborted, each of its
 //! followers reads for itself.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{HashMap, hash_map::Entry as Slot},
-    fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -67,17 +69,11 @@ enum FlightState {
 #[derive(Clone, Debug)]
 pub struct Flight(watch::Receiver<FlightProgress>);
 
-impl FlightProgress {
-    fn pending() -> Self {
-        Self { state: FlightState::Pending, span: Span::none() }
-    }
-}
-
 impl Flight {
     /// Waits for the result of the flight; `None` if there is none that can be shared.
     pub async fn wait(mut self) -> Option<Arc<Entry>> {
-        let is_pending = |progress: &FlightProgress| matches!(progress.state, FlightState::Pending);
-        let progress = self.0.wait_for(|progress| !is_pending(progress)).await.ok()?;
+        let is_over = |progress: &FlightProgress| !matches!(progress.state, FlightState::Pending);
+        let progress = self.0.wait_for(is_over).await.ok()?;
         spans::follows_from(&progress.span);
         match &progress.state {
             FlightState::Ready(entry) => Some(Arc::clone(entry)),
@@ -88,21 +84,12 @@ impl Flight {
 
 /// The flights of this process.
 pub struct Flights {
-    confirmed: Mutex<HashMap<Key, Vec<ConfirmedFlight>>>,
+    confirmed: Mutex<ConfirmedFlights>,
     /// Number of the next leader.
     next_number: AtomicU64,
     unconfirmed: Mutex<HashMap<(Key, CoalesceKey), ReadQueue>>,
     /// Limits the number of flights.
     quota: Arc<Quota>,
-}
-
-impl fmt::Debug for Flights {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Flights")
-            .field("begun", &self.next_number.load(Ordering::Relaxed))
-            .field("quota", &self.quota)
-            .finish_non_exhaustive()
-    }
 }
 
 /// Version of a job that the store has shown.
@@ -117,7 +104,8 @@ pub struct JobVersion {
     pub epoch: Epoch,
 }
 
-#[derive(Debug)]
+type ConfirmedFlights = HashMap<Key, Vec<ConfirmedFlight>>;
+
 struct ConfirmedFlight {
     number: u64,
     version: JobVersion,
@@ -125,16 +113,21 @@ struct ConfirmedFlight {
     flight: Flight,
 }
 
-impl ConfirmedFlight {
-    fn serves(&self, version: &JobVersion, coalesce_key: CoalesceKey) -> bool {
-        (self.version.token == version.token || mutants::is(Mutant::JoinById))
-            && (self.version.epoch == version.epoch || mutants::is(Mutant::JoinAcrossEpochs))
-            && self.coalesce_key == coalesce_key
-    }
+fn find(
+    flights: &ConfirmedFlights,
+    key: &Key,
+    version: &JobVersion,
+    coalesce_key: CoalesceKey,
+) -> Option<Flight> {
+    let serves = |flight: &&ConfirmedFlight| {
+        (flight.version.token == version.token || mutants::is(Mutant::JoinById))
+            && (flight.version.epoch == version.epoch || mutants::is(Mutant::JoinAcrossEpochs))
+            && flight.coalesce_key == coalesce_key
+    };
+    Some(flights.get(key)?.iter().find(serves)?.flight.clone())
 }
 
 /// The reads without a confirmed lookup, for one job and coalesce key.
-#[derive(Debug)]
 struct ReadQueue {
     running: u64,
     /// The flight of the running read. No reader may join it: it began before they arrived.
@@ -142,7 +135,6 @@ struct ReadQueue {
     next: Option<QueuedRead>,
 }
 
-#[derive(Debug)]
 struct QueuedRead {
     number: u64,
     start: oneshot::Sender<()>,
@@ -159,20 +151,12 @@ pub struct Leader {
     permit: Permit,
 }
 
-impl fmt::Debug for Leader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Leader").field("slot", &self.slot).finish_non_exhaustive()
-    }
-}
-
-#[derive(Debug)]
 enum FlightSlot {
     Confirmed(Key, u64),
     Unconfirmed((Key, CoalesceKey), u64),
 }
 
 /// Role of a reader in a flight.
-#[derive(Debug)]
 pub enum FlightRole {
     /// The reader reads the upstream, when its turn comes.
     Lead(Leader),
@@ -201,27 +185,21 @@ impl Flights {
         coalesce_key: CoalesceKey,
     ) -> FlightRole {
         let mut confirmed = lock(&self.confirmed);
-        let flights = confirmed.entry(key.clone()).or_default();
-        if let Some(found) = flights.iter().find(|flight| flight.serves(&version, coalesce_key)) {
-            return FlightRole::Join(found.flight.clone());
+        if let Some(flight) = find(&confirmed, key, &version, coalesce_key) {
+            return FlightRole::Join(flight);
         }
-        let Some(permit) = self.quota.take(1) else {
-            if flights.is_empty() {
-                confirmed.remove(key);
-            }
-            return FlightRole::Full;
-        };
-        let (progress, flight) = watch::channel(FlightProgress::pending());
-        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        let flight = Flight(flight);
-        flights.push(ConfirmedFlight { number, version, coalesce_key, flight });
-        FlightRole::Lead(Leader {
-            progress,
-            turn: None,
-            slot: FlightSlot::Confirmed(key.clone(), number),
-            flights: Arc::clone(self),
-            permit,
-        })
+        let Some(permit) = self.quota.take(1) else { return FlightRole::Full };
+        let (number, progress, flight) = self.new_flight();
+        let flight = ConfirmedFlight { number, version, coalesce_key, flight };
+        confirmed.entry(key.clone()).or_default().push(flight);
+        let slot = FlightSlot::Confirmed(key.clone(), number);
+        FlightRole::Lead(Leader { progress, turn: None, slot, flights: Arc::clone(self), permit })
+    }
+
+    fn new_flight(&self) -> (u64, watch::Sender<FlightProgress>, Flight) {
+        let progress = FlightProgress { state: FlightState::Pending, span: Span::none() };
+        let (progress, flight) = watch::channel(progress);
+        (self.next_number.fetch_add(1, Ordering::Relaxed), progress, Flight(flight))
     }
 
     /// Joins the confirmed flight of a version that the store has just shown, if there is one here.
@@ -231,10 +209,7 @@ impl Flights {
         version: &JobVersion,
         coalesce_key: CoalesceKey,
     ) -> Option<Flight> {
-        let confirmed = lock(&self.confirmed);
-        let flights = confirmed.get(key)?;
-        let found = flights.iter().find(|flight| flight.serves(version, coalesce_key))?;
-        Some(found.flight.clone())
+        find(&lock(&self.confirmed), key, version, coalesce_key)
     }
 
     /// Returns any flight of a job. Joining it is wrong: only a mutant does so.
@@ -257,40 +232,29 @@ impl Flights {
     /// Leads or joins a read that begins after now.
     pub fn join_or_lead_next(self: &Arc<Self>, key: Key, coalesce_key: CoalesceKey) -> FlightRole {
         let name = (key, coalesce_key);
-        let (progress, flight) = watch::channel(FlightProgress::pending());
-        let flight = Flight(flight);
-        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let mut queues = lock(&self.unconfirmed);
-        let permit;
-        let turn = match queues.entry(name.clone()) {
-            Slot::Vacant(slot) => {
-                let Some(taken) = self.quota.take(1) else { return FlightRole::Full };
-                permit = taken;
-                slot.insert(ReadQueue { running: number, running_flight: flight, next: None });
-                None
+        let queue = queues.get_mut(&name);
+        if let Some(ReadQueue { running_flight, next, .. }) = &queue {
+            if mutants::is(Mutant::JoinRunning) {
+                return FlightRole::Join(running_flight.clone());
             }
-            Slot::Occupied(mut slot) => {
-                let queue = slot.get_mut();
-                if mutants::is(Mutant::JoinRunning) {
-                    return FlightRole::Join(queue.running_flight.clone());
-                }
-                if let Some(next) = &queue.next {
-                    return FlightRole::Join(next.flight.clone());
-                }
-                let Some(taken) = self.quota.take(1) else { return FlightRole::Full };
-                permit = taken;
-                let (go, turn) = oneshot::channel();
-                queue.next = Some(QueuedRead { number, start: go, flight });
-                Some(turn)
+            if let Some(next) = next {
+                return FlightRole::Join(next.flight.clone());
             }
+        }
+        let Some(permit) = self.quota.take(1) else { return FlightRole::Full };
+        let (number, progress, flight) = self.new_flight();
+        let turn = if let Some(queue) = queue {
+            let (start, turn) = oneshot::channel();
+            queue.next = Some(QueuedRead { number, start, flight });
+            Some(turn)
+        } else {
+            let queue = ReadQueue { running: number, running_flight: flight, next: None };
+            queues.insert(name.clone(), queue);
+            None
         };
-        FlightRole::Lead(Leader {
-            progress,
-            turn,
-            slot: FlightSlot::Unconfirmed(name, number),
-            flights: Arc::clone(self),
-            permit,
-        })
+        let slot = FlightSlot::Unconfirmed(name, number);
+        FlightRole::Lead(Leader { progress, turn, slot, flights: Arc::clone(self), permit })
     }
 
     fn leave(&self, slot: &FlightSlot) {
@@ -373,146 +337,4 @@ impl Drop for Leader {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A poisoned lock is safe to use: no code that holds it can panic in the middle of a change.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::future::pending;
-
-    use hyper::Request;
-
-    use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
-
-    use super::*;
-    use crate::{
-        config::CredentialsConfig,
-        semantics::audience::Fingerprinter,
-        store::{CredentialKey, Token},
-    };
-
-    fn coalesce_key() -> CoalesceKey {
-        let (head, ()) = Request::new(()).into_parts();
-        let caller = Fingerprinter::new(&CredentialsConfig::default()).caller(
-            &CredentialKey::new([0; 32]),
-            &head.uri,
-            &head.headers,
-        );
-        CoalesceKey { caller, identity: IdentityHash(7) }
-    }
-
-    fn key() -> Key {
-        Key::new("job_status:", "x")
-    }
-
-    fn version(token: &str, epoch: &str) -> JobVersion {
-        JobVersion { token: Token::named(token), epoch: Epoch::named(epoch) }
-    }
-
-    fn leads(role: FlightRole) -> Leader {
-        match role {
-            FlightRole::Lead(leader) => leader,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn joins(role: FlightRole) -> Flight {
-        match role {
-            FlightRole::Join(flight) => flight,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn flights(limit: usize) -> Arc<Flights> {
-        Arc::new(Flights::new(Quota::new(limit, Gauge::default(), Counter::default())))
-    }
-
-    #[test]
-    fn a_flight_is_joined_by_what_the_store_shows_in_its_epoch_and_by_nothing_else() {
-        let flights = flights(9);
-        let leader = leads(flights.join_or_lead(&key(), version("t1", "e1"), coalesce_key()));
-        assert!(flights.join_confirmed(&key(), &version("t1", "e1"), coalesce_key()).is_some());
-        assert!(flights.join_confirmed(&key(), &version("t2", "e1"), coalesce_key()).is_none());
-        assert!(flights.join_confirmed(&key(), &version("t1", "e2"), coalesce_key()).is_none());
-        let other_route = CoalesceKey { identity: IdentityHash(8), ..coalesce_key() };
-        assert!(flights.join_confirmed(&key(), &version("t1", "e1"), other_route).is_none());
-        flights.detach(&key());
-        assert!(flights.join_confirmed(&key(), &version("t1", "e1"), coalesce_key()).is_none());
-        drop(leader);
-    }
-
-    #[tokio::test]
-    async fn a_leader_that_panics_sends_its_followers_on_their_own_way() {
-        let flights = flights(9);
-        let leader = leads(flights.join_or_lead(&key(), version("t", "e"), coalesce_key()));
-        let follower = joins(flights.join_or_lead(&key(), version("t", "e"), coalesce_key()));
-        let dies = tokio::spawn(async move {
-            let _leader = leader;
-            panic!("the upstream's answer was too much for us");
-        });
-        assert!(follower.wait().await.is_none());
-        assert!(dies.await.unwrap_err().is_panic());
-        leads(flights.join_or_lead(&key(), version("t", "e"), coalesce_key()));
-    }
-
-    #[tokio::test]
-    async fn a_leader_that_is_aborted_lets_the_next_read_begin() {
-        let flights = flights(9);
-        let running = leads(flights.join_or_lead_next(key(), coalesce_key()));
-        let mut next = leads(flights.join_or_lead_next(key(), coalesce_key()));
-        let follower = joins(flights.join_or_lead_next(key(), coalesce_key()));
-        let aborted = tokio::spawn(async move {
-            let _running = running;
-            pending::<()>().await;
-        });
-        aborted.abort();
-        next.wait_for_turn().await;
-        // The next read runs now: later readers wait for one that begins after they arrived.
-        let later = leads(flights.join_or_lead_next(key(), coalesce_key()));
-        drop(next);
-        assert!(follower.wait().await.is_none());
-        drop(later);
-        assert!(lock(&flights.unconfirmed).is_empty(), "nobody is left");
-    }
-
-    #[tokio::test]
-    async fn a_next_leader_that_gives_up_leaves_its_place_to_another() {
-        let flights = flights(9);
-        let running = leads(flights.join_or_lead_next(key(), coalesce_key()));
-        drop(leads(flights.join_or_lead_next(key(), coalesce_key())));
-        let mut next = leads(flights.join_or_lead_next(key(), coalesce_key()));
-        drop(running);
-        next.wait_for_turn().await;
-    }
-
-    #[test]
-    fn at_the_flight_limit_a_reader_joins_running_flights_and_starts_none() {
-        let flights = flights(2);
-        let other = Key::new("job_status:", "y");
-        let leader = leads(flights.join_or_lead(&key(), version("t", "e"), coalesce_key()));
-        let running = leads(flights.join_or_lead_next(key(), coalesce_key()));
-
-        assert!(matches!(
-            flights.join_or_lead(&other, version("t", "e"), coalesce_key()),
-            FlightRole::Full
-        ));
-        assert!(matches!(
-            flights.join_or_lead(&key(), version("u", "e"), coalesce_key()),
-            FlightRole::Full
-        ));
-        assert!(
-            matches!(flights.join_or_lead_next(key(), coalesce_key()), FlightRole::Full),
-            "no next one"
-        );
-        assert!(matches!(
-            flights.join_or_lead_next(other.clone(), coalesce_key()),
-            FlightRole::Full
-        ));
-        joins(flights.join_or_lead(&key(), version("t", "e"), coalesce_key()));
-
-        drop(leader);
-        let next = leads(flights.join_or_lead_next(key(), coalesce_key()));
-        joins(flights.join_or_lead_next(key(), coalesce_key()));
-        drop((running, next));
-        assert!(lock(&flights.confirmed).is_empty() && lock(&flights.unconfirmed).is_empty());
-    }
 }

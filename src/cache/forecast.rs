@@ -16,16 +16,16 @@ use std::{
 use hyper::http::HeaderName;
 
 use super::{
-    decide::{self, Facts, NoEntry, OtherLease, Uncached, WithEntry},
+    decide::{self, Facts, LookupRequest, NoEntry, OtherLease, Uncached, WithEntry},
     entry::{Entry, Reject},
-    flight::JobVersion,
-    lookup::{CacheReader, bypass_reason},
-    lookup_request::LookupRequest,
+    flight::{CoalesceKey, JobVersion},
+    lookup::bypass_reason,
+    reader::CacheReader,
 };
 use crate::{
     observe::events::jobs::JobHistory,
     semantics::{audience::Standing, policy::Bypass},
-    store::{KeyState, Seen, StoreError},
+    store::{Key, KeyState, Seen, StoreError},
 };
 
 /// Where the variant of a request (its host, path, `Accept` and so on) comes from.
@@ -117,72 +117,72 @@ impl CacheReader {
         let state = self.state.store.inspect(&request.key, &mut self.config.budget()).await;
         let seen = state.as_ref().ok().map(|state| &state.seen);
         let value = seen.and_then(|seen| self.decode_assuming(&mut request, seen, form));
-        let value = value.map(|value| value.map(Arc::new));
-        if let (VariantOrigin::Assumed, Some(Ok(entry))) = (form, &value) {
-            request.caller =
-                self.config.fingerprinter.assume_variant(entry.audience(), request.caller);
-            request.coalesce_key = self.config.coalesce_key(request.caller, request.identity);
-        }
-        let standing = match (&value, &state) {
-            (Some(Ok(entry)), Ok(state)) => Some(self.config.fingerprinter.standing(
-                entry.audience(),
-                request.caller,
-                state.seen.now_ms,
-            )),
-            _ => None,
-        };
-        let uncacheable = match form {
-            VariantOrigin::Given => self.notes.is_hit_for_miss(&request),
-            VariantOrigin::Assumed => {
-                let credential = request.coalesce_key.caller.credential();
-                self.notes
-                    .hit_for_miss
-                    .any(|(key, of)| *key == request.key && of.caller.credential() == credential)
-            }
-        };
-        let credential = request.caller.credential();
-        let facts = request.facts(uncacheable, self.notes.yields_key(&request.key));
-        let forecast = self.forecast(&request, &facts, state.as_ref(), value.as_ref());
+        let entry = value.as_ref().and_then(|value| value.as_ref().ok()).zip(seen);
+        let standing = entry.map(|(entry, Seen { now_ms, .. })| {
+            let audience = entry.audience();
+            self.config.fingerprinter.standing(audience, request.caller, *now_ms)
+        });
+        let (key, credential) = (&request.key, request.caller.credential());
+        let hit_for_miss = self.is_hit_for_miss(&request, form);
+        let facts = request.facts(hit_for_miss, self.notes.yields_key(key));
+        let splitting_headers = &self.state.notes.splitting_headers;
         ForecastReport {
-            forecast,
+            forecast: self.forecast(&request, &facts, state.as_ref(), value.as_ref()),
             standing,
+            near: self.state.is_near(key),
+            pending: matches!(self.state.store.trust(key), Err(StoreError::Pending)),
+            cluster_slot: self.state.store.place(key),
+            hit_for_miss,
+            replacements: self.notes.replacements(key, credential),
+            is_replaced_too_often: self.notes.is_replaced_too_often(key, credential),
+            differing_headers: self.notes.differing_headers(key),
+            foreign_values: self.notes.foreign_values.count(key),
+            splitting_headers: splitting_headers.of_job(key, Instant::now()),
+            history: self.state.events.history(key.main()),
             value,
             state,
-            near: self.state.near.as_ref().is_some_and(|near| near.entries.holds(&request.key)),
-            pending: matches!(self.state.store.trust(&request.key), Err(StoreError::Pending)),
-            cluster_slot: self.state.store.place(&request.key),
-            hit_for_miss: uncacheable,
-            replacements: self.notes.replacements.count(&request.key, credential),
-            is_replaced_too_often: self.notes.replacements.is_exhausted(&request.key, credential),
-            differing_headers: self.notes.differing_headers.names(&request.key),
-            foreign_values: self.notes.foreign_values.count(&request.key),
-            splitting_headers: self
-                .notes
-                .of_process
-                .splitting_headers
-                .of_job(&request.key, Instant::now()),
-            history: self.state.events.history(request.key.main()),
         }
     }
 
+    /// Returns whether a recent response could not be stored: to the request, or to any variant of it
+    /// if the variant is assumed.
+    fn is_hit_for_miss(&self, request: &LookupRequest, form: VariantOrigin) -> bool {
+        if form == VariantOrigin::Given {
+            return self.notes.is_hit_for_miss(request);
+        }
+        let credential = request.coalesce_key.caller.credential();
+        let is_of = |(key, of): &(Key, CoalesceKey)| {
+            *key == request.key && of.caller.credential() == credential
+        };
+        !self.notes.hit_for_miss.keys(is_of).is_empty()
+    }
+
     /// Decodes the value for the route of a request. If the request is assumed to be for the entry that
-    /// there is, its route becomes that of the entry.
+    /// there is, its route and its variant become those of the entry.
     fn decode_assuming(
         &self,
         request: &mut LookupRequest,
         seen: &Seen,
         form: VariantOrigin,
-    ) -> Option<Result<Entry, Reject>> {
+    ) -> Option<Result<Arc<Entry>, Reject>> {
         let decode = |route| Entry::decode_of(seen, &self.config.identity(&request.key, route));
-        let value = decode(request.route);
-        if form == VariantOrigin::Given || !matches!(value, Some(Err(Reject::Identity))) {
-            return value;
+        let mut value = decode(request.route);
+        if form == VariantOrigin::Assumed {
+            if matches!(value, Some(Err(Reject::Identity))) {
+                let mut others = self.config.scopes.indexes();
+                let other = others.find_map(|route| Some((route, decode(route)?.ok()?)));
+                if let Some((route, entry)) = other {
+                    (request.route, request.identity) = (route, entry.identity);
+                    value = Some(Ok(entry));
+                }
+            }
+            if let Some(Ok(entry)) = &value {
+                request.caller =
+                    self.config.fingerprinter.assume_variant(entry.audience(), request.caller);
+                request.coalesce_key = self.config.coalesce_key(request.caller, request.identity);
+            }
         }
-        let mut others = self.config.settings.scopes.indexes();
-        let other = others.find_map(|route| Some((route, decode(route)?.ok()?)));
-        let Some((route, entry)) = other else { return value };
-        (request.route, request.identity) = (route, entry.identity());
-        Some(Ok(entry))
+        Some(value?.map(Arc::new))
     }
 
     fn forecast(

@@ -3,6 +3,7 @@
 //! The callers in `proxy` and `admin` decide which jobs a write changes and who may purge.
 
 use std::{
+    future::Future,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,18 +11,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::Mutex, task::JoinError};
+use futures_util::future::join;
+use tokio::{
+    sync::Mutex,
+    time::{sleep, timeout},
+};
 use tracing::{debug, error, warn};
 
-use super::{cache_config::CacheConfig, shared_state::SharedState};
+use super::shared_state::{CacheConfig, SharedState};
 use crate::{
-    observe::{
-        events::{EventKind, Initiator},
-        throttle::Throttle,
-    },
+    config::Config,
+    observe::events::{EventKind, Initiator},
     semantics::job_id::JobId,
     store::{Budget, Ended, Key, KeyReceipt, Purged, Write},
 };
+
+/// How long a write that changes every job waits until everything is dropped. After that the purge goes
+/// on in the background, and this sidecar serves nothing from the cache until it is confirmed.
+const MAX_WRITE_WAIT: Duration = Duration::from_secs(2);
 
 /// Whether the outcome of a write is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,35 +131,39 @@ pub const OUTCOME_UNKNOWN: &str = "outcome-unknown";
 #[error("the task of the purge failed")]
 pub struct PurgeTaskFailed;
 
-fn purge_task_failed(error: &JoinError) -> PurgeTaskFailed {
-    error!(%error, "the task of a purge failed; the purge may be neither confirmed nor queued");
-    PurgeTaskFailed
-}
-
 /// Invalidates jobs.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Invalidator {
     pub(super) state: Arc<SharedState>,
     pub(super) config: Arc<CacheConfig>,
-    pub(super) pending_warnings: Arc<Throttle>,
     pub(super) shared_purge_all: Arc<SharedPurgeAll>,
 }
 
 impl Invalidator {
-    /// Fences jobs before a write is forwarded.
-    pub async fn begin(&self, ids: &[JobId], budget: &mut Budget) -> Write {
-        let keys: Vec<Key> = ids.iter().map(|id| self.config.key(id)).collect();
+    /// Fences jobs before a write is forwarded: those of its route, and others that its target names
+    /// elsewhere, as `DELETE /jobs?id=7` does.
+    ///
+    /// One request may name a thousand elsewhere, so they must cost their readers little: they are
+    /// fenced only while the write runs, and not for `settle` after it. Instead they are invalidated a
+    /// second time when `settle` is over, for an upstream that reads from a lagging replica. An unknown
+    /// outcome means that the write may still run, so the fence lingers for them too.
+    pub async fn begin(&self, ids: &[JobId], elsewhere: &[JobId], budget: &mut Budget) -> Write {
+        let keys: Vec<Key> = elsewhere.iter().chain(ids).map(|id| self.config.key(id)).collect();
         if keys.is_empty() {
             return self.unfenced();
         }
         self.record_events(&keys, EventKind::Write, "", None);
         self.state.invalidate_locally(&keys);
-        self.state.store.begin(keys, self.config.settings.fence_ttl, budget).await
+        let mut write = self.state.store.begin(keys, self.config.fence_ttl(), budget).await;
+        if !elsewhere.is_empty() {
+            write.mark_elsewhere(elsewhere.len());
+        }
+        write
     }
 
     /// Creates a write before its jobs are known. Nothing is fenced for it.
     pub fn unfenced(&self) -> Write {
-        self.state.store.unfenced(self.config.settings.fence_ttl)
+        self.state.store.unfenced(self.config.fence_ttl())
     }
 
     /// Adds jobs to a write that turns out to have changed them. They are invalidated at its end.
@@ -163,7 +174,7 @@ impl Invalidator {
     /// Renews the fence of a long write again and again; never returns.
     pub async fn keep_fenced(&self, write: &Write) -> std::convert::Infallible {
         loop {
-            tokio::time::sleep(self.config.settings.fence_ttl / 2).await;
+            sleep(self.config.fence_ttl() / 2).await;
             self.state.store.renew(write).await;
         }
     }
@@ -201,26 +212,89 @@ impl Invalidator {
         ended
     }
 
-    /// Returns how long the fence still stands after an end.
-    pub(super) fn fence_left(&self, fence: FenceEnd) -> Duration {
-        match fence {
-            FenceEnd::Now(outcome) => self.fence_time_after(outcome),
-            FenceEnd::WithBodies(since) => self
-                .config
-                .settings
-                .body_fence_time
-                .saturating_sub(since.elapsed())
-                .max(self.config.settings.settle),
+    async fn end_in_store(&self, write: &Write, fence: FenceEnd) -> Ended {
+        let store = &self.state.store;
+        let linger = self.fence_left(fence);
+        let Some((elsewhere, rest)) = write.split_elsewhere() else {
+            return store.end(write, linger, &mut self.config.budget()).await;
+        };
+        let brief = match fence {
+            FenceEnd::Now(WriteOutcome::Known | WriteOutcome::Refused) => Duration::ZERO,
+            FenceEnd::Now(WriteOutcome::Unknown) | FenceEnd::WithBodies(_) => linger,
+        };
+        let (mut budget, mut brief_budget) = (self.config.budget(), self.config.budget());
+        let ended = join(
+            store.end(&elsewhere, brief, &mut brief_budget),
+            store.end(&rest, linger, &mut budget),
+        );
+        let ended = ended.await;
+        if linger > brief {
+            self.forget_again(elsewhere.keys().to_vec(), linger);
+        }
+        match ended {
+            (Ended::Confirmed { entries }, Ended::Confirmed { entries: others }) => {
+                Ended::Confirmed { entries: entries + others }
+            }
+            _ => Ended::Pending,
         }
     }
 
-    /// Returns how long the fence stands after a write with this outcome.
-    pub(super) fn fence_time_after(&self, outcome: WriteOutcome) -> Duration {
-        match outcome {
-            WriteOutcome::Known => self.config.settings.settle,
-            WriteOutcome::Unknown => self.config.settings.linger.max(self.config.settings.settle),
-            WriteOutcome::Refused => Duration::ZERO,
+    /// Invalidates keys a second time, after a while and in the background.
+    fn forget_again(&self, keys: Vec<Key>, after: Duration) {
+        let invalidator = self.clone();
+        self.state.store.spawn(async move {
+            sleep(after).await;
+            let Self { state, config, .. } = &invalidator;
+            let ended = state.store.purge(keys.clone(), config.settings.store.budget).await.ended;
+            state.invalidate_locally(&keys);
+            invalidator.count_invalidation(InvalidationSource::Write, ended);
+            // Not the end of the write, which has been recorded.
+            let by = Some("a write that named it, once more after settle".into());
+            invalidator.record_events(&keys, EventKind::Purge, ended.as_str(), by);
+        });
+    }
+
+    /// Returns how long the fence still stands after an end.
+    fn fence_left(&self, fence: FenceEnd) -> Duration {
+        let Config { settle, store, upstream, .. } = &self.config.settings;
+        match fence {
+            FenceEnd::Now(WriteOutcome::Known) => *settle,
+            FenceEnd::Now(WriteOutcome::Unknown) => store.linger.max(*settle),
+            FenceEnd::Now(WriteOutcome::Refused) => Duration::ZERO,
+            FenceEnd::WithBodies(since) => {
+                upstream.response_timeout.saturating_sub(since.elapsed()).max(*settle)
+            }
         }
+    }
+
+    /// Invalidates every job, as [`Invalidator::end`] does the jobs of a write.
+    ///
+    /// There is no fence over all jobs. Instead, all entries and leases are dropped before the write is
+    /// answered, so that nothing read earlier is kept or stored. They are dropped a second time after
+    /// the time for which a single job's fence would linger, in case the upstream commits late or reads
+    /// from a replica.
+    pub async fn end_all(self: &Arc<Self>, outcome: WriteOutcome) -> Ended {
+        let linger = self.fence_left(FenceEnd::Now(outcome));
+        if !linger.is_zero() {
+            let invalidator = Arc::clone(self);
+            self.state.store.spawn(async move {
+                sleep(linger).await;
+                invalidator.share_purge_all().await;
+            });
+        }
+        let invalidator = Arc::clone(self);
+        let purge = self.state.store.spawn(async move { invalidator.share_purge_all().await });
+        match timeout(MAX_WRITE_WAIT, purge).await {
+            Ok(Ok(ended)) => ended,
+            _ => Ended::Pending,
+        }
+    }
+
+    /// Drops everything by a purge that begins after the call, which may be shared.
+    async fn share_purge_all(&self) -> Ended {
+        let by = Some("a write or reload that changes every job".into());
+        let purge = async { self.drop_all(InvalidationSource::WriteAll, by).await.ended };
+        self.shared_purge_all.join_or_run(purge).await
     }
 
     /// Purges jobs on request. The purge is carried out even if the returned future is dropped.
@@ -249,8 +323,7 @@ impl Invalidator {
             let Self { state, config, .. } = &*invalidator;
             // Checked first: Redis may report the change, which evicts the near entry, before it
             // replies to the purge.
-            let near = |key: &Key| state.near.as_ref().is_some_and(|near| near.entries.holds(key));
-            let near: Vec<bool> = keys.iter().map(near).collect();
+            let near: Vec<bool> = keys.iter().map(|key| state.is_near(key)).collect();
             // First, because Redis also reports this change, and the report must not count as a silent
             // change. A comparison that found a wrong entry is no purge.
             match source {
@@ -258,7 +331,7 @@ impl Invalidator {
                 _ => state.silent_changes.forget(&keys),
             }
             let Purged { ended, receipts: was } =
-                state.store.purge(keys.clone(), config.settings.store_budget).await;
+                state.store.purge(keys.clone(), config.settings.store.budget).await;
             let flights = state.invalidate_locally(&keys);
             invalidator.count_invalidation(source, ended);
             invalidator.record_events(&keys, EventKind::Purge, ended.as_str(), by);
@@ -266,7 +339,7 @@ impl Invalidator {
             let receipt = |((was, flights), near)| PurgeReceipt { found: was, flights, near };
             PurgeOutcome { ended, receipts: found.map(receipt).collect() }
         };
-        self.state.store.spawn(purge).await.map_err(|error| purge_task_failed(&error))
+        self.carry_out(purge).await
     }
 
     /// Purges all jobs on request, as [`Invalidator::purge`] does some.
@@ -279,30 +352,41 @@ impl Invalidator {
         by: Initiator,
     ) -> Result<PurgeAllOutcome, PurgeTaskFailed> {
         let invalidator = Arc::clone(self);
-        let purge = async move {
-            let state = &invalidator.state;
-            let near = state.near.as_ref().map_or(0, |near| near.entries.len());
-            state.silent_changes.all_purged();
-            let ended = state.store.purge_all().await;
-            let flights = state.invalidate_all_locally();
-            invalidator.count_invalidation(InvalidationSource::PurgeAll, ended);
-            state.events.publish_global(EventKind::PurgeAll, ended.as_str(), by);
-            PurgeAllOutcome { ended, flights, near }
-        };
-        self.state.store.spawn(purge).await.map_err(|error| purge_task_failed(&error))
+        let source = InvalidationSource::PurgeAll;
+        self.carry_out(async move { invalidator.drop_all(source, by).await }).await
     }
 
-    pub(super) fn record_events(
+    async fn drop_all(&self, source: InvalidationSource, by: Initiator) -> PurgeAllOutcome {
+        let SharedState { store, near, silent_changes, events, .. } = &*self.state;
+        let near = near.as_ref().map_or(0, |near| near.len());
+        match source {
+            InvalidationSource::PurgeAll => silent_changes.all_purged(),
+            _ => silent_changes.forget_all(),
+        }
+        let ended = store.purge_all().await;
+        // As for the jobs of a write, Redis may report the change late.
+        let flights = self.state.invalidate_all_locally();
+        self.count_invalidation(source, ended);
+        events.publish_global(EventKind::PurgeAll, ended.as_str(), by);
+        PurgeAllOutcome { ended, flights, near }
+    }
+
+    /// Runs a purge in a task of its own.
+    async fn carry_out<T: Send + 'static>(
         &self,
-        keys: &[Key],
-        what: EventKind,
-        why: &'static str,
-        by: Initiator,
-    ) {
+        purge: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, PurgeTaskFailed> {
+        self.state.store.spawn(purge).await.map_err(|error| {
+            error!(%error, "the task of a purge failed; the purge may be neither confirmed nor queued");
+            PurgeTaskFailed
+        })
+    }
+
+    fn record_events(&self, keys: &[Key], what: EventKind, why: &'static str, by: Initiator) {
         self.state.events.record_each(keys.iter().map(Key::main), what, why, by);
     }
 
-    pub(super) fn count_invalidation(&self, source: InvalidationSource, ended: Ended) {
+    fn count_invalidation(&self, source: InvalidationSource, ended: Ended) {
         let source = source.as_str();
         let outcome = ended.as_str();
         self.state.metrics.invalidations.inc([source, outcome]);
@@ -310,7 +394,7 @@ impl Invalidator {
             return;
         }
         debug!(source, "an invalidation was not confirmed in time");
-        if let Some(suppressed) = self.pending_warnings.admit(source) {
+        if let Some(suppressed) = self.state.notes.pending_warnings.admit(source) {
             let pending = self.state.store.pending();
             warn!(
                 source,
@@ -324,29 +408,27 @@ impl Invalidator {
 
 /// Lets concurrent writes share one purge of all jobs, so that a burst of them does not walk through
 /// the store once each.
-#[derive(Debug)]
+#[derive(Default)]
 pub(super) struct SharedPurgeAll {
     /// Number of purges requested so far.
     requested: AtomicU64,
     /// Last request that the latest purge covers, and its result. Locked while a purge runs.
-    last_result: Mutex<(u64, Ended)>,
-}
-
-impl Default for SharedPurgeAll {
-    fn default() -> Self {
-        Self { requested: AtomicU64::new(0), last_result: Mutex::new((0, Ended::Pending)) }
-    }
+    last_result: Mutex<Option<(u64, Ended)>>,
 }
 
 impl SharedPurgeAll {
     /// Returns the result of a purge that begins after the call: `purge`, or that of another caller.
-    pub(super) async fn join_or_run(&self, purge: impl Future<Output = Ended>) -> Ended {
+    async fn join_or_run(&self, purge: impl Future<Output = Ended>) -> Ended {
         let request = self.requested.fetch_add(1, Ordering::SeqCst) + 1;
-        let mut answered = self.last_result.lock().await;
-        if answered.0 < request {
-            let covered = self.requested.load(Ordering::SeqCst);
-            *answered = (covered, purge.await);
+        let mut last_result = self.last_result.lock().await;
+        if let Some((covered, ended)) = *last_result
+            && covered >= request
+        {
+            return ended;
         }
-        answered.1
+        let covered = self.requested.load(Ordering::SeqCst);
+        let ended = purge.await;
+        *last_result = Some((covered, ended));
+        ended
     }
 }

@@ -1,9 +1,8 @@
 //! Looks up a read: collects the facts, has [`decide`] decide, and acts on the decision.
 //!
 //! A lookup reads the store before it joins a flight: joining by job id alone could give a client a
-//! response that was read before a write the client knows of. Near entries are in
-//! [`near_lookup`](super::near_lookup), and the lookups of prefetches in
-//! [`prefetch_lookup`](super::prefetch_lookup).
+//! response that was read before a write the client knows of. Entries are read in
+//! [`reader`](super::reader).
 
 use std::{future, sync::Arc, time::Duration};
 
@@ -11,21 +10,17 @@ use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::{
-    cache_config::CacheConfig,
-    decide::{self, EntryFacts, Facts, LeaseHolder, NoEntry, OtherLease, Uncached, WithEntry},
+    decide::{self, Facts, LeaseHolder, LookupRequest, NoEntry, OtherLease, Uncached, WithEntry},
     entry::{Entry, Reject},
     fill::{FillTarget, KnownEntry, LeaderRead},
     flight::{Flight, FlightRole, JobVersion},
-    job_notes::JobNotes,
-    lookup_request::LookupRequest,
-    lookup_result::{Found, LeaseStep, Lookup},
-    shared_state::SharedState,
-    silent_changes::observed_entry::ObservedEntry,
+    reader::{CacheReader, Found},
+    silent_changes::ObservedEntry,
 };
 use crate::{
     mutants::{self, Mutant},
     semantics::policy::Bypass,
-    store::{Budget, Epoch, Grant, Key, Lease, Seen, StoreError, Token},
+    store::{Budget, Epoch, Grant, Lease, Seen, StoreError, Token},
 };
 
 /// How long a reader waits for another sidecar's fill. The store budget does not cover this wait.
@@ -33,12 +28,50 @@ const OTHER_FILL_WAIT: Duration = Duration::from_millis(250);
 /// First pause between two reads of the store while waiting for another sidecar's fill. Doubles.
 const FIRST_OTHER_FILL_PAUSE: Duration = Duration::from_millis(5);
 
-/// Looks up reads.
-#[derive(Clone, Debug)]
-pub struct CacheReader {
-    pub(super) state: Arc<SharedState>,
-    pub(super) config: Arc<CacheConfig>,
-    pub(super) notes: Arc<JobNotes>,
+/// How a read is answered.
+pub enum Lookup {
+    /// The entry is the answer.
+    Hit(Arc<Entry>),
+    /// The reader reads the upstream, for itself and all that join.
+    Lead(Box<LeaderRead>),
+    /// The reader shares another reader's upstream read. The reason is the one for `Cache-Status`, if
+    /// there is one.
+    Join(Flight, Option<Bypass>),
+    /// The reader reads the upstream for itself only.
+    Pass(Bypass),
+}
+
+impl Lookup {
+    /// Returns the word for spans.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Hit(_) => "hit",
+            Self::Lead(_) => "lead",
+            Self::Join(..) => "join",
+            Self::Pass(_) => "pass",
+        }
+    }
+
+    /// Whether other callers of the job may have an entry that this caller did not get.
+    pub(super) fn may_be_split(&self) -> bool {
+        match self {
+            Self::Lead(_) | Self::Join(..) => true,
+            Self::Pass(why) => matches!(why, Bypass::Audience | Bypass::Leased),
+            Self::Hit(_) => false,
+        }
+    }
+}
+
+/// How a read goes on that has asked for the lease.
+enum LeaseStep {
+    /// It may fill.
+    Fill(Lease),
+    /// Another reader holds the lease, with this token.
+    Leased(OtherLease<Flight>, Token),
+    /// The store has a value by now.
+    Overtaken(Seen),
+    /// It goes to the upstream without the lease.
+    Uncached(Uncached),
 }
 
 impl CacheReader {
@@ -54,110 +87,40 @@ impl CacheReader {
         {
             return Lookup::Join(flight, None);
         }
-        let lookup = self.find_in_store(request, budget).await.unwrap_or_else(|error| {
+        let store_lookup = StoreLookup { reader: self, request, budget };
+        let lookup = store_lookup.find().await.unwrap_or_else(|error| {
             debug!(%error, "lookup failed");
             self.answer_without_store(request, &error)
         });
         if lookup.may_be_split() {
-            let headers = &self.notes.of_process.splitting_headers;
-            headers.note_read(&self.config.fingerprinter, request);
+            self.state.notes.splitting_headers.note_read(&self.config.fingerprinter, request);
         }
         lookup
+    }
+
+    /// Looks up a job for a prefetch, which reads it before a client asks for it. Returns `None` if
+    /// there is an entry, for some audience: nothing to do. Takes the same lease as a client's read, so
+    /// that a response that a purge or a write has overtaken is not stored.
+    ///
+    /// An existing entry is left alone, even if it is for other callers: adding one more caller would
+    /// cost an upstream read, and would take the entry from its audience if the upstream answers each
+    /// client differently. Without a confirmed lookup nothing is read, because the response could not be
+    /// stored.
+    pub async fn lookup_for_prefetch(
+        &self,
+        request: &LookupRequest,
+        budget: &mut Budget,
+    ) -> Option<Lookup> {
+        let lookup = StoreLookup { reader: self, request, budget };
+        lookup.find_for_prefetch().await.unwrap_or_else(|error| {
+            debug!(%error, "lookup failed");
+            Some(Lookup::Pass(bypass_reason(&error)))
+        })
     }
 
     fn answer_without_store(&self, request: &LookupRequest, error: &StoreError) -> Lookup {
         let facts = request.facts(self.notes.is_hit_for_miss(request), false);
         self.answer_uncached(request, decide::unconfirmed(&facts, bypass_reason(error)))
-    }
-
-    async fn find_in_store(
-        &self,
-        request: &LookupRequest,
-        budget: &mut Budget,
-    ) -> Result<Lookup, StoreError> {
-        let (reject, seen) = match self.read_entry(request, budget).await? {
-            Found::Entry(known) => return Ok(self.answer_with_entry(request, known)),
-            Found::NoEntry(reject, seen) => (reject, seen),
-        };
-        let is_hit_for_miss = self.notes.is_hit_for_miss(request);
-        let facts = self.facts_without_entry(request, is_hit_for_miss, reject, seen.in_grace);
-        match decide::without_entry(&facts, reject, seen.in_grace) {
-            NoEntry::Lease => self.take_lease(request, &facts, &seen, budget).await,
-            NoEntry::UnconfirmedWithLease(why) => {
-                Ok(self.lead_next_with_lease(request, why, &seen, budget).await)
-            }
-            NoEntry::Uncached(uncached) => Ok(self.answer_uncached(request, uncached)),
-        }
-    }
-
-    /// Collects the facts about a read without an entry, and notes a foreign value.
-    pub(super) fn facts_without_entry(
-        &self,
-        request: &LookupRequest,
-        is_hit_for_miss: bool,
-        reject: Option<Reject>,
-        in_grace: bool,
-    ) -> Facts {
-        let is_foreign = reject == Some(Reject::Foreign) && !in_grace;
-        let yields_key = is_foreign && self.notes.yields_key(&request.key);
-        if is_foreign {
-            self.notes.count_foreign_value(&request.key, &self.state.metrics);
-        }
-        request.facts(is_hit_for_miss, yields_key)
-    }
-
-    /// Takes the lease of a job that has no entry, and answers by what the store says to that.
-    async fn take_lease(
-        &self,
-        request: &LookupRequest,
-        facts: &Facts,
-        seen: &Seen,
-        budget: &mut Budget,
-    ) -> Result<Lookup, StoreError> {
-        Ok(match self.ask_for_lease(request, facts, seen, budget).await? {
-            LeaseStep::Fill(lease) => self.lead(request, lease).await,
-            LeaseStep::Join(flight) => Lookup::Join(flight, None),
-            LeaseStep::Wait(token) => {
-                return self.wait_for_entry(request, facts, token, budget).await;
-            }
-            LeaseStep::Overtaken(seen) => {
-                let identity = self.config.identity(&request.key, request.route);
-                self.answer_overtaken(request, facts, Found::of(seen, &identity))
-            }
-            LeaseStep::Uncached(uncached) => self.answer_uncached(request, uncached),
-        })
-    }
-
-    /// Asks for the lease of a job that has no entry, and decides how the read goes on.
-    pub(super) async fn ask_for_lease(
-        &self,
-        request: &LookupRequest,
-        facts: &Facts,
-        seen: &Seen,
-        budget: &mut Budget,
-    ) -> Result<LeaseStep, StoreError> {
-        let (store, key) = (&self.state.store, &request.key);
-        let grant = store.lease(key, request.identity, seen.stored.as_ref(), budget).await?;
-        Ok(match grant {
-            Grant::Lease(lease) => match decide::granted(facts, *lease.epoch() != seen.epoch) {
-                None => LeaseStep::Fill(lease),
-                Some(uncached) => {
-                    store.release(lease).await;
-                    LeaseStep::Uncached(uncached)
-                }
-            },
-            Grant::Stored(seen) => LeaseStep::Overtaken(seen),
-            Grant::Leased(token, epoch) => {
-                let version = JobVersion { token, epoch };
-                let holder = self.lease_holder(request, &version, &seen.epoch);
-                match decide::leased(facts, holder) {
-                    OtherLease::Join(flight) => LeaseStep::Join(flight),
-                    OtherLease::Wait => LeaseStep::Wait(version.token),
-                    OtherLease::Uncached(uncached) => LeaseStep::Uncached(uncached),
-                }
-            }
-            Grant::Fenced => LeaseStep::Uncached(decide::unconfirmed(facts, Bypass::Fenced)),
-        })
     }
 
     /// Returns what decides about following the reader that holds the lease of this version. `epoch` is
@@ -168,7 +131,7 @@ impl CacheReader {
         version: &JobVersion,
         epoch: &Epoch,
     ) -> LeaseHolder<Flight> {
-        let (flights, notes) = (&self.state.flights, &self.notes.of_process);
+        let (flights, notes) = (&self.state.flights, &self.state.notes);
         LeaseHolder {
             is_same_read: version.token.is_of(request.identity) && version.epoch == *epoch,
             flight: flights.join_confirmed(&request.key, version, request.coalesce_key),
@@ -186,8 +149,10 @@ impl CacheReader {
         let facts = request.facts(!is_hit && self.notes.is_hit_for_miss(request), false);
         match decide::with_entry(&facts, entry_facts, in_grace) {
             WithEntry::Hit => {
-                let observed = ObservedEntry::of_read(&self.config, request, entry, now_ms);
-                self.state.silent_changes.seen(observed);
+                let LookupRequest { key, caller, route, .. } = request;
+                let route = self.config.identity(key, *route).route;
+                let observed = ObservedEntry { key, caller: *caller, route, entry, now_ms };
+                self.state.silent_changes.seen(&observed);
                 Lookup::Hit(known.entry)
             }
             WithEntry::Revalidate(why) => self.revalidate(request, why, known),
@@ -213,47 +178,6 @@ impl CacheReader {
         }
     }
 
-    /// Reads the store, and keeps an entry that it finds as a near entry.
-    pub(super) async fn read_entry(
-        &self,
-        request: &LookupRequest,
-        budget: &mut Budget,
-    ) -> Result<Found, StoreError> {
-        let key = &request.key;
-        let near = self.state.near.as_ref();
-        let noted = match near {
-            Some(near) => near.note(&self.state.store, key, budget).await,
-            None => None,
-        };
-        let seen = self.state.store.read(key, budget).await?;
-        let found = Found::of(seen, &self.config.identity(key, request.route));
-        match (&found, near, noted) {
-            (Found::Entry(known), Some(near), Some(noted)) => {
-                near.entries.insert(key, Arc::clone(&known.entry), noted);
-            }
-            (Found::NoEntry(Some(Reject::Identity), seen), ..) => {
-                self.notes.of_process.shared_key_warning.give(&self.config, request, seen);
-            }
-            _ => {}
-        }
-        Ok(found)
-    }
-
-    /// Collects what decides about an entry of this job.
-    pub(super) fn entry_facts(
-        &self,
-        request: &LookupRequest,
-        entry: &Entry,
-        now_ms: i64,
-    ) -> EntryFacts {
-        let standing = self.config.fingerprinter.standing(entry.audience(), request.caller, now_ms);
-        let is_age_accepted = request.accepts_age(entry, now_ms);
-        let facts = EntryFacts { standing, is_age_accepted, is_closed: false };
-        let max = self.config.settings.max_audience;
-        let is_closed = !facts.is_hit() && self.notes.is_closed(request, entry, standing, max);
-        EntryFacts { is_closed, ..facts }
-    }
-
     /// Reads the upstream for a caller that is no member of the audience, or that wants a newer
     /// response. If the upstream refuses a caller, only that caller sees the refusal.
     fn revalidate(
@@ -262,22 +186,19 @@ impl CacheReader {
         why: Option<Bypass>,
         known: KnownEntry,
     ) -> Lookup {
+        let LookupRequest { key, coalesce_key, .. } = request;
         let token = Token::named(known.entry.generation());
-        let epoch = known.seen.epoch.clone();
+        let version = JobVersion { token, epoch: known.seen.epoch.clone() };
         // A solo request does not queue. Others may join its flight by the version that it has seen.
         let role = if why.is_none() || request.solo {
-            self.state.flights.join_or_lead(
-                &request.key,
-                JobVersion { token, epoch },
-                request.coalesce_key,
-            )
+            self.state.flights.join_or_lead(key, version, *coalesce_key)
         } else {
-            self.state.flights.join_or_lead_next(request.key.clone(), request.coalesce_key)
+            self.state.flights.join_or_lead_next(key.clone(), *coalesce_key)
         };
         lead_or_join(request, role, why, || FillTarget::Entry(Box::new(known)))
     }
 
-    pub(super) async fn lead(&self, request: &LookupRequest, lease: Lease) -> Lookup {
+    async fn lead(&self, request: &LookupRequest, lease: Lease) -> Lookup {
         let version = JobVersion { token: lease.token().clone(), epoch: lease.epoch().clone() };
         let flights = &self.state.flights;
         let role = flights.join_or_lead(&request.key, version, request.coalesce_key);
@@ -288,64 +209,152 @@ impl CacheReader {
         lead_or_join(request, role, None, || FillTarget::Lease(lease))
     }
 
-    async fn wait_for_entry(
-        &self,
-        request: &LookupRequest,
-        facts: &Facts,
-        token: Token,
-        budget: &mut Budget,
-    ) -> Result<Lookup, StoreError> {
-        let deadline = Instant::now() + OTHER_FILL_WAIT;
-        let mut step = FIRST_OTHER_FILL_PAUSE;
-        while Instant::now() < deadline {
-            self.wait_for_change(&request.key, deadline.min(Instant::now() + step)).await;
-            step *= 2;
-            match self.read_entry(request, budget).await? {
-                Found::NoEntry(None, _) => {}
-                found => return Ok(self.answer_overtaken(request, facts, found)),
-            }
-        }
-        self.notes.of_process.waited_leases.add(token);
-        Ok(Lookup::Pass(Bypass::Leased))
-    }
-
-    /// Waits for a report of a change to the key, at most until `until`: the report may have come
-    /// before this began to listen.
-    async fn wait_for_change(&self, key: &Key, until: Instant) {
-        let changed = async {
-            match &self.state.near {
-                Some(near) => near.entries.changed(key).await,
-                None => future::pending().await,
-            }
-        };
-        let _ = timeout_at(until, changed).await;
-    }
-
     /// Answers a read without a confirmed lookup: only by an upstream read that starts after now.
     fn lead_next(&self, request: &LookupRequest, why: Bypass) -> Lookup {
         let flights = &self.state.flights;
         let role = flights.join_or_lead_next(request.key.clone(), request.coalesce_key);
         lead_or_join(request, role, Some(why), || FillTarget::Nowhere)
     }
+}
 
-    /// Does the same, but the response is stored if the lease is granted.
-    async fn lead_next_with_lease(
-        &self,
-        request: &LookupRequest,
-        why: Bypass,
-        seen: &Seen,
-        budget: &mut Budget,
-    ) -> Lookup {
-        let (key, identity) = (&request.key, request.identity);
-        match self.lead_next(request, why) {
-            Lookup::Lead(lead) => {
-                match self.state.store.lease(key, identity, seen.stored.as_ref(), budget).await {
-                    Ok(Grant::Lease(lease)) => Lookup::Lead(Box::new(lead.with_lease(lease))),
-                    _ => Lookup::Lead(lead),
-                }
-            }
-            lookup => lookup,
+/// A lookup in the store.
+struct StoreLookup<'r> {
+    reader: &'r CacheReader,
+    request: &'r LookupRequest,
+    budget: &'r mut Budget,
+}
+
+impl StoreLookup<'_> {
+    async fn find(self) -> Result<Lookup, StoreError> {
+        let Self { reader, request, .. } = self;
+        let (reject, seen) = match reader.read_entry(request, self.budget).await? {
+            Found::Entry(known) => return Ok(reader.answer_with_entry(request, known)),
+            Found::NoEntry(reject, seen) => (reject, seen),
+        };
+        let is_hit_for_miss = reader.notes.is_hit_for_miss(request);
+        let facts = reader.facts_without_entry(request, is_hit_for_miss, reject, seen.in_grace);
+        match decide::without_entry(&facts, reject, seen.in_grace) {
+            NoEntry::Lease => self.take_lease(&facts, &seen).await,
+            NoEntry::UnconfirmedWithLease(why) => Ok(self.lead_next_with_lease(why, &seen).await),
+            NoEntry::Uncached(uncached) => Ok(reader.answer_uncached(request, uncached)),
         }
+    }
+
+    async fn find_for_prefetch(mut self) -> Result<Option<Lookup>, StoreError> {
+        let Self { reader, request, .. } = self;
+        reader.state.store.trust(&request.key)?;
+        // Hit-for-miss keeps clients from queueing, and prefetches do not queue.
+        let (reject, seen) = match reader.read_entry(request, self.budget).await? {
+            Found::Entry(KnownEntry { entry, seen }) => {
+                let entry = reader.entry_facts(request, &entry, seen.now_ms);
+                let facts = request.facts(false, false);
+                return Ok(match decide::with_entry(&facts, entry, seen.in_grace) {
+                    WithEntry::Uncached(Uncached::Unconfirmed(why)) => Some(Lookup::Pass(why)),
+                    _ => None,
+                });
+            }
+            // Replacing the entry of another route or API would be no help to either.
+            Found::NoEntry(Some(Reject::Identity), _) => return Ok(None),
+            Found::NoEntry(reject, seen) => (reject, seen),
+        };
+        let facts = reader.facts_without_entry(request, false, reject, seen.in_grace);
+        match decide::without_entry(&facts, reject, seen.in_grace) {
+            NoEntry::Lease => {}
+            NoEntry::UnconfirmedWithLease(why) | NoEntry::Uncached(Uncached::Unconfirmed(why)) => {
+                return Ok(Some(Lookup::Pass(why)));
+            }
+            NoEntry::Uncached(Uncached::Pass(_)) => return Ok(None),
+        }
+        Ok(match self.ask_for_lease(&facts, &seen).await? {
+            LeaseStep::Fill(lease) => Some(reader.lead(request, lease).await),
+            LeaseStep::Leased(OtherLease::Join(flight), _) => Some(Lookup::Join(flight, None)),
+            LeaseStep::Leased(OtherLease::Wait, _) => Some(Lookup::Pass(Bypass::Leased)),
+            LeaseStep::Overtaken(_) => None,
+            LeaseStep::Uncached(uncached)
+            | LeaseStep::Leased(OtherLease::Uncached(uncached), _) => {
+                let (Uncached::Pass(why) | Uncached::Unconfirmed(why)) = uncached;
+                Some(Lookup::Pass(why))
+            }
+        })
+    }
+
+    /// Takes the lease of a job that has no entry, and answers by what the store says to that.
+    async fn take_lease(mut self, facts: &Facts, seen: &Seen) -> Result<Lookup, StoreError> {
+        let Self { reader, request, .. } = self;
+        Ok(match self.ask_for_lease(facts, seen).await? {
+            LeaseStep::Fill(lease) => reader.lead(request, lease).await,
+            LeaseStep::Leased(OtherLease::Join(flight), _) => Lookup::Join(flight, None),
+            LeaseStep::Leased(OtherLease::Wait, token) => {
+                return self.wait_for_entry(facts, token).await;
+            }
+            LeaseStep::Overtaken(seen) => {
+                reader.answer_overtaken(request, facts, reader.decode(request, seen))
+            }
+            LeaseStep::Uncached(uncached)
+            | LeaseStep::Leased(OtherLease::Uncached(uncached), _) => {
+                reader.answer_uncached(request, uncached)
+            }
+        })
+    }
+
+    /// Asks for the lease of a job that has no entry, and decides how the read goes on.
+    async fn ask_for_lease(&mut self, facts: &Facts, seen: &Seen) -> Result<LeaseStep, StoreError> {
+        Ok(match self.lease(seen).await? {
+            Grant::Lease(lease) => match decide::granted(facts, *lease.epoch() != seen.epoch) {
+                None => LeaseStep::Fill(lease),
+                Some(uncached) => {
+                    self.reader.state.store.release(lease).await;
+                    LeaseStep::Uncached(uncached)
+                }
+            },
+            Grant::Stored(seen) => LeaseStep::Overtaken(seen),
+            Grant::Leased(token, epoch) => {
+                let version = JobVersion { token, epoch };
+                let holder = self.reader.lease_holder(self.request, &version, &seen.epoch);
+                LeaseStep::Leased(decide::leased(facts, holder), version.token)
+            }
+            Grant::Fenced => LeaseStep::Uncached(decide::unconfirmed(facts, Bypass::Fenced)),
+        })
+    }
+
+    async fn lease(&mut self, seen: &Seen) -> Result<Grant, StoreError> {
+        let LookupRequest { key, identity, .. } = self.request;
+        let store = &self.reader.state.store;
+        store.lease(key, *identity, seen.stored.as_ref(), self.budget).await
+    }
+
+    async fn wait_for_entry(self, facts: &Facts, token: Token) -> Result<Lookup, StoreError> {
+        let Self { reader, request, budget } = self;
+        let deadline = Instant::now() + OTHER_FILL_WAIT;
+        let mut step = FIRST_OTHER_FILL_PAUSE;
+        while Instant::now() < deadline {
+            let changed = async {
+                match &reader.state.near {
+                    Some(near) => near.changed(&request.key).await,
+                    None => future::pending().await,
+                }
+            };
+            // A report of a change may have come before this began to listen.
+            let _ = timeout_at(deadline.min(Instant::now() + step), changed).await;
+            step *= 2;
+            match reader.read_entry(request, budget).await? {
+                Found::NoEntry(None, _) => {}
+                found => return Ok(reader.answer_overtaken(request, facts, found)),
+            }
+        }
+        reader.state.notes.waited_leases.add(token);
+        Ok(Lookup::Pass(Bypass::Leased))
+    }
+
+    /// Answers a read without a confirmed lookup, but stores the response if the lease is granted.
+    async fn lead_next_with_lease(mut self, why: Bypass, seen: &Seen) -> Lookup {
+        let mut lookup = self.reader.lead_next(self.request, why);
+        if let Lookup::Lead(lead) = &mut lookup
+            && let Ok(Grant::Lease(lease)) = self.lease(seen).await
+        {
+            lead.target = FillTarget::Lease(lease);
+        }
+        lookup
     }
 }
 
@@ -357,9 +366,15 @@ fn lead_or_join(
     target: impl FnOnce() -> FillTarget,
 ) -> Lookup {
     match role {
-        FlightRole::Lead(leader) => {
-            Lookup::Lead(Box::new(LeaderRead::new(request, leader, target(), why)))
-        }
+        FlightRole::Lead(leader) => Lookup::Lead(Box::new(LeaderRead {
+            leader,
+            why,
+            target: target(),
+            key: request.key.clone(),
+            route: request.route,
+            caller: request.caller,
+            coalesce_key: request.coalesce_key,
+        })),
         FlightRole::Join(flight) => Lookup::Join(flight, why),
         FlightRole::Full => Lookup::Pass(Bypass::Flights),
     }

@@ -1,64 +1,126 @@
-//! The state that the parts of the cache share: the store, and everything that a change of a job has to reach.
+//! What the parts of the cache share: the configuration of this generation, and the state that a
+//! reload keeps: the store, everything that a change of a job has to reach, and the metrics.
 
-use std::{fmt, sync::Arc};
+use std::{
+    sync::{Arc, Once},
+    time::Duration,
+};
+
+use hyper::http::HeaderMap;
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
 use super::{
-    flight::Flights,
-    metrics::CacheMetrics,
-    near_layer::NearLayer,
-    silent_changes::{SilentChanges, news::NewsWatcher},
+    entry::Entry,
+    flight::{CoalesceKey, Flights},
+    job_notes::{SplittingHeaders, WindowedCounts},
+    silent_changes::{ChangeWatcher, SilentChanges},
 };
 use crate::{
-    config,
+    config::{Config, NearMode, StoreUrl},
     limits::{Limit, LimitHits, Quota},
-    observe::{events::Events, metrics::Registry},
-    store::{Key, Store, StoreError, near::Watcher},
+    observe::{
+        events::Events,
+        metrics::{Counters, RecentTimes, Registry},
+        throttle::{HourlyPerName, Throttle},
+    },
+    semantics::{
+        audience::{Caller, Fingerprinter},
+        identity::{Identity, RouteIndex, Scopes},
+        job_id::JobId,
+        policy::{Policy, RequestDirectives, StateTtls},
+        query::Query,
+    },
+    store::{
+        Budget, IdentityHash, Key, NearMetrics, Store, StoreError, Token,
+        near::{NearEntries, Noted, Watcher},
+    },
 };
+
+/// Margin that is added to the upstream's response timeout, so that a fence outlives its write.
+const FENCE_MARGIN: Duration = Duration::from_secs(10);
+
+/// How long an entry that was found wrong is remembered, for concurrent comparisons with it.
+const WRONG_ENTRY_MEMORY: Duration = Duration::from_secs(10);
 
 /// The state that survives reloads.
 pub(super) struct SharedState {
     pub(super) store: Store,
-    pub(super) near: Option<NearLayer>,
+    /// The near entries of this process, unless they are switched off or the store itself is here.
+    pub(super) near: Option<Arc<NearEntries<Arc<Entry>>>>,
     pub(super) flights: Arc<Flights>,
     pub(super) silent_changes: Arc<SilentChanges>,
     /// Limits the memory of responses that are being read into the cache.
     pub(super) capture_quota: Arc<Quota>,
-    pub(super) metrics: Arc<CacheMetrics>,
+    pub(super) notes: ProcessNotes,
+    pub(super) metrics: CacheMetrics,
     pub(super) events: Arc<Events>,
 }
 
-impl fmt::Debug for SharedState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedState")
-            .field("store", &self.store)
-            .field("flights", &self.flights)
-            .finish_non_exhaustive()
-    }
+/// What this process has noticed, and the throttles of warnings about it.
+pub(super) struct ProcessNotes {
+    /// Unknown request headers that keep callers apart.
+    pub(super) splitting_headers: SplittingHeaders,
+    /// Leases of other sidecars that a reader has waited for without result.
+    pub(super) waited_leases: WindowedCounts<Token>,
+    /// Entries that a comparison found to differ from the upstream's response.
+    pub(super) wrong_entries: WindowedCounts<Token>,
+    pub(super) wrong_entry_warnings: Throttle,
+    pub(super) pending_warnings: Throttle,
+    pub(super) foreign_value_warnings: Throttle,
+    pub(super) differing_header_warnings: HourlyPerName,
+    /// The warning that two routes or two APIs share the key of a job.
+    pub(super) shared_key_warning: Once,
 }
 
 impl SharedState {
     /// Opens the store that the configuration names.
     pub(super) fn open(
-        config: &config::Config,
+        config: &Config,
         registry: &mut Registry,
         events: Arc<Events>,
     ) -> Result<Self, StoreError> {
         events.set_key_prefix(&config.store.prefix);
-        let metrics = Arc::new(CacheMetrics::register(registry));
-        let near = NearLayer::new(config, &metrics.near, &events);
+        let metrics = CacheMetrics::register(registry);
+        let has_near = config.near.mode != NearMode::Off && config.store.url != StoreUrl::Memory;
+        let near = has_near.then(|| {
+            let weigh = |entry: &Arc<Entry>| entry.weight();
+            let (metrics, events) = (Arc::clone(&metrics.near), Arc::clone(&events));
+            Arc::new(NearEntries::new(config.near.max_bytes, weigh, metrics, events))
+        });
         let silent_changes = Arc::new(SilentChanges::new(metrics.silent_changes.clone()));
-        let watcher = near.as_ref().map(|near| {
-            let near = Arc::clone(&near.entries) as Arc<dyn Watcher>;
+        let watcher = near.clone().map(|near| {
             let silent_changes = Arc::clone(&silent_changes);
-            Arc::new(NewsWatcher { near, silent_changes }) as Arc<dyn Watcher>
+            Arc::new(ChangeWatcher { near, silent_changes }) as Arc<dyn Watcher>
         });
         let store = Store::open(config, registry, Arc::clone(&events), watcher)?;
         let hits = LimitHits::shared(registry);
         let flights = Quota::of(Limit::Flights, config.max_flights, &metrics.flights, &hits);
-        let capture_quota =
-            Quota::of(Limit::Captured, config.max_captured, &metrics.captured, &hits);
-        let flights = Arc::new(Flights::new(flights));
-        Ok(Self { store, near, flights, silent_changes, capture_quota, metrics, events })
+        let captured = Quota::of(Limit::Captured, config.max_captured, &metrics.captured, &hits);
+        Ok(Self {
+            store,
+            near,
+            flights: Arc::new(Flights::new(flights)),
+            silent_changes,
+            capture_quota: captured,
+            notes: ProcessNotes::new(config.store.lease),
+            metrics,
+            events,
+        })
+    }
+
+    /// Notes that a key is about to be read; must be called before the store is read. Returns `None`
+    /// while changes are not tracked.
+    pub(super) async fn note_near(&self, key: &Key, budget: &mut Budget) -> Option<Noted> {
+        let noted = self.near.as_ref()?.note(key);
+        // Tracking is requested only after the note: if it began between the two, the note would be
+        // void.
+        self.store.follow(key, budget).await.ok()?;
+        Some(noted)
+    }
+
+    /// Returns whether there is a near entry of the job.
+    pub(super) fn is_near(&self, key: &Key) -> bool {
+        self.near.as_ref().is_some_and(|near| near.holds(key))
     }
 
     /// Invalidates these jobs in this process: detaches their flights, evicts their near entries, and
@@ -70,7 +132,7 @@ impl SharedState {
         // process reads its own write even in bounded mode.
         if let Some(near) = &self.near {
             for key in keys {
-                near.entries.evict(key.main().as_bytes());
+                near.evict(key.main().as_bytes());
             }
         }
         flights
@@ -81,8 +143,157 @@ impl SharedState {
         let flights = self.flights.detach_all();
         self.silent_changes.forget_all();
         if let Some(near) = &self.near {
-            near.entries.flush();
+            near.flush();
         }
         flights
+    }
+}
+
+impl ProcessNotes {
+    fn new(lease_time: Duration) -> Self {
+        Self {
+            splitting_headers: SplittingHeaders::default(),
+            waited_leases: WindowedCounts::new(lease_time),
+            wrong_entries: WindowedCounts::new(WRONG_ENTRY_MEMORY),
+            wrong_entry_warnings: Throttle::default(),
+            pending_warnings: Throttle::default(),
+            foreign_value_warnings: Throttle::default(),
+            differing_header_warnings: HourlyPerName::default(),
+            shared_key_warning: Once::new(),
+        }
+    }
+}
+
+/// The configuration of requests, responses and times: what jobs and callers are called, and which
+/// responses are stored for how long. A reload replaces it.
+pub(super) struct CacheConfig {
+    pub(super) fingerprinter: Fingerprinter,
+    pub(super) policy: Policy,
+    pub(super) scopes: Scopes,
+    pub(super) settings: Config,
+}
+
+impl CacheConfig {
+    pub(super) fn new(settings: &Config) -> Self {
+        let query = Query::new(&settings.query);
+        let fingerprinter = Fingerprinter::new(&settings.credentials).with_query(query);
+        // Parsing never fails: the names were checked when the configuration was loaded.
+        let volatile = settings.responses.volatile.iter().filter_map(|name| name.parse().ok());
+        let policy = Policy {
+            ttl: settings.ttl,
+            stated_only: settings.ttl_stated_only,
+            max_body: settings.max_body,
+            vary: fingerprinter.covered_headers().to_vec(),
+            ignored: fingerprinter.ignored_headers().to_vec(),
+            state_ttls: StateTtls::new(&settings.states),
+            cookies: settings.credentials.cookies.clone(),
+            volatile: volatile.collect(),
+        };
+        let scopes = Scopes::new(settings.api.as_deref(), &settings.routes);
+        Self { fingerprinter, policy, scopes, settings: settings.clone() }
+    }
+
+    /// Returns a new budget: the total time that one request may wait for the store.
+    pub(super) fn budget(&self) -> Budget {
+        Budget::new(self.settings.store.budget)
+    }
+
+    /// Returns the time after which the fence of a write falls by itself if it is not renewed.
+    pub(super) fn fence_ttl(&self) -> Duration {
+        self.settings.upstream.response_timeout + FENCE_MARGIN
+    }
+
+    /// Returns the greatest age of the knowledge about changes in Redis; zero in strict mode.
+    pub(super) fn max_staleness(&self) -> Duration {
+        match self.settings.near.mode {
+            NearMode::Bounded => self.settings.near.max_staleness,
+            NearMode::Strict | NearMode::Off => Duration::ZERO,
+        }
+    }
+
+    pub(super) fn key(&self, id: &JobId) -> Key {
+        Key::new(&self.settings.store.prefix, id.as_str())
+    }
+
+    /// Returns the name of a job for people: its key without the prefix.
+    pub(super) fn id<'k>(&self, key: &'k Key) -> &'k str {
+        let name = key.main();
+        name.strip_prefix(self.settings.store.prefix.as_str()).unwrap_or(name)
+    }
+
+    /// Returns what an entry under a key is of, for requests at this route.
+    pub(super) fn identity<'i>(&'i self, key: &'i Key, route: RouteIndex) -> Identity<'i> {
+        self.scopes.identity(route, self.id(key))
+    }
+
+    pub(super) fn coalesce_key(&self, caller: Caller, identity: IdentityHash) -> CoalesceKey {
+        CoalesceKey { caller: self.fingerprinter.coalesce_key(caller), identity }
+    }
+
+    pub(super) fn directives(&self, headers: &HeaderMap) -> RequestDirectives {
+        let directives = RequestDirectives::of(headers);
+        if self.settings.ignore_client_cache_control {
+            directives.without_advisory()
+        } else {
+            directives
+        }
+    }
+}
+
+/// The metrics of the cache.
+pub(crate) struct CacheMetrics {
+    pub(super) fills: Counters<1>,
+    /// Invalidations by source: `write`, `write-body` (the second invalidation of a write, at the
+    /// end of its response body), `write-all` (by a rule, or because routes or rules have changed),
+    /// `purge`, `purge-all` or `evidence` (the entry differed from the response of the upstream);
+    /// and by outcome: `confirmed` or `pending`.
+    pub(super) invalidations: Counters<2>,
+    /// Values under jobcache keys that another program wrote.
+    pub(super) foreign_values: Counter,
+    /// Jobs that had changed after their TTL although no change was reported.
+    pub(crate) silent_changes: Counter,
+    /// Upstream reads that other requests may share.
+    pub(crate) flights: Gauge,
+    /// Bytes of responses that are held until they are stored.
+    pub(crate) captured: Gauge,
+    pub(crate) near: Arc<NearMetrics>,
+    /// Recent times from a request to its response head, for sampled hits.
+    pub(crate) hit_times: Arc<RecentTimes>,
+    /// The same for misses.
+    pub(crate) miss_times: Arc<RecentTimes>,
+}
+
+impl CacheMetrics {
+    pub(super) fn register(r: &mut Registry) -> Self {
+        let sources = ["write", "write-body", "write-all", "purge", "purge-all", "evidence"];
+        let outcomes = |source| ["confirmed", "pending"].map(|ended| [source, ended]);
+        Self {
+            fills: r.counters_by(
+                "outcome",
+                "fills",
+                "Fills by outcome",
+                ["stored", "revoked", "failed"],
+            ),
+            invalidations: r.counters(
+                "invalidations",
+                "Invalidations by source and outcome",
+                ["source", "outcome"],
+                sources.into_iter().flat_map(outcomes),
+            ),
+            foreign_values: r
+                .counter("foreign_values", "Values under jobcache keys that another program wrote"),
+            silent_changes: r.counter(
+                "silent_changes",
+                "Jobs that had changed after their TTL although no write, purge or DEL was seen",
+            ),
+            flights: r.gauge(
+                "flights",
+                "Upstream reads that other requests may share, under way or next",
+            ),
+            captured: r.bytes("captured", "Responses held in memory until they are stored"),
+            near: Arc::new(NearMetrics::register(r)),
+            hit_times: Arc::default(),
+            miss_times: Arc::default(),
+        }
     }
 }

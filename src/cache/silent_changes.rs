@@ -6,35 +6,37 @@
 //! knows of no reason for it:
 //!
 //! - A write or purge through this sidecar forgets the entry.
-//! - News of the key before the TTL ends (a `DEL`, a purge or write through another sidecar) spoils
-//!   it. At the TTL the news is the expiry itself; the first right after a fill is that of the fill.
+//! - Redis reports a change of the key before the TTL ends (a `DEL`, a purge or write through another
+//!   sidecar). At the TTL it reports the expiry itself; the first report right after a fill is that of
+//!   the fill.
 //! - A lease that was granted before the TTL ended shows that the entry was deleted.
-//! - News that was lost, with the tracking connection or for all keys, forgets every entry.
+//! - Reports that were lost, with the tracking connection or for all keys, forget every entry.
 //! - Another caller or variant is not compared.
 //!
-//! Limits without news: with `near = "off"` a `DEL` is noticed by the next read before the
+//! Limits without reports: with `near = "off"` a `DEL` is noticed by the next read before the
 //! TTL ends, and one after the last read is not. With `memory://` every change is a write or purge
 //! through this process. In all modes, a change through another sidecar while there is no entry is not
 //! noticed, so a comparison is made only shortly after the TTL has ended.
 
-pub(super) mod news;
-pub(super) mod observed_entry;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{HashMap, VecDeque},
-    fmt,
-    sync::{Mutex, MutexGuard, PoisonError},
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use prometheus_client::metrics::counter::Counter;
 use tracing::warn;
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-use self::observed_entry::{ObservedEntry, StoredAs};
-use crate::{observe::throttle::HourlyPerName, semantics::audience::Caller, store::Key};
+use super::entry::Entry;
+use crate::{
+    observe::throttle::HourlyPerName,
+    semantics::audience::Caller,
+    store::{Key, Token, near::Watcher},
+};
 
 /// Most jobs that are remembered. Further jobs are not compared until others are
 /// forgotten.
@@ -43,8 +45,8 @@ const MAX_JOBS: usize = 10_000;
 const MAX_CALLERS: usize = 8;
 /// Time after the end of a TTL in which a read is compared.
 const COMPARABLE_FOR: Duration = Duration::from_mins(1);
-/// Time after a fill in which news of the key probably comes from that fill, and in which it may.
-const OWN_NEWS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// Time after a fill in which a reported change of the key probably is that fill, and in which it may be.
+const OWN_CHANGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// Greatest difference between the clocks of this process and the store.
 const CLOCK_MARGIN: Duration = Duration::from_millis(100);
 /// Shortest interval between two searches for jobs that can be forgotten.
@@ -55,6 +57,7 @@ const WINDOW: Duration = Duration::from_hours(1);
 const WARN_AT: usize = 3;
 
 /// The memory of entries, and the silent changes of each route.
+#[derive(Debug)]
 pub(super) struct SilentChanges {
     state: Mutex<State>,
     warned: HourlyPerName,
@@ -62,7 +65,7 @@ pub(super) struct SilentChanges {
     total: Counter,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     jobs: HashMap<Key, RememberedEntry>,
     routes: Vec<RouteChanges>,
@@ -84,10 +87,10 @@ struct RememberedEntry {
     /// The same by the clock of this process.
     expires_at: Instant,
     noted_at: Instant,
-    /// Whether there was news of the key before the end of the TTL.
+    /// Whether a change of the key was reported before the end of the TTL.
     is_spoiled: bool,
-    /// Whether there was news that is taken for that of the fill.
-    has_own_news: bool,
+    /// Whether a change was reported that is taken for the fill.
+    is_fill_reported: bool,
     route: usize,
 }
 
@@ -96,8 +99,8 @@ struct RememberedEntry {
 struct RouteChanges {
     name: Box<str>,
     total: u64,
-    /// Times of the last silent changes, at most [`WARN_AT`].
-    recent: VecDeque<Instant>,
+    /// Times of the last silent changes.
+    recent: [Option<Instant>; WARN_AT],
     /// Last purge or `DEL` of a job.
     purged: Option<Instant>,
 }
@@ -113,12 +116,16 @@ pub struct SilentRoute {
     pub is_without_purges: bool,
 }
 
-impl fmt::Debug for SilentChanges {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SilentChanges")
-            .field("jobs", &self.lock().jobs.len())
-            .finish_non_exhaustive()
-    }
+/// An entry that was stored or read.
+#[derive(Clone, Copy)]
+pub(super) struct ObservedEntry<'a> {
+    pub(super) key: &'a Key,
+    pub(super) caller: Caller,
+    /// Template of the route.
+    pub(super) route: &'a str,
+    pub(super) entry: &'a Entry,
+    /// Now by the store's clock.
+    pub(super) now_ms: i64,
 }
 
 impl SilentChanges {
@@ -126,33 +133,38 @@ impl SilentChanges {
         Self { state: Mutex::default(), warned: HourlyPerName::default(), total }
     }
 
-    /// Notes a response that was stored, and compares it with the entry before it.
-    pub(super) fn stored(&self, observed: ObservedEntry<'_>, stored: StoredAs) {
-        if matches!(stored, StoredAs::Admission { .. }) {
-            return self.seen(observed);
-        }
-        let new = RememberedEntry::new(&observed);
+    /// Notes an entry that was filled under a lease of this token, which was granted at this time by
+    /// the store's clock, and compares it with the entry before it.
+    pub(super) fn filled(&self, observed: &ObservedEntry<'_>, lease: &Token, granted_at_ms: i64) {
+        let new = RememberedEntry::new(observed, generation(lease.as_str()));
         let mut state = self.lock();
         let before = state.jobs.remove(observed.key);
-        let silent = match (before, stored) {
-            (Some(before), StoredAs::Fill { granted_at_ms, .. }) => {
-                state.compare(&before, &new, granted_at_ms)
-            }
-            _ => None,
-        };
-        state.remember(observed.key, observed.route, new);
+        let silent = before.and_then(|before| state.compare(&before, &new, granted_at_ms));
+        state.remember(observed, new);
         drop(state);
         if let Some(route) = silent {
             self.report(&route);
         }
     }
 
-    /// Notes an entry that was read from the store and served to a caller.
-    pub(super) fn seen(&self, observed: ObservedEntry<'_>) {
+    /// Notes an entry that was stored in place of one that had not expired.
+    pub(super) fn replaced(&self, observed: &ObservedEntry<'_>) {
+        let mut state = self.lock();
+        state.jobs.remove(observed.key);
+        state.remember(observed, RememberedEntry::new(observed, None));
+    }
+
+    /// Notes an entry of the store that was served to a caller, or that the caller was admitted to.
+    pub(super) fn seen(&self, observed: &ObservedEntry<'_>) {
+        let generation = generation(observed.entry.generation());
         let mut state = self.lock();
         if let Some(known) = state.jobs.get_mut(observed.key) {
-            if known.is_generation(&observed) {
-                known.generation = observed.generation;
+            let is_same = match known.generation {
+                Some(known) => generation == Some(known),
+                None => known.digest == xxh3_128(observed.entry.body()),
+            };
+            if is_same {
+                known.generation = generation;
                 return known.add_caller(observed.caller);
             }
             let (route, ended_early) = (known.route, known.ends_after(observed.now_ms));
@@ -161,8 +173,7 @@ impl SilentChanges {
                 state.routes[route].purged = Some(Instant::now());
             }
         }
-        let new = RememberedEntry::new(&observed);
-        state.remember(observed.key, observed.route, new);
+        state.remember(observed, RememberedEntry::new(observed, generation));
     }
 
     /// Forgets jobs that are about to be changed, or were.
@@ -197,7 +208,7 @@ impl SilentChanges {
         state.purged = Some(Instant::now());
     }
 
-    /// Handles news of a key.
+    /// Handles the report of a change of a key.
     fn changed(&self, name: &str) {
         let now = Instant::now();
         let mut state = self.lock();
@@ -206,12 +217,12 @@ impl SilentChanges {
         if now + CLOCK_MARGIN >= known.expires_at {
             return;
         }
-        if age < OWN_NEWS.0 && !std::mem::replace(&mut known.has_own_news, true) {
+        if age < OWN_CHANGE.0 && !std::mem::replace(&mut known.is_fill_reported, true) {
             return;
         }
         known.is_spoiled = true;
-        if age < OWN_NEWS.1 {
-            // It may be late news of the fill, and does not show that the route has purges.
+        if age < OWN_CHANGE.1 {
+            // It may be a late report of the fill, and does not show that the route has purges.
             return;
         }
         let route = known.route;
@@ -222,12 +233,7 @@ impl SilentChanges {
     pub(super) fn routes(&self) -> Vec<SilentRoute> {
         let state = self.lock();
         let routes = state.routes.iter().filter(|route| route.total > 0);
-        let shown = |route: &RouteChanges| SilentRoute {
-            route: route.name.to_string(),
-            changes: route.total,
-            is_without_purges: state.is_without_purges(route),
-        };
-        routes.map(shown).collect()
+        routes.map(|route| state.shown(route)).collect()
     }
 
     fn report(&self, route: &SilentRoute) {
@@ -273,30 +279,27 @@ impl State {
         }
         let route = &mut self.routes[before.route];
         route.total += 1;
-        if route.recent.len() == WARN_AT {
-            route.recent.pop_front();
-        }
-        route.recent.push_back(now);
-        let route = &self.routes[before.route];
-        Some(SilentRoute {
+        route.recent.rotate_left(1);
+        route.recent[WARN_AT - 1] = Some(now);
+        Some(self.shown(&self.routes[before.route]))
+    }
+
+    fn shown(&self, route: &RouteChanges) -> SilentRoute {
+        let is_recent = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < WINDOW);
+        let is_purged = is_recent(route.purged) || is_recent(self.purged);
+        SilentRoute {
             route: route.name.to_string(),
             changes: route.total,
-            is_without_purges: self.is_without_purges(route),
-        })
+            is_without_purges: !is_purged && route.recent.into_iter().all(is_recent),
+        }
     }
 
-    fn is_without_purges(&self, route: &RouteChanges) -> bool {
-        let within = |at: &Instant| at.elapsed() < WINDOW;
-        let purged = [route.purged, self.purged].iter().flatten().any(within);
-        !purged && route.recent.len() == WARN_AT && route.recent.iter().all(within)
-    }
-
-    fn remember(&mut self, key: &Key, route: &str, mut entry: RememberedEntry) {
+    fn remember(&mut self, observed: &ObservedEntry<'_>, mut entry: RememberedEntry) {
         if self.jobs.len() >= MAX_JOBS && !self.make_room() {
             return;
         }
-        entry.route = self.route(route);
-        self.jobs.insert(key.clone(), entry);
+        entry.route = self.route(observed.route);
+        self.jobs.insert(observed.key.clone(), entry);
     }
 
     /// Forgets jobs that are too old for a comparison. Returns whether there is room.
@@ -319,30 +322,21 @@ impl State {
 }
 
 impl RememberedEntry {
-    fn new(observed: &ObservedEntry<'_>) -> Self {
+    fn new(observed: &ObservedEntry<'_>, generation: Option<u64>) -> Self {
         let now = Instant::now();
-        let left_ms = observed.expires_at_ms.saturating_sub(observed.now_ms);
-        let left = Duration::from_millis(u64::try_from(left_ms).unwrap_or(0));
+        let entry = observed.entry;
         Self {
-            status: observed.entry.status().as_u16(),
-            digest: xxh3_128(observed.entry.body()),
-            generation: observed.generation,
+            status: entry.status().as_u16(),
+            digest: xxh3_128(entry.body()),
+            generation,
             callers: vec![observed.caller],
-            expires_at_ms: observed.expires_at_ms,
+            expires_at_ms: entry.expires_at_ms(),
             // The limit of a day keeps the addition from overflowing.
-            expires_at: now + left.min(Duration::from_hours(24)),
+            expires_at: now + entry.ttl(observed.now_ms).min(Duration::from_hours(24)),
             noted_at: now,
             is_spoiled: false,
-            has_own_news: false,
+            is_fill_reported: false,
             route: 0,
-        }
-    }
-
-    /// Whether the observed is of this very entry.
-    fn is_generation(&self, observed: &ObservedEntry<'_>) -> bool {
-        match self.generation {
-            Some(ours) => observed.generation == Some(ours),
-            None => self.digest == xxh3_128(observed.entry.body()),
         }
     }
 
@@ -356,5 +350,36 @@ impl RememberedEntry {
     fn ends_after(&self, at_ms: i64) -> bool {
         let margin = i64::try_from(CLOCK_MARGIN.as_millis()).unwrap_or(0);
         at_ms.saturating_add(margin) < self.expires_at_ms
+    }
+}
+
+/// Returns the hash of the token under which an entry was stored.
+fn generation(token: &str) -> Option<u64> {
+    (!token.is_empty()).then(|| xxh3_64(token.as_bytes()))
+}
+
+/// Passes the changes that the store reports on to the near entries and to the memory of silent changes.
+#[derive(Debug)]
+pub(super) struct ChangeWatcher {
+    pub(super) near: Arc<dyn Watcher>,
+    pub(super) silent_changes: Arc<SilentChanges>,
+}
+
+impl Watcher for ChangeWatcher {
+    fn evict(&self, name: &[u8]) {
+        self.near.evict(name);
+        if let Ok(name) = std::str::from_utf8(name) {
+            self.silent_changes.changed(name);
+        }
+    }
+
+    fn flush(&self) {
+        self.near.flush();
+        self.silent_changes.forget_all();
+    }
+
+    fn evict_matching(&self, is_gone: &dyn Fn(&[u8]) -> bool) {
+        self.near.evict_matching(is_gone);
+        self.silent_changes.lock().jobs.retain(|key, _| !is_gone(key.main().as_bytes()));
     }
 }

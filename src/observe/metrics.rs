@@ -1,7 +1,7 @@
 //! The registry of metrics, and what the parts make their metrics of.
 //!
 //! A part registers its metrics when it is built, and owns them in a struct next to it
-//! (`cache/metrics.rs`, `store/metrics.rs` and so on). What is exported without a part is here: the
+//! (`proxy/metrics.rs`, `store/metrics.rs` and so on). What is exported without a part is here: the
 //! build, the process and the runtime.
 //!
 //! Names follow `jobcache_<noun>_<unit|total>`; labels come from enums, never from a URL or an id.

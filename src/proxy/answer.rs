@@ -109,28 +109,25 @@ impl Verdict {
     }
 
     fn cache_status(&self, status: StatusCode) -> Option<CacheStatus> {
-        if !status.is_success() && self.reveals_others() {
-            let detail = Some(NoStore::Status.as_str());
-            let why = Forward::Miss;
-            return Some(CacheStatus::Forwarded { why, collapsed: false, stored: false, detail });
-        }
-        let (_, reason) = self.labels();
-        let detail = (!reason.is_empty()).then_some(reason);
-        let forwarded =
-            |why, stored, collapsed| CacheStatus::Forwarded { why, collapsed, stored, detail };
-        Some(match self {
+        let (mut why, collapsed, stored) = match self {
             Self::Hit => return None,
+            Self::Refused(detail) => return Some(CacheStatus::Refused { detail }),
             Self::Miss { filled, collapsed, why: None } => {
-                forwarded(Forward::Miss, *filled == Some(FillResult::Stored), *collapsed)
+                (Forward::Miss, *collapsed, *filled == Some(FillResult::Stored))
             }
             Self::Miss { collapsed, why: Some(why), .. } => {
-                forwarded(Forward::from(*why), false, *collapsed)
+                (Forward::from(*why), *collapsed, false)
             }
-            Self::Pass(why) => forwarded(Forward::from(*why), false, false),
-            Self::Write { .. } => forwarded(Forward::Method, false, false),
-            Self::Failed(_) => forwarded(Forward::Bypass, false, false),
-            Self::Refused(detail) => CacheStatus::Refused { detail },
-        })
+            Self::Pass(why) => (Forward::from(*why), false, false),
+            Self::Write { .. } => (Forward::Method, false, false),
+            Self::Failed(_) => (Forward::Bypass, false, false),
+        };
+        let mut reason = self.labels().1;
+        if !status.is_success() && self.reveals_others() {
+            (why, reason) = (Forward::Miss, NoStore::Status.as_str());
+        }
+        let detail = (!reason.is_empty()).then_some(reason);
+        Some(CacheStatus::Forwarded { why, collapsed, stored, detail })
     }
 
     /// Whether the reason depends on what other clients have read. A client that is refused a job,
@@ -144,35 +141,26 @@ impl Verdict {
 
 /// Turns an upstream error into an answer. This is the only place that does.
 pub(super) fn upstream_failure(error: &UpstreamError) -> Answer {
+    debug!(%error, "no answer from the upstream");
     let status = match error {
         UpstreamError::ClientStalled { .. } | UpstreamError::ClientSlow { .. } => {
             StatusCode::REQUEST_TIMEOUT
         }
         UpstreamError::ClientGone(_) => StatusCode::BAD_REQUEST,
-        UpstreamError::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        UpstreamError::Busy { .. } => return refuse_retryable(error.as_str()),
         _ if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::BAD_GATEWAY,
     };
-    debug!(%error, "no answer from the upstream");
     let mut answer = refuse_with(status, error.as_str());
-    if !matches!(error, UpstreamError::Busy { .. }) {
-        answer.verdict = Verdict::Failed(error.as_str());
-    }
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        retry_later(&mut answer);
-    }
+    answer.verdict = Verdict::Failed(error.as_str());
     answer
 }
 
 /// Returns a 503 for a request that there is no capacity for now, with `Retry-After`.
 pub(super) fn refuse_retryable(reason: &'static str) -> Answer {
     let mut answer = refuse_with(StatusCode::SERVICE_UNAVAILABLE, reason);
-    retry_later(&mut answer);
-    answer
-}
-
-fn retry_later(answer: &mut Answer) {
     answer.response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    answer
 }
 
 /// Returns an answer of jobcache itself. It contains no address; the log does.
@@ -239,10 +227,10 @@ pub(super) fn entry_response(entry: &Entry, head: &Parts, now_ms: i64) -> Respon
 
 /// Closes the client connection after this response if no request can follow it.
 pub(super) fn close_if_spent(response: &mut Response<Body>, requester: &Requester) {
-    let body = response.body();
+    let Some(body) = response.body().upstream() else { return };
     // The response came before the upload was asked for, and the client may or may not send it.
     // HTTP/2 has no such field and ends only the stream.
-    let is_unread = body.leaves_upload() && requester.informational.is_accepted();
+    let is_unread = body.upload_unrequested() && requester.informational.is_accepted();
     // The client has lost the connection that its login belongs to, and logs in again over its next.
     if is_unread || body.ends_client_connection() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

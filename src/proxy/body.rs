@@ -1,11 +1,10 @@
 //! Response bodies: captured for the store, streamed to the client, or both.
 //!
-//! [`Body`] is what a client is sent. [`capture`] and [`capture_tee`] read an upstream body for
-//! the store, the latter while the client already receives it through a [`Tee`]. [`InvalidatingBody`] is the
+//! [`Body`] is what a client is sent. `capture` and `capture_tee` read an upstream body for
+//! the store, the latter while the client already receives it through a `Tee`. `InvalidatingBody` is the
 //! body of a write: it holds its end back until the jobs are invalidated once more.
 
 use std::{
-    fmt,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -14,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
@@ -23,7 +22,6 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::compared_body::ComparedBody;
 use crate::{
     limits::{BufferedFrames, Permit, Quota, frame_cost, join, with_permit},
     semantics::policy::NoStore,
@@ -35,7 +33,6 @@ const DRAIN_BYTES: usize = 1 << 20;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A response body on its way to a client.
-#[derive(Debug)]
 pub enum Body {
     /// Bytes in memory, sent as one frame.
     Full(Bytes),
@@ -43,35 +40,25 @@ pub enum Body {
     Upstream(ResponseBody),
     /// The frames that were already read, then the rest, streamed.
     Resumed(BufferedFrames, ResponseBody),
-    /// Streamed while it is captured for the store.
-    Tee(Tee),
-    /// The response to a write. Its last frame waits for the invalidation.
-    Invalidating(Box<InvalidatingBody>),
-    /// The upstream body, streamed and compared with an entry on the way.
-    Compared(Box<ComparedBody>),
+    /// Streamed and captured, compared or held back on the way: a `Tee`, the response to a write, or
+    /// a comparison in shadow mode.
+    Watched(UnsyncBoxBody<Bytes, BodyError>),
 }
 
 impl Body {
-    /// Returns a body without bytes.
-    pub fn empty() -> Self {
-        Self::Full(Bytes::new())
+    /// Wraps a body that does something on its way.
+    pub(super) fn watched<B>(body: B) -> Self
+    where
+        B: HttpBody<Data = Bytes, Error = BodyError> + Send + 'static,
+    {
+        Self::Watched(body.boxed_unsync())
     }
 
-    /// Whether the upstream answered before it asked for the upload.
-    pub fn leaves_upload(&self) -> bool {
+    /// Returns the upstream body, if this is one as it came.
+    pub(super) fn upstream(&self) -> Option<&ResponseBody> {
         match self {
-            Self::Upstream(body) | Self::Resumed(_, body) => body.upload_unrequested(),
-            Self::Full(_) | Self::Tee(_) | Self::Invalidating(_) | Self::Compared(_) => false,
-        }
-    }
-}
-
-impl Body {
-    /// Whether the client connection ends with this response.
-    pub(super) fn ends_client_connection(&self) -> bool {
-        match self {
-            Self::Upstream(body) | Self::Resumed(_, body) => body.ends_client_connection(),
-            Self::Full(_) | Self::Tee(_) | Self::Invalidating(_) | Self::Compared(_) => false,
+            Self::Upstream(body) | Self::Resumed(_, body) => Some(body),
+            Self::Full(_) | Self::Watched(_) => None,
         }
     }
 }
@@ -98,9 +85,7 @@ impl HttpBody for Body {
                 Some(frame) => Poll::Ready(Some(Ok(frame))),
                 None => Pin::new(rest).poll_frame(cx),
             },
-            Self::Tee(tee) => tee.poll_frame(cx),
-            Self::Invalidating(ending) => ending.poll_frame(cx),
-            Self::Compared(tried) => tried.poll_frame(cx),
+            Self::Watched(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -109,9 +94,7 @@ impl HttpBody for Body {
             Self::Full(bytes) => bytes.is_empty(),
             Self::Upstream(body) => body.is_end_stream(),
             Self::Resumed(frames, rest) => frames.is_empty() && rest.is_end_stream(),
-            Self::Tee(_) => false,
-            Self::Invalidating(ending) => ending.is_end_stream(),
-            Self::Compared(tried) => tried.inner().is_end_stream(),
+            Self::Watched(body) => body.is_end_stream(),
         }
     }
 
@@ -119,16 +102,14 @@ impl HttpBody for Body {
         match self {
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Upstream(body) => body.size_hint(),
-            Self::Resumed(..) | Self::Tee(_) => SizeHint::default(),
-            Self::Invalidating(ending) => ending.size_hint(),
-            Self::Compared(tried) => tried.inner().size_hint(),
+            Self::Resumed(..) => SizeHint::default(),
+            Self::Watched(body) => body.size_hint(),
         }
     }
 }
 
 /// The result of capturing a body.
-#[derive(Debug)]
-pub enum Captured {
+pub(super) enum Captured {
     /// The whole body.
     Whole(Bytes),
     /// The body cannot be stored. It is returned from its beginning.
@@ -142,7 +123,7 @@ pub enum Captured {
 /// "a cache MAY store a response that is not complete [..] provided that the stored response is
 /// recorded as being incomplete" RFC 9111 3.3. jobcache stores none: a client that polls a job
 /// wants all of it.
-pub async fn capture(mut body: ResponseBody, max: usize, quota: &Arc<Quota>) -> Captured {
+pub(super) async fn capture(mut body: ResponseBody, max: usize, quota: &Arc<Quota>) -> Captured {
     let mut frames = BufferedFrames::new(quota);
     let mut size = 0;
     while let Some(frame) = body.frame().await {
@@ -170,8 +151,7 @@ fn no_store_reason(data: Option<usize>, too_large: bool, fits: bool) -> Option<N
 }
 
 /// The result of capturing a body while its client receives it.
-#[derive(Debug)]
-pub enum TeeCapture {
+pub(super) enum TeeCapture {
     /// The whole body. The client sees the end only with [`TeeEnd::finish`].
     Whole(Bytes),
     /// The body cannot be stored. The client reads the rest by itself.
@@ -184,7 +164,7 @@ pub enum TeeCapture {
 ///
 /// The captured bytes and the bytes that wait for the client are the same memory. They count once,
 /// until both sides are done with them.
-pub async fn capture_tee(mut body: ResponseBody, max: usize, tee: &TeeEnd) -> TeeCapture {
+pub(super) async fn capture_tee(mut body: ResponseBody, max: usize, tee: &TeeEnd) -> TeeCapture {
     let mut parts = Vec::new();
     let mut size = 0;
     while let Some(frame) = body.frame().await {
@@ -192,13 +172,13 @@ pub async fn capture_tee(mut body: ResponseBody, max: usize, tee: &TeeEnd) -> Te
             Ok(frame) => frame,
             Err(error) => {
                 debug!(%error, "the upstream's response body was cut off");
-                tee.send(TeePiece::Broken(error));
+                tee.send(TeePiece::Frame(Err(error)));
                 return TeeCapture::Broken;
             }
         };
         let data = frame.data_ref().cloned();
         let fits = tee.held.grow(frame_cost(&frame));
-        tee.send(TeePiece::Frame(frame));
+        tee.send(TeePiece::Frame(Ok(frame)));
         size += data.as_ref().map_or(0, Bytes::len);
         if let Some(why) = no_store_reason(data.as_ref().map(Bytes::len), size > max, fits) {
             tee.send(TeePiece::Rest(body));
@@ -213,8 +193,7 @@ pub async fn capture_tee(mut body: ResponseBody, max: usize, tee: &TeeEnd) -> Te
 ///
 /// The bytes that wait between the two ends are limited by the largest body that may be stored and
 /// by the quota. Past either limit the client reads the upstream itself.
-#[derive(Debug)]
-pub struct Tee {
+pub(super) struct Tee {
     pieces: UnboundedReceiver<TeePiece>,
     rest: Option<ResponseBody>,
     /// The permit for the waiting bytes, until the client has taken them all.
@@ -222,44 +201,45 @@ pub struct Tee {
 }
 
 /// The capturing end of a [`Tee`].
-#[derive(Debug)]
-pub struct TeeEnd {
+pub(super) struct TeeEnd {
     pieces: UnboundedSender<TeePiece>,
     held: Arc<Permit>,
 }
 
-#[derive(Debug)]
 enum TeePiece {
-    Frame(Frame<Bytes>),
+    Frame(Result<Frame<Bytes>, BodyError>),
     Rest(ResponseBody),
-    Broken(BodyError),
     End,
 }
 
 impl Tee {
     /// Returns both ends of a tee. The waiting bytes count against `quota`.
-    pub fn new(quota: &Arc<Quota>) -> (TeeEnd, Self) {
+    pub(super) fn new(quota: &Arc<Quota>) -> (TeeEnd, Self) {
         let (sender, pieces) = unbounded_channel();
         let held = Arc::new(quota.empty_permit());
         let tee = Self { pieces, rest: None, held: Some(Arc::clone(&held)) };
         (TeeEnd { pieces: sender, held }, tee)
     }
+}
+
+impl HttpBody for Tee {
+    type Data = Bytes;
+    type Error = BodyError;
 
     fn poll_frame(
-        &mut self,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(rest) = &mut self.rest {
             return Pin::new(rest).poll_frame(cx);
         }
         let piece = ready!(self.pieces.poll_recv(cx));
-        if !matches!(piece, Some(TeePiece::Frame(_))) {
+        if !matches!(piece, Some(TeePiece::Frame(Ok(_)))) {
             self.held = None;
         }
         match piece {
-            Some(TeePiece::Frame(frame)) => Poll::Ready(Some(Ok(frame))),
+            Some(TeePiece::Frame(frame)) => Poll::Ready(Some(frame)),
             Some(TeePiece::Rest(rest)) => Pin::new(self.rest.insert(rest)).poll_frame(cx),
-            Some(TeePiece::Broken(error)) => Poll::Ready(Some(Err(error))),
             Some(TeePiece::End) => Poll::Ready(None),
             // The capturing task died: a truncated body must not look complete.
             None => Poll::Ready(Some(Err(BodyError::Abandoned))),
@@ -269,7 +249,7 @@ impl Tee {
 
 impl TeeEnd {
     /// Lets the client see the end of the body.
-    pub fn finish(self) {
+    pub(super) fn finish(self) {
         self.send(TeePiece::End);
     }
 
@@ -279,15 +259,13 @@ impl TeeEnd {
     }
 }
 
-/// Starts the invalidation that the end of a write's response waits for. The argument resolves once
-/// it is known how the body ended.
-pub type OnBodyEnd = Box<dyn FnOnce(BodyEndFuture) -> JoinHandle<()> + Send + Sync>;
-/// Resolves when the body has ended.
-pub type BodyEndFuture = Pin<Box<dyn Future<Output = BodyEnd> + Send>>;
+/// Resolves once it is known how the body of a write's response ended.
+pub(super) type BodyEndFuture = Pin<Box<dyn Future<Output = BodyEnd> + Send>>;
+type OnBodyEnd = Box<dyn FnOnce(BodyEndFuture) -> JoinHandle<()> + Send>;
 
 /// How the body of a write's response ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyEnd {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum BodyEnd {
     /// The upstream sent the whole body.
     Complete,
     /// The body was cut off.
@@ -296,7 +274,7 @@ pub enum BodyEnd {
 
 /// The body of a write's response. An upstream may commit while it sends the body, so the jobs are
 /// invalidated again when the body has ended, and the client sees the end after that.
-pub struct InvalidatingBody {
+pub(super) struct InvalidatingBody {
     state: InvalidatingState,
     /// The last frame, held back until the invalidation has run. With a `Content-Length` the client
     /// takes the last byte for the end.
@@ -310,31 +288,38 @@ enum InvalidatingState {
 }
 
 impl InvalidatingBody {
-    /// Wraps `body`, and calls `end` when it has ended, even if the client does not read it to the
-    /// end.
-    pub fn new(body: Body, end: OnBodyEnd) -> Self {
-        Self { state: InvalidatingState::Open(body, end), held: None }
+    /// Wraps `body`. `on_end` starts the invalidation, even if the client does not read the body to
+    /// its end.
+    pub(super) fn new(
+        body: Body,
+        on_end: impl FnOnce(BodyEndFuture) -> JoinHandle<()> + Send + 'static,
+    ) -> Self {
+        Self { state: InvalidatingState::Open(body, Box::new(on_end)), held: None }
     }
+}
+
+impl HttpBody for InvalidatingBody {
+    type Data = Bytes;
+    type Error = BodyError;
 
     fn poll_frame(
-        &mut self,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
             match &mut self.state {
                 InvalidatingState::Open(body, _) => {
                     let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
-                    let finish = match &frame {
+                    let end = match &frame {
                         Some(Ok(_)) if !body.is_end_stream() => return Poll::Ready(frame),
                         Some(Ok(_)) | None => BodyEnd::Complete,
                         Some(Err(_)) => BodyEnd::Truncated,
                     };
                     self.held = frame;
-                    if let InvalidatingState::Open(_, end) =
-                        std::mem::replace(&mut self.state, InvalidatingState::Done)
-                    {
-                        self.state =
-                            InvalidatingState::Running(end(Box::pin(std::future::ready(finish))));
+                    let state = std::mem::replace(&mut self.state, InvalidatingState::Done);
+                    if let InvalidatingState::Open(_, on_end) = state {
+                        let end = Box::pin(std::future::ready(end));
+                        self.state = InvalidatingState::Running(on_end(end));
                     }
                 }
                 InvalidatingState::Running(task) => {
@@ -362,11 +347,10 @@ impl InvalidatingBody {
 impl Drop for InvalidatingBody {
     /// The client has hung up. The rest is read so that the outcome of the write is known.
     fn drop(&mut self) {
-        if let InvalidatingState::Open(body, end) =
-            std::mem::replace(&mut self.state, InvalidatingState::Done)
-        {
+        let state = std::mem::replace(&mut self.state, InvalidatingState::Done);
+        if let InvalidatingState::Open(body, on_end) = state {
             // Not awaited here: the task is tracked by the proxy.
-            drop(end(Box::pin(drain(body))));
+            drop(on_end(Box::pin(drain(body))));
         }
     }
 }
@@ -383,11 +367,5 @@ async fn drain(mut body: Body) -> BodyEnd {
     match timeout(DRAIN_TIMEOUT, read).await {
         Ok(Some(())) => BodyEnd::Complete,
         _ => BodyEnd::Truncated,
-    }
-}
-
-impl fmt::Debug for InvalidatingBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InvalidatingBody").field("held", &self.held).finish_non_exhaustive()
     }
 }

@@ -14,7 +14,8 @@
 //! `Location` and `Content-Location` of the response are not handled here but in `route`.
 
 mod document;
-mod metrics;
+
+pub(super) use self::document::is_event_stream;
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -25,18 +26,18 @@ use hyper::{
         request,
     },
 };
+use prometheus_client::metrics::counter::Counter;
 use tracing::warn;
 
-pub(super) use self::document::is_event_stream;
-use self::{
-    document::{ParsedBody, RuleMiss, WhenFull, inspectable, is_json, read_document},
-    metrics::RuleMetrics,
-};
+use self::document::{ParsedBody, RuleMiss, WhenFull, inspectable, is_json, read_document};
 use super::body::Body;
 use crate::{
     config::OnMiss,
     limits::{BufferedFrames, Quota},
-    observe::{metrics::Registry, throttle::HourlyPerName},
+    observe::{
+        metrics::{Counters, Registry},
+        throttle::HourlyPerName,
+    },
     semantics::{
         job_id::JobId,
         route::{
@@ -50,28 +51,27 @@ use crate::{
 /// A parsed body, `None` if it is empty, or why it could not be parsed.
 type Inspected = Result<Option<ParsedBody>, RuleMiss>;
 
+/// Why a rule may have missed jobs: the words of [`RuleMiss`] that are counted.
+const MISSES: &str = "too-large encoded slow not-json content-type ambiguous event-stream not-found \
+                      not-id too-many";
+
 /// Inspects the bodies of writes.
-#[derive(Debug)]
 pub(super) struct BodyInspector {
     warnings: HourlyPerName,
     /// Limits the memory of the bodies that are being inspected.
     room: Arc<Quota>,
-    metrics: RuleMetrics,
+    /// Misses by body, `request` or `response`, and reason.
+    misses: Counters<2>,
+    /// Writes that dropped every job because a rule missed some.
+    pub(super) fallbacks: Counter,
 }
 
 /// Why a request could not be inspected and is not forwarded.
-#[derive(Debug)]
 pub(super) enum InspectError {
     /// The client broke off the body.
     Broken(UpstreamError),
     /// The quota has no room for the body.
     NoRoom,
-}
-
-impl From<UpstreamError> for InspectError {
-    fn from(error: UpstreamError) -> Self {
-        Self::Broken(error)
-    }
 }
 
 /// Whether a rule may have missed jobs that a write changes.
@@ -83,23 +83,13 @@ pub(super) enum RuleFinding {
     Incomplete,
 }
 
-/// A request that was inspected.
-#[derive(Debug)]
-pub(super) struct InspectedRequest {
-    /// The body from its beginning.
-    pub(super) body: RequestBody,
-    pub(super) finding: RuleFinding,
-}
-
 /// A response that was inspected.
-#[derive(Debug)]
 pub(super) struct InspectedResponse {
     pub(super) response: Response<Body>,
     pub(super) named: NamedInBody,
 }
 
 /// Result of the rules for a body.
-#[derive(Debug)]
 pub(super) struct NamedInBody {
     pub(super) jobs: Vec<JobId>,
     pub(super) finding: RuleFinding,
@@ -111,12 +101,26 @@ impl NamedInBody {
 
 impl BodyInspector {
     pub(super) fn new(room: Arc<Quota>, registry: &mut Registry) -> Self {
-        let metrics = RuleMetrics::register(registry);
-        Self { warnings: HourlyPerName::default(), room, metrics }
+        let misses =
+            MISSES.split(' ').flat_map(|reason| ["request", "response"].map(|body| [body, reason]));
+        Self {
+            warnings: HourlyPerName::default(),
+            room,
+            misses: registry.counters(
+                "rule_misses",
+                "Bodies in which a rule of [[invalidate]] did not find the ids it looked for",
+                ["body", "reason"],
+                misses,
+            ),
+            fallbacks: registry.counter(
+                "rule_fallbacks",
+                "Writes that dropped every job because a rule of [[invalidate]] did not find all",
+            ),
+        }
     }
 
     /// Adds the jobs that a request body names to what the write may change. Returns the body from
-    /// its beginning. An error means that the client broke it off, or that there is no room for it.
+    /// its beginning.
     ///
     /// A body without room is refused rather than sent on without inspection: the jobs that it
     /// changes would stay cached for the whole TTL, and a client could cause that for others by
@@ -126,12 +130,12 @@ impl BodyInspector {
         scope: &mut WriteScope,
         head: &mut request::Parts,
         mut body: RequestBody,
-    ) -> Result<InspectedRequest, InspectError> {
+    ) -> Result<(RequestBody, RuleFinding), InspectError> {
         if max_inspected(&scope.rules, BodySide::Response).is_some() {
             head.headers.remove(ACCEPT_ENCODING);
         }
         let Some(max) = max_inspected(&scope.rules, BodySide::Request) else {
-            return Ok(InspectedRequest { body, finding: RuleFinding::Complete });
+            return Ok((body, RuleFinding::Complete));
         };
         // The upstream cannot answer the expectation here: nothing is sent to it before the body
         // has been inspected.
@@ -141,7 +145,8 @@ impl BodyInspector {
         let mut read = BufferedFrames::new(&self.room);
         let full = WhenFull::Refuse;
         let document = read_document(&head.headers, &mut body, max, full, &mut read).await;
-        let mut document = document.map_err(UpstreamError::ClientGone)?;
+        let broken = |error| InspectError::Broken(UpstreamError::ClientGone(error));
+        let mut document = document.map_err(broken)?;
         if document == Err(RuleMiss::Memory) {
             return Err(InspectError::NoRoom);
         }
@@ -153,7 +158,7 @@ impl BodyInspector {
         let named = self.named(&scope.rules, BodySide::Request, &document);
         let mut known: HashSet<JobId> = scope.jobs.iter().cloned().collect();
         scope.jobs.extend(named.jobs.into_iter().filter(|job| known.insert(job.clone())));
-        Ok(InspectedRequest { body: body.resumed(read), finding: named.finding })
+        Ok((body.resumed(read), named.finding))
     }
 
     /// Finds the jobs that a response body names.
@@ -222,7 +227,7 @@ impl BodyInspector {
 
     fn report_miss(&self, rule: &InvalidationRule, side: BodySide, why: RuleMiss) {
         let (number, body, reason) = (rule.number(), side.as_str(), why.as_str());
-        self.metrics.misses.inc([body, reason]);
+        self.misses.inc([body, reason]);
         if !self.warnings.admits(&number.to_string()) {
             return;
         }
@@ -243,11 +248,6 @@ impl BodyInspector {
                  missed may be served until its TTL ends"
             ),
         }
-    }
-
-    /// Counts a write that drops every job because a rule missed some.
-    pub(super) fn count_fallback(&self) {
-        self.metrics.fallbacks.inc();
     }
 }
 

@@ -34,35 +34,32 @@ pub(crate) enum Refusal {
 impl Refusal {
     /// Returns the reason for logs, metrics and headers.
     pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Host => "host",
-            Self::Target => "target",
-            Self::TransferCoding => "transfer-coding",
-            Self::Connect => "connect",
-            Self::UriTooLong => "uri-too-long",
-            Self::TooManyHeaders => "too-many-headers",
-        }
-    }
-
-    /// Returns the limit that the request exceeds, if it exceeds one.
-    pub(crate) fn limit(self) -> Option<Limit> {
-        match self {
-            Self::UriTooLong => Some(Limit::Uri),
-            Self::TooManyHeaders => Some(Limit::Headers),
-            Self::Host | Self::Target | Self::TransferCoding | Self::Connect => None,
-        }
+        self.terms().0
     }
 
     /// Returns the status of the answer.
     pub(crate) fn status(self) -> StatusCode {
+        self.terms().1
+    }
+
+    /// Returns the limit that the request exceeds, if it exceeds one.
+    pub(crate) fn limit(self) -> Option<Limit> {
+        self.terms().2
+    }
+
+    fn terms(self) -> (&'static str, StatusCode, Option<Limit>) {
         match self {
-            Self::Host | Self::Target => StatusCode::BAD_REQUEST,
+            Self::Host => ("host", StatusCode::BAD_REQUEST, None),
+            Self::Target => ("target", StatusCode::BAD_REQUEST, None),
             // "A server that receives a request message with a transfer coding it does not
             // understand SHOULD respond with 501 (Not Implemented)." RFC 9112 6.1
-            Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
-            Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
-            Self::UriTooLong => StatusCode::URI_TOO_LONG,
-            Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::TransferCoding => ("transfer-coding", StatusCode::NOT_IMPLEMENTED, None),
+            Self::Connect => ("connect", StatusCode::METHOD_NOT_ALLOWED, None),
+            Self::UriTooLong => ("uri-too-long", StatusCode::URI_TOO_LONG, Some(Limit::Uri)),
+            Self::TooManyHeaders => {
+                let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+                ("too-many-headers", status, Some(Limit::Headers))
+            }
         }
     }
 }
@@ -155,16 +152,11 @@ fn is_chunked_at_most(headers: &HeaderMap) -> bool {
 /// a single valid Content-Length" RFC 9112 6.3. hyper has refused values that differ, except in a
 /// response to HEAD, which has no body: there the field is removed.
 pub(crate) fn unify_length(headers: &mut HeaderMap) {
-    let mut lines = headers.get_all(CONTENT_LENGTH).into_iter();
-    let Some(first) = lines.next() else { return };
-    if lines.next().is_none() && !first.as_bytes().contains(&b',') {
-        return;
-    }
     let lines = headers.get_all(CONTENT_LENGTH).into_iter();
-    let mut all =
-        lines.flat_map(|line| line.as_bytes().split(|&b| b == b',')).map(<[u8]>::trim_ascii);
-    let first = all.next().unwrap_or_default();
-    let same = all.all(|length| length == first);
+    let lengths = lines.flat_map(|line| line.as_bytes().split(|&byte| byte == b','));
+    let mut lengths = lengths.map(<[u8]>::trim_ascii);
+    let (Some(first), Some(second)) = (lengths.next(), lengths.next()) else { return };
+    let same = second == first && lengths.all(|length| length == first);
     match HeaderValue::from_bytes(first) {
         Ok(length) if same => drop(headers.insert(CONTENT_LENGTH, length)),
         _ => drop(headers.remove(CONTENT_LENGTH)),

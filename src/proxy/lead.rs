@@ -14,17 +14,15 @@ use hyper::{
     },
 };
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
-use tracing::{Instrument as _, Span};
+use tracing::Instrument as _;
 
 use super::{
     answer::{Answer, Verdict, entry_response, upstream_failure},
     body::{Body, Captured, Tee, TeeCapture, capture, capture_tee},
-    exchange::{ProtocolSwitch, prepare_response},
-    proxy_context::ProxyContext,
+    proxy_context::{ProxyContext, prepare_response},
 };
 use crate::{
     cache::{AbandonReason, FillResult, LeaderRead, PublishedRead, entry::Entry},
-    config::CacheMode,
     observe::spans,
     semantics::policy::{Freshness, NoStore},
     store::Budget,
@@ -58,7 +56,7 @@ impl LeadTask {
         request: Request<RequestBody>,
         budget: Budget,
     ) -> Option<(JoinHandle<FillResult>, oneshot::Receiver<Answer>)> {
-        if context.stale_config.is_stale() {
+        if context.superseded.is_cancelled() {
             context.cache.filler.abandon(lead, AbandonReason::Superseded).await;
             return None;
         }
@@ -75,20 +73,16 @@ impl LeadTask {
         self.lead.leader.wait_for_turn().await;
         let sent = self.context.send(request, RetryPolicy::OnceIfSafe).await;
         let framed = sent.as_ref().is_ok_and(is_framed);
-        let response = match sent
-            .and_then(|response| prepare_response(response, ProtocolSwitch::NotRequested))
-        {
+        let response = match sent.and_then(prepare_response) {
             Ok(response) => response,
             Err(error) => return self.fail(upstream_failure(&error)).await,
         };
         let (head, body) = response.into_parts();
-        match self.context.cache.filler.freshness(&head) {
-            // RFC 9112 6.3: "Since there is no way to distinguish a successfully completed,
-            // close-delimited response message from a partially received message interrupted by
-            // network failure".
-            Ok(_) if !framed => {
-                self.share_nothing(head, Body::Upstream(body), NoStore::Unframed).await
-            }
+        let freshness = self.context.cache.filler.freshness(&head);
+        // RFC 9112 6.3: "Since there is no way to distinguish a successfully completed,
+        // close-delimited response message from a partially received message interrupted by
+        // network failure".
+        match freshness.and_then(|found| if framed { Ok(found) } else { Err(NoStore::Unframed) }) {
             Err(why) => self.share_nothing(head, Body::Upstream(body), why).await,
             Ok(freshness) if head.headers.contains_key(CONTENT_LENGTH) => {
                 self.take_whole(head, body, freshness).await
@@ -101,23 +95,25 @@ impl LeadTask {
     /// response is stored or the store budget is spent.
     async fn take_whole(
         self,
-        head: response::Parts,
+        mut head: response::Parts,
         body: ResponseBody,
         freshness: Freshness,
     ) -> FillResult {
         let filler = &self.context.cache.filler;
-        match capture(body, filler.max_body(), filler.capture_quota()).await {
+        match capture(body, self.context.config.max_body, filler.capture_quota()).await {
             Captured::Whole(body) => {
                 let Self { context, lead, client_head, budget, answer } = self;
-                let why = lead.why();
+                let why = lead.why;
                 let published = context.cache.filler.publish(lead, &head, body, freshness);
                 let entry = Arc::clone(&published.entry);
                 store_then(&context, published, budget, |filled| {
-                    let response = if context.mode == CacheMode::Shadow {
-                        Response::from_parts(head, Body::from(entry.body().clone()))
+                    let response = if context.is_shadow() {
+                        upstream_response(head, &entry)
                     } else if entry.is_held_by(&client_head.headers) {
                         entry_response(&entry, &client_head, context.cache.store().now_ms())
                     } else {
+                        // So that the client can revalidate with it.
+                        head.headers.entry(ETAG).or_insert_with(|| entry.etag());
                         upstream_response(head, &entry)
                     };
                     let verdict = Verdict::Miss { filled, collapsed: false, why };
@@ -140,11 +136,11 @@ impl LeadTask {
         let Self { context, lead, answer, .. } = self;
         let filler = &context.cache.filler;
         let (tee, client_end) = Tee::new(filler.capture_quota());
-        let response = Response::from_parts(head.clone(), Body::Tee(client_end));
-        let verdict = Verdict::Miss { filled: None, collapsed: false, why: lead.why() };
+        let response = Response::from_parts(head.clone(), Body::watched(client_end));
+        let verdict = Verdict::Miss { filled: None, collapsed: false, why: lead.why };
         let _ = answer.send(Answer::new(response, verdict));
         let captured = {
-            let mut capture = pin!(capture_tee(body, filler.max_body(), &tee));
+            let mut capture = pin!(capture_tee(body, context.config.max_body, &tee));
             if let Ok(captured) = timeout(STREAM_WAIT, &mut capture).await {
                 captured
             } else {
@@ -152,26 +148,26 @@ impl LeadTask {
                 capture.await
             }
         };
-        match captured {
+        let why = match captured {
             TeeCapture::Whole(body) if !body.is_empty() => {
                 let published = filler.publish(lead, &head, body, freshness);
-                store_then(&context, published, context.cache.budget(), |_| tee.finish()).await
+                let budget = context.cache.budget();
+                return store_then(&context, published, budget, |_| tee.finish()).await;
             }
             TeeCapture::Whole(_) => {
                 tee.finish();
-                filler.abandon(lead, AbandonReason::Unstorable(NoStore::Empty, head.status)).await
+                AbandonReason::Unstorable(NoStore::Empty, head.status)
             }
-            TeeCapture::Unstorable(why) => {
-                filler.abandon(lead, AbandonReason::Unstorable(why, head.status)).await
-            }
-            TeeCapture::Broken => filler.abandon(lead, AbandonReason::Unanswered).await,
-        }
+            TeeCapture::Unstorable(why) => AbandonReason::Unstorable(why, head.status),
+            TeeCapture::Broken => AbandonReason::Unanswered,
+        };
+        filler.abandon(lead, why).await
     }
 
     async fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) -> FillResult {
         let reason = AbandonReason::Unstorable(why, head.status);
         let filled = Some(FillResult::Abandoned(reason));
-        let verdict = Verdict::Miss { filled, collapsed: false, why: self.lead.why() };
+        let verdict = Verdict::Miss { filled, collapsed: false, why: self.lead.why };
         let _ = self.answer.send(Answer::new(Response::from_parts(head, body), verdict));
         self.context.cache.filler.abandon(self.lead, reason).await
     }
@@ -183,10 +179,8 @@ impl LeadTask {
 }
 
 /// Returns the upstream's response for the client that the read was made for, with every header,
-/// including those that an entry does not keep. An `ETag` is added if there was none, so that the
-/// client can revalidate with it.
-fn upstream_response(mut head: response::Parts, entry: &Entry) -> Response<Body> {
-    head.headers.entry(ETAG).or_insert_with(|| entry.etag());
+/// including those that an entry does not keep.
+fn upstream_response(head: response::Parts, entry: &Entry) -> Response<Body> {
     Response::from_parts(head, Body::from(entry.body().clone()))
 }
 
@@ -194,13 +188,6 @@ fn upstream_response(mut head: response::Parts, entry: &Entry) -> Response<Body>
 /// like the end of the body.
 fn is_framed(response: &Response<ResponseBody>) -> bool {
     [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| response.headers().contains_key(name))
-}
-
-/// Stores a published response and records the result in its span.
-async fn fill_in_span(context: &ProxyContext, published: PublishedRead, span: Span) -> FillResult {
-    let filled = context.cache.filler.fill(published).await;
-    spans::record_result(&span, filled.as_str());
-    filled
 }
 
 /// Stores a published response. Calls `then` when that is done, or without a result when the budget is
@@ -212,7 +199,12 @@ async fn store_then(
     then: impl FnOnce(Option<FillResult>),
 ) -> FillResult {
     let span = spans::fill();
-    let mut fill = Box::pin(fill_in_span(context, published, span.clone()).instrument(span));
+    let fill = async {
+        let filled = context.cache.filler.fill(published).await;
+        spans::record_result(&spans::current(), filled.as_str());
+        filled
+    };
+    let mut fill = Box::pin(fill.instrument(span));
     if let Ok(filled) = timeout(budget.left(), &mut fill).await {
         then(Some(filled));
         filled

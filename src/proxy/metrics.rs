@@ -1,17 +1,23 @@
-//! Metrics of requests.
+//! Metrics of requests, of comparisons with the upstream, and of writes that name no job.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hyper::Method;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+use tracing::warn;
 
-use super::comparison_metrics::ComparisonMetrics;
 use crate::{
+    cache::ComparisonResult,
     limits::LimitHits,
-    observe::metrics::{Counters, Registry},
+    observe::{
+        metrics::{Counters, Registry},
+        throttle::HourlyPerName,
+    },
+    semantics::route::{Routes, WriteTarget},
 };
+
+/// Longest method that a warning shows. Clients may invent others.
+const MAX_METHOD: usize = 16;
 
 /// The metrics of the proxy.
 pub(crate) struct ProxyMetrics {
@@ -26,6 +32,7 @@ pub(crate) struct ProxyMetrics {
     /// Results of comparisons of entries with the upstream.
     pub(crate) comparisons: ComparisonMetrics,
     pub(super) limits: Arc<LimitHits>,
+    pub(super) unclaimed: UnclaimedWrites,
 }
 
 /// Requests by what became of them.
@@ -37,11 +44,8 @@ pub(crate) struct RequestMetrics {
     hits: Counter,
     /// Requests answered by the upstream read of another request.
     pub(super) joined: Counter,
-    misses: AtomicU64,
-    passes: AtomicU64,
-    others: AtomicU64,
-    writes: AtomicU64,
-    errors: AtomicU64,
+    /// All other requests.
+    others: Mutex<RequestTotals>,
 }
 
 /// Requests since the process started.
@@ -63,6 +67,27 @@ pub(crate) struct RequestTotals {
     pub(crate) errors: u64,
 }
 
+/// The metrics of shadow mode and of `verify`. Every result starts at zero, so that the absence of
+/// wrong entries is visible.
+pub(crate) struct ComparisonMetrics {
+    /// Reads that would have been hits, by result.
+    pub(crate) shadow: Counters<1>,
+    /// Compared hits, by result.
+    pub(crate) verify: Counters<1>,
+    /// Comparisons under way that no client waits for.
+    pub(super) under_way: Gauge,
+}
+
+/// Counts and reports unclaimed writes: successful writes at the jobs that name none of them and match
+/// no rule.
+///
+/// Such a write (`POST /jobs/cancel-all`) may change jobs, and their entries are served until the TTL
+/// ends. So the log proposes the rule to add.
+pub(super) struct UnclaimedWrites {
+    warnings: HourlyPerName,
+    total: Counter,
+}
+
 impl ProxyMetrics {
     pub(crate) fn register(r: &mut Registry) -> Self {
         Self {
@@ -75,6 +100,37 @@ impl ProxyMetrics {
             ),
             comparisons: ComparisonMetrics::register(r),
             limits: LimitHits::shared(r),
+            unclaimed: UnclaimedWrites {
+                warnings: HourlyPerName::default(),
+                total: r.counter(
+                    "unclaimed_writes",
+                    "Successful writes at the jobs that named no job and matched no rule",
+                ),
+            },
+        }
+    }
+}
+
+impl ComparisonMetrics {
+    fn register(r: &mut Registry) -> Self {
+        let mut by_result = |name, help| {
+            r.counters_by(
+                "outcome",
+                name,
+                help,
+                ComparisonResult::ALL.map(ComparisonResult::as_str),
+            )
+        };
+        Self {
+            shadow: by_result(
+                "shadow",
+                "Reads that would have been hits, by comparison with the upstream's response",
+            ),
+            verify: by_result("verify", "Sampled hits, by comparison with the upstream's response"),
+            under_way: r.gauge(
+                "trials",
+                "Comparisons with the upstream under way that no client waits for",
+            ),
         }
     }
 }
@@ -94,11 +150,7 @@ impl RequestMetrics {
                 "flights_joined",
                 "Requests answered by the upstream read of another request",
             ),
-            misses: AtomicU64::default(),
-            passes: AtomicU64::default(),
-            others: AtomicU64::default(),
-            writes: AtomicU64::default(),
-            errors: AtomicU64::default(),
+            others: Mutex::default(),
         }
     }
 
@@ -109,14 +161,15 @@ impl RequestMetrics {
             return;
         }
         self.by_reason.inc([outcome, reason]);
+        let mut others = self.others();
         let total = match (outcome, reason) {
-            ("miss", _) => &self.misses,
-            ("pass", "path" | "method" | "upgrade") => &self.others,
-            ("pass", _) => &self.passes,
-            ("write", _) => &self.writes,
-            _ => &self.errors,
+            ("miss", _) => &mut others.misses,
+            ("pass", "path" | "method" | "upgrade") => &mut others.others,
+            ("pass", _) => &mut others.passes,
+            ("write", _) => &mut others.writes,
+            _ => &mut others.errors,
         };
-        total.fetch_add(1, Ordering::Relaxed);
+        *total += 1;
     }
 
     /// The requests with this outcome and reason.
@@ -126,16 +179,11 @@ impl RequestMetrics {
 
     /// All requests, by outcome.
     pub(crate) fn totals(&self) -> RequestTotals {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        RequestTotals {
-            hits: self.hits.get(),
-            misses: load(&self.misses),
-            joined: self.joined.get(),
-            passes: load(&self.passes),
-            others: load(&self.others),
-            writes: load(&self.writes),
-            errors: load(&self.errors),
-        }
+        RequestTotals { hits: self.hits.get(), joined: self.joined.get(), ..*self.others() }
+    }
+
+    fn others(&self) -> MutexGuard<'_, RequestTotals> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -169,6 +217,35 @@ impl RequestTotals {
         #[allow(clippy::cast_precision_loss, reason = "a ratio is shown with a few digits")]
         let ratio = |part: u64, whole: u64| part as f64 / whole as f64;
         (self.reads() > 0).then(|| ratio(self.hits, self.reads()))
+    }
+}
+
+impl UnclaimedWrites {
+    /// Counts a write that matched no rule, if its target is at the jobs and names none.
+    pub(super) fn count(&self, routes: &Routes, method: &Method, target: &WriteTarget) {
+        let Some(shape) = routes.unclaimed_shape(target.path_and_query()) else { return };
+        self.total.inc();
+        if !self.warnings.admits(&shape) {
+            return;
+        }
+        let methods = match method.as_str() {
+            name if name.len() <= MAX_METHOD => format!("methods = [\"{name}\"]\n"),
+            _ => String::new(),
+        };
+        // A write at the collection usually creates a job, and must not drop the others.
+        let jobs = if routes.is_collection(&shape) {
+            "response = [\"/id\"]\non_miss = \"ignore\""
+        } else {
+            "all = true"
+        };
+        let rule = format!("[[invalidate]]\n{methods}path = \"{shape}\"\n{jobs}");
+        warn!(
+            path = shape,
+            rule,
+            "a write at the jobs named no job and matched no [[invalidate]] rule; if it changes jobs, \
+             they are served from the cache until their TTL ends; add this rule, or one that says with \
+             request, response or query where the ids are"
+        );
     }
 }
 

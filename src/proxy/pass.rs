@@ -1,155 +1,198 @@
-//! Requests that the cache takes no part in: both bodies stream through.
+//! Requests that the cache takes no part in: both bodies stream through. If both ends switch
+//! protocols, their byte streams are joined.
+//!
+//! A reload may add a route or a rule that covers a write already under way here. Nothing was fenced
+//! for that write, and the jobs that its path or body names are no longer known. Meanwhile reads by the
+//! new routes fill the cache with what the write is about to change. So from the reload on, such a
+//! write counts as one that changes every job, as under a rule with `all = true`: every entry is
+//! dropped before the write is answered. The reload itself also drops every entry, at once and
+//! again after `store.linger`, for writes that were answered or given up just before.
+//!
+//! Not covered: a write that was passed on, had its response head sent before the reload, and
+//! commits only at the end of its body, after the reload.
 
 use std::sync::Arc;
 
 use hyper::{
-    Request, Response,
+    Request, Response, Version,
     body::Incoming,
-    http::{Method, request::Parts},
+    http::{HeaderValue, Method, request::Parts},
+    upgrade::OnUpgrade,
 };
+use hyper_util::rt::TokioIo;
+use tokio::io::copy_bidirectional;
+use tracing::debug;
 
 use super::{
     answer::{Answer, Verdict, close_if_spent, upstream_failure},
     body::Body,
-    exchange::{ProtocolSwitch, prepare_response, relay_informational},
-    proxy_context::{ProxyContext, Requester},
-    stale_config::StaleConfigGuard,
-    unclaimed::UnclaimedWrites,
-    upgrade::Upgrade,
-    write_end::{WriteInvalidation, spawn_write, track_upload},
+    proxy_context::{
+        ProxyContext, Requester, prepare_response, prepare_switch, relay_informational,
+        set_upgrade, switched_protocol,
+    },
+    write::{WriteInvalidation, spawn_write},
 };
 use crate::{
+    cache::WriteOutcome,
     semantics::{
+        headers,
         policy::Bypass,
         route::{WriteTarget, is_unsafe, overrides_method},
     },
     upstream::{RequestBody, ResponseBody, RetryPolicy, UploadEnd, UpstreamError},
 };
 
-/// Forwards requests past the cache.
-#[derive(Debug)]
-pub(super) struct Passes {
-    pub(super) context: Arc<ProxyContext>,
-    pub(super) unclaimed: Arc<UnclaimedWrites>,
+/// Forwards the head of a read that the cache cannot answer, for this client only.
+pub(super) async fn forward_read(
+    context: &ProxyContext,
+    mut head: Parts,
+    requester: &Requester,
+    why: Bypass,
+) -> Answer {
+    context.prepare_request(&mut head, requester.client);
+    let request = Request::from_parts(head, RequestBody::Empty);
+    match context.exchange(relay_informational(request, requester)).await {
+        Ok(response) => Answer::new(response.map(Body::Upstream), Verdict::Pass(why)),
+        Err(error) => upstream_failure(&error),
+    }
 }
 
-impl Passes {
-    /// Forwards the head of a read that the cache cannot answer, for this client only.
-    pub(super) async fn forward_read(
-        &self,
-        mut head: Parts,
-        requester: Requester,
-        why: Bypass,
-    ) -> Answer {
-        self.context.prepare_request(&mut head, requester.client);
-        let mut request = Request::from_parts(head, RequestBody::Empty);
-        relay_informational(&mut request, &requester);
-        match self.context.exchange(request).await {
-            Ok(response) => Answer::new(response.map(Body::Upstream), Verdict::Pass(why)),
-            Err(error) => upstream_failure(&error),
-        }
+/// Forwards a request, and streams both bodies. The answer may still concern the cache: a
+/// `POST /jobs` may name the job that it has changed.
+pub(super) async fn forward(
+    context: &Arc<ProxyContext>,
+    mut request: Request<Incoming>,
+    requester: Requester,
+    why: Bypass,
+) -> Answer {
+    // Events are recorded per job. A method such as OPTIONS says nothing about the job, nor does
+    // the mode.
+    if !matches!(why, Bypass::Method | Bypass::Off)
+        && let Some(id) = context.routes.job_at(request.uri().path())
+    {
+        context.cache.record_pass(id, why);
     }
-
-    /// Forwards a request, and streams both bodies. The answer may still concern the cache: a
-    /// `POST /jobs` may name the job that it has changed.
-    pub(super) async fn forward(
-        &self,
-        mut request: Request<Incoming>,
-        requester: Requester,
-        why: Bypass,
-    ) -> Answer {
-        // Events are recorded per job. A method such as OPTIONS says nothing about the job, nor does
-        // the mode.
-        if !matches!(why, Bypass::Method | Bypass::Off)
-            && let Some(id) = self.context.routes.job_at(request.uri().path())
-        {
-            self.context.cache.record_pass(id, why);
-        }
-        let upgrade = Upgrade::of(&mut request);
-        let may_change = is_unsafe(&request);
-        let overridden = overrides_method(&request);
-        let mut request = self.context.forward_request(request, &requester);
-        if let Some(upgrade) = &upgrade {
-            upgrade.add_to(request.headers_mut());
-        }
-        let write = may_change.then(|| PassedWrite::of(&self.context, &request));
-        let retry = if overridden { RetryPolicy::Never } else { RetryPolicy::OnceIfSafe };
-        let (request, upload) = track_upload(request, may_change);
-        let sent = self.context.send(request, retry).await;
-        let mut response = match sent.and_then(|sent| self.prepare_passed(sent, upgrade)) {
-            Ok(response) => response.map(Body::Upstream),
-            Err(error) => return upstream_failure(&error),
-        };
-        close_if_spent(&mut response, &requester);
-        match write.and_then(|write| self.invalidation(write, upload, &response)) {
-            Some(invalidation) => {
-                let context = Arc::clone(&self.context);
-                spawn_write(&self.context, invalidation.conclude(context, Ok(response))).await
-            }
-            None => Answer::new(response, Verdict::Pass(why)),
-        }
+    let upgrade = Upgrade::of(&mut request);
+    let may_change = is_unsafe(&request);
+    let overridden = overrides_method(&request);
+    let mut request = context.forward_request(request, &requester);
+    if let Some(upgrade) = &upgrade {
+        set_upgrade(request.headers_mut(), upgrade.protocols.clone());
     }
-
-    /// Prepares the response to a request that passes. Joins the two connections if both ends
-    /// switch protocols.
-    fn prepare_passed(
-        &self,
-        response: Response<ResponseBody>,
-        upgrade: Option<Upgrade>,
-    ) -> Result<Response<ResponseBody>, UpstreamError> {
-        let upgrade = upgrade.filter(|upgrade| upgrade.admits(&response));
-        let switch = if upgrade.is_some() {
-            ProtocolSwitch::Requested
-        } else {
-            ProtocolSwitch::NotRequested
-        };
-        let mut response = prepare_response(response, switch)?;
-        if let Some(upgrade) = upgrade {
-            let permit = response.body_mut().take_permit();
-            upgrade.spawn_copy(&mut response, permit, &self.context.tasks);
-        }
-        Ok(response)
+    let write = may_change.then(|| PassedWrite {
+        context: Arc::clone(context),
+        method: request.method().clone(),
+        target: WriteTarget::of(&request),
+        is_answered: false,
+    });
+    let retry = if overridden { RetryPolicy::Never } else { RetryPolicy::OnceIfSafe };
+    let (head, body) = request.into_parts();
+    let (body, upload) = if may_change { body.tracked() } else { (body, None) };
+    let sent = context.send(Request::from_parts(head, body), retry).await;
+    let mut response = match sent.and_then(|sent| prepare_passed(context, sent, upgrade)) {
+        Ok(response) => response.map(Body::Upstream),
+        Err(error) => return upstream_failure(&error),
+    };
+    close_if_spent(&mut response, &requester);
+    match write.and_then(|write| write.invalidation(upload, &response)) {
+        Some(invalidation) => spawn_write(context, invalidation.conclude(Ok(response))).await,
+        None => Answer::new(response, Verdict::Pass(why)),
     }
+}
 
-    /// Returns the invalidation due for a write without jobs in its target, if one is: of the jobs
-    /// that its answer names, or of every job if a reload has changed the routes meanwhile.
+/// A write that names no job in its target. If the client or the upstream gives up before there is an
+/// answer, the outcome is unknown.
+struct PassedWrite {
+    context: Arc<ProxyContext>,
+    method: Method,
+    target: WriteTarget,
+    is_answered: bool,
+}
+
+impl PassedWrite {
+    /// Returns the invalidation due for the write now that it has an answer, if one is: of the jobs
+    /// that the answer names, or of every job if a reload has changed the routes meanwhile.
     fn invalidation(
-        &self,
-        write: PassedWrite,
+        mut self,
         upload: Option<UploadEnd>,
         response: &Response<Body>,
     ) -> Option<WriteInvalidation> {
-        let PassedWrite { method, target, stale_guard } = write;
-        let jobs = self.context.routes.location_targets(&target, response);
+        self.is_answered = true;
+        let ProxyContext { routes, cache, metrics, superseded, .. } = &*self.context;
+        let jobs = routes.location_targets(&self.target, response);
         if jobs.is_empty() && response.status().is_success() {
-            self.unclaimed.count(&self.context.routes, &method, &target);
+            metrics.unclaimed.count(routes, &self.method, &self.target);
         }
-        let all = stale_guard.answered();
+        let all = superseded.is_cancelled();
         if jobs.is_empty() && !all {
             return None;
         }
-        let invalidator = &self.context.cache.invalidator;
-        let mut invalidation = WriteInvalidation::new(invalidator.unfenced(), upload);
+        let unfenced = cache.invalidator.unfenced();
+        let mut invalidation = WriteInvalidation::new(&self.context, unfenced, upload);
         invalidation.all = all;
         invalidation.note_status(response.status());
-        invalidator.widen(&mut invalidation.write, &jobs);
+        cache.invalidator.widen(&mut invalidation.write, &jobs);
         Some(invalidation)
     }
 }
 
-/// A write that names no job in its target.
-struct PassedWrite {
-    method: Method,
-    target: WriteTarget,
-    stale_guard: StaleConfigGuard,
-}
-
-impl PassedWrite {
-    fn of<B>(context: &ProxyContext, request: &Request<B>) -> Self {
-        Self {
-            method: request.method().clone(),
-            target: WriteTarget::of(request),
-            stale_guard: context.stale_config.guard(&context.cache, &context.tasks),
+impl Drop for PassedWrite {
+    fn drop(&mut self) {
+        let ProxyContext { cache, tasks, superseded, .. } = &*self.context;
+        if !self.is_answered && superseded.is_cancelled() {
+            let cache = Arc::clone(cache);
+            tasks.spawn(async move { cache.invalidator.end_all(WriteOutcome::Unknown).await });
         }
     }
+}
+
+/// A client's request to switch protocols.
+struct Upgrade {
+    client: OnUpgrade,
+    protocols: HeaderValue,
+}
+
+impl Upgrade {
+    /// Returns the upgrade that a request asks for, if it is one that we pass on.
+    fn of(request: &mut Request<Incoming>) -> Option<Self> {
+        // "A server MUST ignore an Upgrade header field that is received in an HTTP/1.0 request."
+        // RFC 9110 7.8
+        if request.version() != Version::HTTP_11 {
+            return None;
+        }
+        let protocols = headers::offered_protocols(request.headers())?;
+        Some(Self { client: hyper::upgrade::on(request), protocols })
+    }
+}
+
+/// Prepares the response to a request that passes. Joins the two connections if both ends switch
+/// protocols: then the upstream connection keeps its permit until the end of the copy.
+fn prepare_passed(
+    context: &ProxyContext,
+    response: Response<ResponseBody>,
+    upgrade: Option<Upgrade>,
+) -> Result<Response<ResponseBody>, UpstreamError> {
+    // A switch to a protocol that was not forwarded is an error.
+    let protocol = switched_protocol(&response);
+    let is_granted = |Upgrade { protocols, .. }: &Upgrade| {
+        protocol.is_some_and(|protocol| headers::is_offered(protocols, &protocol))
+    };
+    let Some(Upgrade { client, .. }) = upgrade.filter(is_granted) else {
+        return prepare_response(response);
+    };
+    let mut response = prepare_switch(response)?;
+    let permit = response.body_mut().take_permit();
+    let upstream = hyper::upgrade::on(&mut response);
+    context.tasks.spawn(async move {
+        let _permit = permit;
+        let (client, upstream) = match tokio::try_join!(client, upstream) {
+            Ok(ends) => ends,
+            Err(error) => return debug!(%error, "an upgrade failed"),
+        };
+        let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+        if let Err(error) = copy_bidirectional(&mut client, &mut upstream).await {
+            debug!(%error, "an upgraded connection broke");
+        }
+    });
+    Ok(response)
 }

@@ -16,7 +16,7 @@ use tracing::error;
 
 use super::{Proxy, lead::LeadTask};
 use crate::{
-    cache::{AbandonReason, FillResult, LeaderRead, PrefetchLookup},
+    cache::{AbandonReason, FillResult, LeaderRead, Lookup},
     config::CacheMode,
     semantics::{
         identity::RouteIndex,
@@ -119,7 +119,7 @@ pub enum JobListError {
 impl Proxy {
     /// Whether the mode allows prefetches.
     pub fn allows_prefetch(&self) -> bool {
-        self.context.mode != CacheMode::Off
+        self.context.config.mode != CacheMode::Off
     }
 
     /// Reads a job into the cache with these headers, unless it is already there.
@@ -136,15 +136,14 @@ impl Proxy {
         let lookup =
             self.context.cache.lookup_request((&id, route), &head.method, &head.uri, &head.headers);
         let mut budget = self.context.cache.budget();
-        match PrefetchLookup::of(&self.context.cache.reader, &lookup, &mut budget).await {
-            PrefetchLookup::Present => PrefetchOutcome::Present,
-            PrefetchLookup::Lead(lead) => self.lead_prefetch(*lead, head, budget).await,
-            PrefetchLookup::Join(flight) => match flight.wait().await {
+        match self.context.cache.reader.lookup_for_prefetch(&lookup, &mut budget).await {
+            None | Some(Lookup::Hit(_)) => PrefetchOutcome::Present,
+            Some(Lookup::Lead(lead)) => self.lead_prefetch(*lead, head, budget).await,
+            Some(Lookup::Join(flight, _)) => match flight.wait().await {
                 Some(_) => PrefetchOutcome::Joined,
                 None => PrefetchOutcome::Busy,
             },
-            PrefetchLookup::Wait(why) => delayed_by(why),
-            PrefetchLookup::Never => PrefetchOutcome::Passed,
+            Some(Lookup::Pass(why)) => passed_for(why),
         }
     }
 
@@ -229,8 +228,10 @@ fn abandoned_for(why: AbandonReason) -> PrefetchOutcome {
     }
 }
 
-fn delayed_by(why: Bypass) -> PrefetchOutcome {
+fn passed_for(why: Bypass) -> PrefetchOutcome {
     match why {
+        // Another writer keeps storing its own values under the key.
+        Bypass::Foreign => PrefetchOutcome::Passed,
         Bypass::Fenced => PrefetchOutcome::Fenced,
         Bypass::Leased => PrefetchOutcome::Leased,
         Bypass::Flights => PrefetchOutcome::Busy,

@@ -1,30 +1,34 @@
 //! Cacheable reads: answered from this process, from the store, or by one upstream read that all
 //! waiting clients share.
 //!
-//! `cache` decides where the answer may come from. `lead` runs the shared upstream read. `shadow`
-//! answers the same reads in shadow mode.
+//! `cache` decides where the answer may come from. `lead` runs the shared upstream read.
+//!
+//! In shadow mode the cache does everything that it does in service, but answers nothing. It is looked
+//! up, filled and invalidated, so that the response it would have served can be compared with the
+//! upstream's response to the same client. Each client has an upstream read of its own: none waits for
+//! another's, and jobcache makes no response. A read that is compared or stored is requested whole and
+//! uncompressed, as in service. Every other read passes through as if there were no cache.
 
 use std::sync::Arc;
 
 use hyper::{
-    HeaderMap, Request, StatusCode,
+    HeaderMap, Request, Response, StatusCode,
     body::{Body as _, Incoming},
     http::{Method, request::Parts},
 };
 use tracing::Instrument as _;
 
 use super::{
-    answer::{Answer, Verdict, entry_response, refuse_with},
+    answer::{Answer, Verdict, entry_response, refuse_with, upstream_failure},
     body::Body,
-    exchange::relay_informational,
     lead::LeadTask,
-    pass::Passes,
-    proxy_context::{ProxyContext, Requester},
-    repeat_hit::RepeatHits,
-    verify::Comparisons,
+    pass,
+    proxy_context::{ProxyContext, Requester, relay_informational},
+    repeat_hit::RepeatHit,
+    verify::{self, ComparedBody},
 };
 use crate::{
-    cache::{Comparison, LeaderRead, Lookup, LookupRequest, entry::Entry},
+    cache::{Comparison, ComparisonResult, LeaderRead, Lookup, LookupRequest, entry::Entry},
     config::CacheMode,
     observe::{
         events::{EventKind, HitSample},
@@ -36,181 +40,203 @@ use crate::{
     transport::Peer,
 };
 
-/// Answers cacheable reads.
-#[derive(Debug)]
-pub(super) struct Reads {
-    pub(super) context: Arc<ProxyContext>,
-    pub(super) comparisons: Arc<Comparisons>,
-    pub(super) repeat_hits: Arc<RepeatHits>,
-    pub(super) passes: Arc<Passes>,
+/// Answers a read of a job, past the cache if it must. Everything except a hit in this process
+/// is boxed, for the reason given at [`answer`](super::Proxy::answer).
+pub(super) async fn answer(
+    context: &Arc<ProxyContext>,
+    job: (&JobId, RouteIndex),
+    mut request: Request<Incoming>,
+    requester: Requester,
+    sample: Option<&HitSample>,
+) -> Answer {
+    if let Some(why) = bypass(context, &request, requester.client) {
+        return Box::pin(pass::forward(context, request, requester, why)).await;
+    }
+    let cache = &context.cache;
+    headers::strip_listed(request.headers_mut(), cache.fingerprinter().covered_headers());
+    let mut lookup = cache.lookup_request(job, request.method(), request.uri(), request.headers());
+    if context.is_shadow() {
+        lookup = lookup.solo();
+    }
+    let mut budget = cache.budget();
+    // Time that the request already spent in the repeat fast path, which did not answer it.
+    if let Some(FastPathMiss { waited, .. }) = request.extensions().get() {
+        budget.charge(*waited);
+    }
+    let near = cache.reader.lookup_near(&lookup, &mut budget).instrument(spans::lookup("near"));
+    let found = match near.await {
+        Some(found) if !context.is_shadow() => {
+            cache.record_answer(&lookup, EventKind::Hit, "", sample);
+            return near_hit(context, found, lookup, request, requester.client);
+        }
+        near => near.map(|(entry, _)| Lookup::Hit(entry)),
+    };
+    let read = UnansweredRead { context, head: request.into_parts().0, requester, budget };
+    let answer = Box::pin(read.answer(&lookup, found)).await;
+    let (kind, why) = answer.verdict.event();
+    cache.record_answer(&lookup, kind, why, sample);
+    answer
 }
 
-impl Reads {
-    /// Answers a read of a job, past the cache if it must. Everything except a hit in this process
-    /// is boxed, for the reason given at [`answer`](super::Proxy::answer).
-    pub(super) async fn answer(
-        &self,
-        job: (&JobId, RouteIndex),
-        mut request: Request<Incoming>,
-        requester: Requester,
-        sample: Option<&HitSample>,
-    ) -> Answer {
-        if let Some(why) = self.bypass(&request, requester.client) {
-            return Box::pin(self.passes.forward(request, requester, why)).await;
+/// Returns why a read of a job bypasses the cache, if it does.
+fn bypass(context: &ProxyContext, request: &Request<Incoming>, client: Peer) -> Option<Bypass> {
+    // An HTTP/2 request can have a body without a header that announces it.
+    if !request.body().is_end_stream() {
+        return Some(Bypass::RequestBody);
+    }
+    if context.cache.fingerprinter().must_bypass(request.headers()) {
+        return Some(Bypass::Credentials);
+    }
+    // The upstream knows the user by the connection, so the fields do not say who is asking.
+    if context.upstream.is_bound(client.connection) {
+        return Some(Bypass::BoundConnection);
+    }
+    (context.config.mode == CacheMode::Off).then_some(Bypass::Off)
+}
+
+/// Answers from an entry in this process.
+fn near_hit(
+    context: &Arc<ProxyContext>,
+    (entry, now_ms): (Arc<Entry>, i64),
+    lookup: LookupRequest,
+    request: Request<Incoming>,
+    client: Peer,
+) -> Answer {
+    let mut answer = hit(&entry, request.method(), request.headers(), now_ms);
+    let sampled = verify::is_sampled(context.config.verify, request.method(), request.extensions());
+    let comparison = sampled.then(|| Comparison::new(&lookup, entry));
+    answer.repeat = RepeatHit::of(context, &request, lookup, client);
+    if let Some(comparison) = comparison {
+        verify::verify(context, comparison, &request.into_parts().0, client);
+    }
+    answer
+}
+
+fn hit(entry: &Entry, method: &Method, headers: &HeaderMap, now_ms: i64) -> Answer {
+    Answer::new(entry.hit(method, headers, now_ms).map(Body::from), Verdict::Hit)
+}
+
+/// A cacheable read that no entry in this process has answered.
+struct UnansweredRead<'c> {
+    context: &'c Arc<ProxyContext>,
+    head: Parts,
+    requester: Requester,
+    budget: Budget,
+}
+
+impl UnansweredRead<'_> {
+    /// Answers the read. `found` is the entry in this process, in shadow mode.
+    async fn answer(mut self, lookup: &LookupRequest, found: Option<Lookup>) -> Answer {
+        let found = match found {
+            Some(found) => found,
+            None => self.look_up(lookup).await,
+        };
+        if self.context.is_shadow() {
+            self.shadow(lookup, found).await
+        } else {
+            self.serve(lookup, found).await
         }
-        headers::strip_listed(
-            request.headers_mut(),
-            self.context.cache.fingerprinter().covered_headers(),
-        );
-        let (lookup, mut budget) = self.lookup_request(job, &request);
-        if self.context.mode == CacheMode::Shadow {
-            let lookup = lookup.solo();
-            let head = request.into_parts().0;
-            let answer = Box::pin(self.shadow(&lookup, head, requester, budget)).await;
-            return self.record_answer(&lookup, answer, sample);
-        }
-        let near = self.context.cache.reader.lookup_near(&lookup, &mut budget);
-        if let Some(found) = near.instrument(spans::lookup("near")).await {
-            self.context.cache.record_answer(&lookup, EventKind::Hit, "", sample);
-            return self.near_hit(found, lookup, request, requester.client);
-        }
-        let head = request.into_parts().0;
-        let answer = Box::pin(self.read(&lookup, head, requester, budget)).await;
-        self.record_answer(&lookup, answer, sample)
     }
 
-    /// Returns why a read of a job bypasses the cache, if it does.
-    fn bypass(&self, request: &Request<Incoming>, client: Peer) -> Option<Bypass> {
-        // An HTTP/2 request can have a body without a header that announces it.
-        if !request.body().is_end_stream() {
-            return Some(Bypass::RequestBody);
-        }
-        if self.context.cache.fingerprinter().must_bypass(request.headers()) {
-            return Some(Bypass::Credentials);
-        }
-        // The upstream knows the user by the connection, so the fields do not say who is asking.
-        if self.context.upstream.is_bound(client.connection) {
-            return Some(Bypass::BoundConnection);
-        }
-        (self.context.mode == CacheMode::Off).then_some(Bypass::Off)
-    }
-
-    /// Records an answer in the events of the job.
-    fn record_answer(
-        &self,
-        lookup: &LookupRequest,
-        answer: Answer,
-        sample: Option<&HitSample>,
-    ) -> Answer {
-        let (kind, why) = answer.verdict.event();
-        self.context.cache.record_answer(lookup, kind, why, sample);
-        answer
-    }
-
-    /// Returns what a read looks up, and how long it may wait for the store.
-    fn lookup_request(
-        &self,
-        job: (&JobId, RouteIndex),
-        request: &Request<Incoming>,
-    ) -> (LookupRequest, Budget) {
-        let (method, uri) = (request.method(), request.uri());
-        let lookup = self.context.cache.lookup_request(job, method, uri, request.headers());
-        let mut budget = self.context.cache.budget();
-        // Time that the request already spent in the repeat fast path, which did not answer it.
-        if let Some(FastPathMiss { waited, .. }) = request.extensions().get() {
-            budget.charge(*waited);
-        }
-        (lookup, budget)
-    }
-
-    /// Answers from an entry in this process.
-    fn near_hit(
-        &self,
-        (entry, now_ms): (Arc<Entry>, i64),
-        lookup: LookupRequest,
-        request: Request<Incoming>,
-        client: Peer,
-    ) -> Answer {
-        let mut answer = hit(&entry, request.method(), request.headers(), now_ms);
-        let sampled = self.comparisons.is_sampled(request.method(), request.extensions());
-        let comparison = sampled.then(|| Comparison::new(&lookup, entry));
-        answer.repeat = self.repeat_hits.of(&request, lookup, client);
-        if let Some(comparison) = comparison {
-            self.comparisons.verify(comparison, &request.into_parts().0, client);
-        }
-        answer
-    }
-
-    /// Answers a cacheable read that is not a hit in this process.
-    ///
     /// A store that is down or slow costs the client at most the store budget and a trip to the
     /// upstream, never an error.
-    async fn read(
-        &self,
-        lookup: &LookupRequest,
-        head: Parts,
-        requester: Requester,
-        mut budget: Budget,
-    ) -> Answer {
+    async fn look_up(&mut self, lookup: &LookupRequest) -> Lookup {
         let span = spans::lookup("store");
-        let found =
-            self.context.cache.reader.lookup(lookup, &mut budget).instrument(span.clone()).await;
+        let found = self.context.cache.reader.lookup(lookup, &mut self.budget);
+        let found = found.instrument(span.clone()).await;
         spans::record_result(&span, found.as_str());
-        drop(span);
+        found
+    }
+
+    async fn serve(self, lookup: &LookupRequest, found: Lookup) -> Answer {
+        let Self { context, ref head, ref requester, .. } = self;
+        let now_ms = || context.cache.store().now_ms();
         match found {
             Lookup::Hit(entry) => {
-                let now_ms = self.context.cache.store().now_ms();
-                let answer = hit(&entry, &head.method, &head.headers, now_ms);
-                if self.comparisons.is_sampled(&head.method, &head.extensions) {
-                    self.comparisons.verify(
-                        Comparison::new(lookup, entry),
-                        &head,
-                        requester.client,
-                    );
+                let answer = hit(&entry, &head.method, &head.headers, now_ms());
+                if verify::is_sampled(context.config.verify, &head.method, &head.extensions) {
+                    let comparison = Comparison::new(lookup, entry);
+                    verify::verify(context, comparison, head, requester.client);
                 }
                 answer
             }
-            Lookup::Lead(lead) => self.lead(*lead, head, requester, budget).await,
+            Lookup::Lead(lead) => self.lead(*lead).await,
             Lookup::Join(flight, why) => match flight.wait().await {
                 Some(entry) => {
                     let verdict = Verdict::Miss { filled: None, collapsed: true, why };
-                    self.context.metrics.requests.joined.inc();
-                    let now_ms = self.context.cache.store().now_ms();
-                    Answer::new(entry_response(&entry, &head, now_ms), verdict)
+                    context.metrics.requests.joined.inc();
+                    Answer::new(entry_response(&entry, head, now_ms()), verdict)
                 }
-                None => self.passes.forward_read(head, requester, Bypass::Alone).await,
+                None => self.pass(Bypass::Alone).await,
             },
             Lookup::Pass(Bypass::OnlyIfCached) => {
                 refuse_with(StatusCode::GATEWAY_TIMEOUT, Bypass::OnlyIfCached.as_str())
             }
-            Lookup::Pass(why) => self.passes.forward_read(head, requester, why).await,
+            Lookup::Pass(why) => self.pass(why).await,
         }
+    }
+
+    /// Answers from the upstream, in shadow mode.
+    async fn shadow(self, lookup: &LookupRequest, found: Lookup) -> Answer {
+        match found {
+            Lookup::Hit(_) if self.head.method != Method::GET => {
+                // Many upstreams answer HEAD and GET differently, and a HEAD has no body to
+                // compare.
+                let unchecked = ComparisonResult::Unchecked.as_str();
+                self.context.metrics.comparisons.shadow.inc([unchecked]);
+                self.pass(Bypass::ShadowHit).await
+            }
+            Lookup::Hit(entry) => self.compare(Comparison::new(lookup, entry)).await,
+            Lookup::Lead(lead) => self.lead(*lead).await,
+            Lookup::Join(..) => self.pass(Bypass::Shadow).await,
+            Lookup::Pass(why) => self.pass(why).await,
+        }
+    }
+
+    async fn pass(self, why: Bypass) -> Answer {
+        pass::forward_read(self.context, self.head, &self.requester, why).await
     }
 
     /// Reads the upstream for every client that waits for this job. The read is a task of its own:
     /// the client that began it may hang up, and the others still get their answer.
-    pub(super) async fn lead(
-        &self,
-        lead: LeaderRead,
-        head: Parts,
-        requester: Requester,
-        budget: Budget,
-    ) -> Answer {
-        let why = lead.why().unwrap_or(Bypass::Alone);
-        let mut request = self.context.fill_request(&head, requester.client);
-        relay_informational(&mut request, &requester);
-        let read = LeadTask::spawn(&self.context, lead, head.clone(), request, budget).await;
+    async fn lead(self, lead: LeaderRead) -> Answer {
+        let Self { context, head, requester, budget } = self;
+        let why = lead.why.unwrap_or(Bypass::Alone);
+        let request = context.fill_request(&head, requester.client);
+        let request = relay_informational(request, &requester);
+        let read = LeadTask::spawn(context, lead, head.clone(), request, budget).await;
         if let Some((_, answer)) = read
             && let Ok(answer) = answer.await
         {
             return answer;
         }
         // Not started, or the leader died. A second read is safe.
-        self.passes.forward_read(head, requester, why).await
+        pass::forward_read(context, head, &requester, why).await
     }
-}
 
-fn hit(entry: &Entry, method: &Method, headers: &HeaderMap, now_ms: i64) -> Answer {
-    let response = entry.hit(method, headers, now_ms).map(Body::from);
-    Answer::new(response, Verdict::Hit)
+    /// Answers a read that would have been a hit, and compares the response on its way.
+    async fn compare(self, mut comparison: Comparison) -> Answer {
+        let context = self.context;
+        let request = context.fill_request(&self.head, self.requester.client);
+        match context.exchange(relay_informational(request, &self.requester)).await {
+            Ok(response) => {
+                let (head, body) = response.into_parts();
+                let matters = context.cache.compare_head(&mut comparison, &head);
+                let body = if matters && !body.is_end_stream() {
+                    let (comparison, context) = (Some(comparison), Arc::clone(context));
+                    Body::watched(ComparedBody { body, comparison, context })
+                } else {
+                    verify::conclude_shadow(context, comparison);
+                    Body::Upstream(body)
+                };
+                let response = Response::from_parts(head, body);
+                Answer::new(response, Verdict::Pass(Bypass::ShadowHit))
+            }
+            Err(error) => {
+                let failed = ComparisonResult::Failed.as_str();
+                context.metrics.comparisons.shadow.inc([failed]);
+                upstream_failure(&error)
+            }
+        }
+    }
 }

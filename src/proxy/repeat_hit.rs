@@ -31,17 +31,15 @@ use hyper::{
     },
 };
 
-use super::{proxy_context::ProxyContext, verify::Comparisons};
+use super::{proxy_context::ProxyContext, verify};
 use crate::{
     cache::{Cache, LookupRequest, NearLookup, entry::coding::Coding},
-    config::Config,
     observe::events::{EventKind, HitSample},
     service::{FastPathMiss, RepeatFastPath, SampleDecision},
     transport::{ConnectionId, Peer},
 };
 
 /// State derived from the header fields of a request that was a hit in this process.
-#[derive(Debug)]
 pub struct RepeatHit {
     lookup: LookupRequest,
     /// The content coding in which a hit is sent.
@@ -58,80 +56,57 @@ pub struct RepeatHit {
     connection: Option<ConnectionId>,
 }
 
-/// Keeps what requests have in common, and answers repeats of them.
-#[derive(Debug)]
-pub(crate) struct RepeatHits {
-    context: Arc<ProxyContext>,
-    comparisons: Arc<Comparisons>,
-    is_offered: bool,
-    /// Whether a hit leaves a line in the access log, or a span.
-    is_recorded: bool,
-    max_uri: usize,
-}
-
-impl RepeatHits {
-    pub(super) fn new(comparisons: Arc<Comparisons>, config: &Config) -> Self {
-        Self {
-            context: Arc::clone(&comparisons.context),
-            comparisons,
-            is_offered: config.server.repeat_fast_path,
-            is_recorded: config.access_log || config.traces.is_some(),
-            max_uri: config.server.max_uri,
-        }
-    }
-
+impl RepeatHit {
     /// Returns what to keep from a request that was a hit in this process, unless a repeat of it
     /// needs more than its path.
     pub(super) fn of(
-        &self,
+        context: &ProxyContext,
         request: &Request<Incoming>,
         lookup: LookupRequest,
         client: Peer,
-    ) -> Option<RepeatHit> {
-        let uri = request.uri();
-        let headers = request.headers();
-        let repeatable = self.is_offered
-            && !self.is_recorded
+    ) -> Option<Self> {
+        let (uri, headers, config) = (request.uri(), request.headers(), &context.config);
+        let repeatable = config.server.repeat_fast_path
+            && !config.access_log
+            && config.traces.is_none()
             && *request.method() == Method::GET
             && request.version() == Version::HTTP_11
             && uri.authority().is_none()
             && uri.query().is_none()
             && !headers.contains_key(IF_NONE_MATCH)
             && !headers.contains_key(IF_MODIFIED_SINCE);
-        repeatable.then(|| {
-            let coding = Coding::of_request(headers);
-            let cache = Arc::clone(&self.context.cache);
-            let connection = client.connection;
-            RepeatHit {
-                lookup,
-                coding,
-                near_lookup: None,
-                decision: SampleDecision::Undecided,
-                sample: None,
-                cache,
-                connection,
-            }
+        repeatable.then(|| Self {
+            lookup,
+            coding: Coding::of_request(headers),
+            near_lookup: None,
+            decision: SampleDecision::Undecided,
+            sample: None,
+            cache: Arc::clone(&context.cache),
+            connection: client.connection,
         })
     }
 
-    /// Points a repeat at this path. Returns false if the path cannot be a hit.
-    fn retarget(&self, repeat: &mut RepeatHit, path: &str) -> bool {
-        if !Arc::ptr_eq(&repeat.cache, &self.context.cache) || path.len() > self.max_uri {
+    /// Points the repeat at this path. Returns false if the path cannot be a hit.
+    fn retarget(&mut self, context: &ProxyContext, path: &str) -> bool {
+        if !Arc::ptr_eq(&self.cache, &context.cache) || path.len() > context.config.server.max_uri {
             return false;
         }
-        let Some(job) = self.context.routes.read_at(path) else { return false };
-        self.context.cache.retarget(&mut repeat.lookup, job, path);
-        repeat.near_lookup = Some(NearLookup::default());
-        repeat.sample = self.context.events.sample();
+        let Some(job) = context.routes.read_at(path) else { return false };
+        context.cache.retarget(&mut self.lookup, job, path);
+        self.near_lookup = Some(NearLookup::default());
+        self.sample = context.cache.events().sample();
         true
     }
 }
+
+/// Answers repeats of requests.
+pub(crate) struct RepeatHits(pub(super) Arc<ProxyContext>);
 
 impl RepeatFastPath for RepeatHits {
     type Repeat = RepeatHit;
 
     fn is_offered(&self) -> bool {
-        self.is_offered
+        self.0.config.server.repeat_fast_path
     }
 
     fn poll_repeat(
@@ -141,40 +116,28 @@ impl RepeatFastPath for RepeatHits {
         head: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Bytes, FastPathMiss>> {
+        let ProxyContext { config, cache, upstream, metrics, .. } = &*self.0;
         if repeat.near_lookup.is_none() {
-            repeat.decision = self.comparisons.decide_sample();
+            repeat.decision = verify::decide_sample(config.verify);
             // A sampled hit is compared with the upstream, which needs the fields of the request.
             if repeat.decision == SampleDecision::Sampled
-                || self.context.upstream.is_bound(repeat.connection)
-                || !self.retarget(repeat, path)
+                || upstream.is_bound(repeat.connection)
+                || !repeat.retarget(&self.0, path)
             {
-                return Poll::Ready(Err(FastPathMiss {
-                    decision: repeat.decision,
-                    ..FastPathMiss::default()
-                }));
+                let decision = repeat.decision;
+                return Poll::Ready(Err(FastPathMiss { decision, ..FastPathMiss::default() }));
             }
         }
         let near_lookup = repeat.near_lookup.get_or_insert_default();
-        let near =
-            ready!(self.context.cache.reader.poll_lookup_near(&repeat.lookup, near_lookup, cx));
-        let hit = near
-            .ok()
-            .and_then(|(entry, now_ms)| entry.write_hit(head, now_ms, repeat.coding).cloned());
-        let Some(body) = hit else {
-            let miss = FastPathMiss { waited: near_lookup.waited(), decision: repeat.decision };
-            repeat.near_lookup = None;
-            return Poll::Ready(Err(miss));
-        };
+        let near = ready!(cache.reader.poll_lookup_near(&repeat.lookup, near_lookup, cx));
+        let miss = FastPathMiss { waited: near_lookup.waited(), decision: repeat.decision };
         repeat.near_lookup = None;
-        self.context.cache.metrics().near.count_lookup("hit");
-        self.context.metrics.requests.count("hit", "");
-        self.context.metrics.repeats.inc();
-        self.context.cache.record_answer(
-            &repeat.lookup,
-            EventKind::Hit,
-            "",
-            repeat.sample.as_ref(),
-        );
+        let (entry, now_ms) = near.map_err(|_| miss)?;
+        let body = entry.write_hit(head, now_ms, repeat.coding).cloned().ok_or(miss)?;
+        cache.metrics().near.count_lookup("hit");
+        metrics.requests.count("hit", "");
+        metrics.repeats.inc();
+        cache.record_answer(&repeat.lookup, EventKind::Hit, "", repeat.sample.as_ref());
         Poll::Ready(Ok(body))
     }
 }

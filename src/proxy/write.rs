@@ -1,149 +1,331 @@
-//! Writes: the jobs that a write may change are fenced before it is forwarded, and invalidated
-//! before it is answered. `write_end` invalidates them again when its bodies have ended.
+//! Writes: the jobs that a write may change are fenced before it is forwarded, and invalidated before
+//! its response head is passed on, and again after its bodies end.
+//!
+//! An upstream may answer before an upload ends and commit afterwards, or commit while it sends
+//! its response. So the end before the head drops the entry and keeps the fence, and a last end
+//! lifts it when request and response have ended. The client gets the head at once. It sees the end
+//! of the response only after an end that has dropped the entry again.
+//!
+//! The fence stands for at most `upstream.response_timeout` after the head. The bodies of an event
+//! stream may last for days, so its fence is lifted with the head, as it is if the status says
+//! that nothing was done. Whenever the fence has fallen before the bodies ended, the last end still
+//! drops what was stored meanwhile.
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc, time::Instant};
 
-use hyper::{Request, body::Incoming};
-use tracing::Instrument as _;
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Body as _, Incoming},
+};
+use tracing::{Instrument as _, Span, error};
 
 use super::{
-    answer::{Answer, close_if_spent, refuse_retryable, upstream_failure},
+    answer::{Answer, Verdict, close_if_spent, refuse_retryable, refuse_with, upstream_failure},
+    body::{Body, BodyEnd, BodyEndFuture, InvalidatingBody},
     body_rules::{
-        BodyInspector, InspectError, InspectedResponse, RuleFinding, misses_unknown_response,
+        InspectError, InspectedResponse, RuleFinding, is_event_stream, misses_unknown_response,
     },
-    exchange::{ProtocolSwitch, prepare_response},
-    proxy_context::{ProxyContext, Requester},
-    unclaimed::UnclaimedWrites,
-    write_end::{WriteInvalidation, spawn_write},
+    proxy_context::{ProxyContext, Requester, prepare_response},
 };
 use crate::{
-    limits::Quota,
-    observe::{metrics::Registry, spans},
+    cache::{EndStage, FenceEnd, InvalidationSource, WriteOutcome},
+    mutants::{self, Mutant},
+    observe::spans,
     semantics::route::{WriteScope, WriteTarget},
-    store::Write,
-    upstream::{RequestBody, RetryPolicy, UpstreamError},
+    store::{Ended, Write},
+    upstream::{RequestBody, ResponseBody, RetryPolicy, UploadEnd, UploadOutcome, UpstreamError},
 };
 
-/// Forwards writes.
-#[derive(Clone, Debug)]
-pub(super) struct Writes {
-    pub(super) context: Arc<ProxyContext>,
-    pub(super) inspector: Arc<BodyInspector>,
-    pub(super) unclaimed: Arc<UnclaimedWrites>,
+/// Forwards a write in a task of its own, and answers it once its jobs are invalidated.
+pub(super) async fn forward(
+    context: &Arc<ProxyContext>,
+    scope: WriteScope,
+    request: Request<Incoming>,
+    requester: Requester,
+) -> Answer {
+    spawn_write(context, forward_write(Arc::clone(context), scope, request, requester)).await
 }
 
-impl Writes {
-    /// `inspected` limits the memory for bodies that `[[invalidate]]` rules read.
+async fn forward_write(
+    context: Arc<ProxyContext>,
+    mut scope: WriteScope,
+    request: Request<Incoming>,
+    requester: Requester,
+) -> Answer {
+    let request = context.forward_request(request, &requester);
+    let target = WriteTarget::of(&request);
+    let method = request.method().clone();
+    let (mut head, body) = request.into_parts();
+    let (body, finding) = match context.inspector.request(&mut scope, &mut head, body).await {
+        Ok(inspected) => inspected,
+        Err(InspectError::Broken(error)) => return upstream_failure(&error),
+        Err(InspectError::NoRoom) => return refuse_retryable("memory"),
+    };
+    let (body, upload) = body.tracked();
+    let (write, result) = forward_fenced(&context, &scope, Request::from_parts(head, body)).await;
+    let mut invalidation = WriteInvalidation::new(&context, write, upload);
+    invalidation.all = changes_all(&context, &scope, finding, &result);
+    // Noted here, because a response that we reject below still answers the write.
+    if result.as_ref().is_err_and(UpstreamError::may_have_arrived) {
+        invalidation.note_unknown();
+    }
+    let result = result.map(|InspectedResponse { response, named }| {
+        let mut jobs = named.jobs;
+        jobs.extend(context.routes.location_targets(&target, &response));
+        let is_claimed = !scope.rules.is_empty() || !scope.names_no_job() || !jobs.is_empty();
+        if response.status().is_success() && !is_claimed {
+            context.metrics.unclaimed.count(&context.routes, &method, &target);
+        }
+        context.cache.invalidator.widen(&mut invalidation.write, &jobs);
+        invalidation.note_status(response.status());
+        response
+    });
+    let mut result = result.and_then(prepare_response);
+    if let Ok(response) = &mut result {
+        close_if_spent(response, &requester);
+    }
+    invalidation.conclude(result).await
+}
+
+/// Fences the jobs that a write may change, and forwards the write.
+async fn forward_fenced(
+    context: &ProxyContext,
+    scope: &WriteScope,
+    request: Request<RequestBody>,
+) -> (Write, Result<InspectedResponse, UpstreamError>) {
+    let invalidator = &context.cache.invalidator;
+    let mut budget = context.cache.budget();
+    let begin = invalidator.begin(&scope.jobs, &scope.elsewhere, &mut budget);
+    let write = begin.instrument(spans::fence()).await;
+    let exchange = async {
+        let response = context.send(request, RetryPolicy::Never).await?;
+        context.inspector.response(&scope.rules, response).await
+    };
+    let result = tokio::select! {
+        result = exchange => result,
+        never = invalidator.keep_fenced(&write) => match never {},
+    };
+    (write, result)
+}
+
+/// Whether a write counts as one that changes every job, unless its status refuses it.
+fn changes_all(
+    context: &ProxyContext,
+    scope: &WriteScope,
+    request: RuleFinding,
+    result: &Result<InspectedResponse, UpstreamError>,
+) -> bool {
+    let missed = match result {
+        // The upstream never saw the write. If such writes counted, an upstream outage would
+        // empty the cache.
+        Err(error) if !error.may_have_arrived() => return false,
+        Err(_) => request == RuleFinding::Incomplete || misses_unknown_response(&scope.rules),
+        // Any client can send a body that no rule can read. Only a body that the upstream accepts
+        // may cost the others their entries.
+        Ok(InspectedResponse { response, named }) => {
+            let is_accepted = response.status().is_success() || response.status().is_redirection();
+            is_accepted && [request, named.finding].contains(&RuleFinding::Incomplete)
+        }
+    };
+    if missed {
+        context.inspector.fallbacks.inc();
+    }
+    let is_success = |inspected: &InspectedResponse| inspected.response.status().is_success();
+    let has_too_many = scope.too_many && result.as_ref().map_or(true, is_success);
+    let has_all_rule = scope.rules.iter().any(|rule| rule.is_all());
+    missed || has_too_many || has_all_rule || context.superseded.is_cancelled()
+}
+
+/// The invalidations still due for a write.
+pub(super) struct WriteInvalidation {
+    context: Arc<ProxyContext>,
+    /// The span of the request, which the later invalidations outlive.
+    span: Span,
+    pub(super) write: Write,
+    /// Whether the write changes every job.
+    pub(super) all: bool,
+    /// Outcome of the write as far as it has shown itself.
+    outcome: WriteOutcome,
+    /// Decided once, with the fence: a body over HTTP/2 may end at any time.
+    response_has_ended: bool,
+    /// The end of the upload, if it may still be under way.
+    upload: Option<UploadEnd>,
+}
+
+impl WriteInvalidation {
     pub(super) fn new(
-        context: Arc<ProxyContext>,
-        inspected: Arc<Quota>,
-        registry: &mut Registry,
+        context: &Arc<ProxyContext>,
+        write: Write,
+        upload: Option<UploadEnd>,
     ) -> Self {
-        let inspector = Arc::new(BodyInspector::new(inspected, registry));
-        let unclaimed = Arc::new(UnclaimedWrites::new(registry));
-        Self { context, inspector, unclaimed }
-    }
-
-    /// Forwards a write in a task of its own, and answers it once its jobs are invalidated.
-    pub(super) async fn forward(
-        self: &Arc<Self>,
-        scope: WriteScope,
-        request: Request<Incoming>,
-        requester: Requester,
-    ) -> Answer {
-        let write = Arc::clone(self).forward_write(scope, request, requester);
-        spawn_write(&self.context, write).await
-    }
-
-    async fn forward_write(
-        self: Arc<Self>,
-        mut scope: WriteScope,
-        request: Request<Incoming>,
-        requester: Requester,
-    ) -> Answer {
-        let request = self.context.forward_request(request, &requester);
-        let target = WriteTarget::of(&request);
-        let method = request.method().clone();
-        let (mut head, body) = request.into_parts();
-        let inspected = match self.inspector.request(&mut scope, &mut head, body).await {
-            Ok(inspected) => inspected,
-            Err(InspectError::Broken(error)) => return upstream_failure(&error),
-            Err(InspectError::NoRoom) => return refuse_retryable("memory"),
-        };
-        let (body, upload) = inspected.body.tracked();
-        let (write, result) = self.forward_fenced(&scope, Request::from_parts(head, body)).await;
-        let mut invalidation = WriteInvalidation::new(write, upload);
-        invalidation.all = self.changes_all(&scope, inspected.finding, &result);
-        // Noted here, because a response that we reject below still answers the write.
-        if result.as_ref().is_err_and(UpstreamError::may_have_arrived) {
-            invalidation.note_unknown();
+        Self {
+            context: Arc::clone(context),
+            span: spans::current(),
+            write,
+            all: false,
+            outcome: WriteOutcome::Known,
+            response_has_ended: true,
+            upload,
         }
-        let result = result.map(|InspectedResponse { response, named }| {
-            let mut jobs = named.jobs;
-            jobs.extend(self.context.routes.location_targets(&target, &response));
-            let is_claimed = !scope.rules.is_empty() || !scope.names_no_job() || !jobs.is_empty();
-            if response.status().is_success() && !is_claimed {
-                self.unclaimed.count(&self.context.routes, &method, &target);
+    }
+
+    /// Invalidates what a write has changed, then answers it. Must run in [`spawn_write`], so that
+    /// nothing cancels it.
+    pub(super) async fn conclude(
+        mut self,
+        result: Result<Response<Body>, UpstreamError>,
+    ) -> Answer {
+        let fence = if let Ok(response) = &result {
+            self.fence_at_head(response)
+        } else {
+            self.upload = None;
+            FenceEnd::Now(self.outcome)
+        };
+        let ended = self.invalidate(fence, InvalidationSource::Write).await;
+        let pending = ended == Ended::Pending;
+        match result {
+            Ok(response) => {
+                let response = response.map(|body| self.invalidate_at_ends(body, fence));
+                Answer::new(response, Verdict::Write { pending })
             }
-            self.context.cache.invalidator.widen(&mut invalidation.write, &jobs);
-            invalidation.note_status(response.status());
-            response
+            Err(error) => upstream_failure(&error),
+        }
+    }
+
+    /// Invalidates again when the bodies have ended, and before the client sees the end of the
+    /// response.
+    fn invalidate_at_ends(self, body: Body, fence: FenceEnd) -> Body {
+        if self.response_has_ended {
+            self.spawn_end_after_upload();
+            return body;
+        }
+        let tasks = self.context.tasks.clone();
+        let on_end = move |end| tasks.spawn(self.end_after_response(end, fence));
+        Body::watched(InvalidatingBody::new(body, on_end))
+    }
+
+    /// Invalidates when the response has ended. If the upload has not, the fence is kept.
+    async fn end_after_response(mut self, end: BodyEndFuture, fence: FenceEnd) {
+        if end.await == BodyEnd::Truncated {
+            self.note_unknown();
+        }
+        self.response_has_ended = true;
+        self.check_upload();
+        let kept = self.upload.is_some().then_some(fence);
+        self.end_again(kept).await;
+        self.spawn_end_after_upload();
+    }
+
+    /// Invalidates when the upload has ended, if it is still under way after the response.
+    fn spawn_end_after_upload(mut self) {
+        let Some(upload) = self.upload.take() else { return };
+        let tasks = self.context.tasks.clone();
+        tasks.spawn(async move {
+            self.note_upload(upload.outcome().await);
+            self.end_again(None).await;
         });
-        let mut result =
-            result.and_then(|response| prepare_response(response, ProtocolSwitch::NotRequested));
-        if let Ok(response) = &mut result {
-            close_if_spent(response, &requester);
-        }
-        invalidation.conclude(Arc::clone(&self.context), result).await
     }
 
-    /// Whether a write counts as one that changes every job, unless its status refuses it.
-    fn changes_all(
-        &self,
-        scope: &WriteScope,
-        request: RuleFinding,
-        result: &Result<InspectedResponse, UpstreamError>,
-    ) -> bool {
-        let missed = match result {
-            // The upstream never saw the write. If such writes counted, an upstream outage would
-            // empty the cache.
-            Err(error) if !error.may_have_arrived() => return false,
-            Err(_) => request == RuleFinding::Incomplete || misses_unknown_response(&scope.rules),
-            // Any client can send a body that no rule can read. Only a body that the upstream accepts
-            // may cost the others their entries.
-            Ok(InspectedResponse { response, named }) => {
-                let is_accepted =
-                    response.status().is_success() || response.status().is_redirection();
-                is_accepted && [request, named.finding].contains(&RuleFinding::Incomplete)
+    /// Invalidates again, and lifts the fence unless it is kept.
+    async fn end_again(&mut self, kept: Option<FenceEnd>) {
+        self.all |= self.context.superseded.is_cancelled();
+        let fence = kept.unwrap_or(FenceEnd::Now(self.outcome));
+        self.invalidate(fence, InvalidationSource::WriteBody).await;
+    }
+
+    /// Notes whether the status says that nothing was done. Then no other job is dropped, and the
+    /// fence is lifted at once: a client without permission to write must be able neither to purge
+    /// everything nor to keep a job uncached.
+    pub(super) fn note_status(&mut self, status: StatusCode) {
+        if matches!(status.as_u16(), 401 | 403 | 405 | 413 | 415 | 429) {
+            self.outcome = WriteOutcome::Refused;
+            self.all = false;
+        }
+    }
+
+    /// Notes that the upstream may still commit the write, unless its status says that nothing was
+    /// done.
+    pub(super) fn note_unknown(&mut self) {
+        if self.outcome == WriteOutcome::Known {
+            self.outcome = WriteOutcome::Unknown;
+        }
+    }
+
+    /// Notes how the upload ended. The upstream may act on the part of it that has arrived.
+    fn note_upload(&mut self, outcome: UploadOutcome) {
+        if outcome == UploadOutcome::Truncated {
+            self.note_unknown();
+        }
+    }
+
+    /// Forgets an upload that has ended, and notes how.
+    fn check_upload(&mut self) {
+        if let Some(outcome) = self.upload.as_mut().and_then(UploadEnd::try_outcome) {
+            self.upload = None;
+            self.note_upload(outcome);
+        }
+    }
+
+    /// Decides when the fence falls, and which ends are still to come.
+    fn fence_at_head(&mut self, response: &Response<Body>) -> FenceEnd {
+        if response.body().upstream().is_some_and(ResponseBody::upload_unrequested)
+            || mutants::is(Mutant::EndOnce)
+        {
+            self.upload = None;
+        }
+        self.check_upload();
+        self.response_has_ended = response.body().is_end_stream() || mutants::is(Mutant::EndOnce);
+        let ends_with_head = self.outcome == WriteOutcome::Refused
+            || is_event_stream(response.headers())
+            || response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if self.stage() == EndStage::Last || ends_with_head {
+            FenceEnd::Now(self.outcome)
+        } else {
+            FenceEnd::WithBodies(Instant::now())
+        }
+    }
+
+    /// Whether another end follows.
+    fn stage(&self) -> EndStage {
+        let is_over = self.response_has_ended && self.upload.is_none();
+        if is_over { EndStage::Last } else { EndStage::Early }
+    }
+
+    /// Invalidates the jobs of the write, or every job, in a span of its own.
+    async fn invalidate(&self, fence: FenceEnd, source: InvalidationSource) -> Ended {
+        let invalidator = &self.context.cache.invalidator;
+        let span = spans::invalidate(&self.span, source.as_str());
+        let end = async {
+            let ended = invalidator.end(&self.write, fence, self.stage(), source).await;
+            if !self.all {
+                return ended;
+            }
+            let outcome = match fence {
+                FenceEnd::Now(outcome) => outcome,
+                FenceEnd::WithBodies(_) => WriteOutcome::Known,
+            };
+            match invalidator.end_all(outcome).await {
+                Ended::Confirmed { .. } => ended,
+                Ended::Pending => Ended::Pending,
             }
         };
-        if missed {
-            self.inspector.count_fallback();
-        }
-        let is_success = |inspected: &InspectedResponse| inspected.response.status().is_success();
-        let has_too_many = scope.too_many && result.as_ref().map_or(true, is_success);
-        let has_all_rule = scope.rules.iter().any(|rule| rule.is_all());
-        missed || has_too_many || has_all_rule || self.context.stale_config.is_stale()
+        let ended = end.instrument(span.clone()).await;
+        spans::record_result(&span, ended.as_str());
+        ended
     }
+}
 
-    /// Fences the jobs that a write may change, and forwards the write.
-    async fn forward_fenced(
-        &self,
-        scope: &WriteScope,
-        request: Request<RequestBody>,
-    ) -> (Write, Result<InspectedResponse, UpstreamError>) {
-        let mut budget = self.context.cache.budget();
-        let begin =
-            self.context.cache.invalidator.begin_named(&scope.jobs, &scope.elsewhere, &mut budget);
-        let write = begin.instrument(spans::fence()).await;
-        let exchange = async {
-            let response = self.context.send(request, RetryPolicy::Never).await?;
-            self.inspector.response(&scope.rules, response).await
-        };
-        let result = tokio::select! {
-            result = exchange => result,
-            never = self.context.cache.invalidator.keep_fenced(&write) => match never {},
-        };
-        (write, result)
+/// Runs a write in a task of its own: a client that hangs up cancels neither the write nor the
+/// invalidation that must follow it.
+pub(super) async fn spawn_write(
+    context: &ProxyContext,
+    write: impl Future<Output = Answer> + Send + 'static,
+) -> Answer {
+    match context.tasks.spawn(write.instrument(spans::current())).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            error!(%error, "a write task died");
+            refuse_with(StatusCode::INTERNAL_SERVER_ERROR, "internal")
+        }
     }
 }

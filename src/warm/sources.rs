@@ -196,7 +196,7 @@ fn probe_proxy(config: &Config) -> Result<Proxy, RunError> {
     let routes = Arc::new(Routes::new(&config.routes, &config.invalidate, &config.query)?);
     let upstream = Upstream::new(&config, registry, Arc::default())?;
     let cache = Arc::new(Cache::open(&config, registry, Arc::default())?);
-    Ok(Proxy::new(routes, cache, upstream, &config, registry, Arc::default()))
+    Ok(Proxy::new(routes, cache, upstream, &config, registry))
 }
 
 #[cfg(test)]

@@ -38,25 +38,28 @@ pub(super) const HIT_STATUS: &str = "jobcache; hit; ttl=";
 
 /// Part of every text. It is written only if the status is 200.
 const STATUS_LINE: &[u8] = b"HTTP/1.1 200 OK\r\n";
-const VARY_BY_CODING: HeaderValue = HeaderValue::from_static("accept-encoding");
+/// "An origin server SHOULD generate a Vary header field on a cacheable response when it wishes that
+/// response to be selectively reused for subsequent requests" RFC 9110 12.5.5. The same goes for a cache
+/// that chooses between two forms.
+pub(super) const VARY_BY_CODING: HeaderValue = HeaderValue::from_static("accept-encoding");
 const COLON: &[u8] = b": ";
 const LINE_END: &[u8] = b"\r\n";
 
 /// The head of an entry, without the two numbers that change with time.
 #[derive(Debug)]
 pub(super) struct Head {
-    text: Bytes,
+    pub(super) text: Bytes,
     /// Position of the number of `Age` in the text.
     age_at: usize,
     /// Position of the TTL of `Cache-Status` in the text.
     ttl_at: usize,
-    status: StatusCode,
+    pub(super) status: StatusCode,
     /// Number of lines, so that a map need not grow.
     lines: u16,
     /// Whether `ETag` was added by jobcache.
     etag_is_added: bool,
     /// Whether the last `Vary` was added by jobcache.
-    vary_is_added: bool,
+    pub(super) vary_is_added: bool,
     /// Whether hyper would send exactly this text.
     is_writable: bool,
     /// Whether the upstream's `Last-Modified` is kept. It is here and not in the entry, because there it
@@ -112,41 +115,25 @@ impl HeadLine<'_> {
 }
 
 impl Head {
-    /// Creates the head of an entry that has only one form. `ETag` is the upstream's, or else a strong
-    /// one made from the digest of the body as the upstream sent it.
-    pub(super) fn new(
-        status: StatusCode,
-        headers: HeaderMap,
-        length: usize,
-        digest: impl FnOnce() -> String,
-    ) -> Self {
-        Self::of_form(HeadForm::Only, status, headers, length, digest)
-    }
-
     /// Creates the head of one of the forms of an entry. `length` is that of the body in this form.
-    pub(super) fn of_form(
+    /// `ETag` is the upstream's, or else a strong one made from the digest of the body as the upstream
+    /// sent it.
+    pub(super) fn new(
         form: HeadForm,
         status: StatusCode,
         mut headers: HeaderMap,
         length: usize,
         digest: impl FnOnce() -> String,
     ) -> Self {
-        let stored = headers.get(ETAG).cloned();
-        let etag_is_added = stored.is_none();
-        let etag = stored.unwrap_or_else(|| {
-            // Conversion never fails: the value is hexadecimal digits in quotes.
-            HeaderValue::try_from(format!("\"{}\"", digest()))
-                .unwrap_or(HeaderValue::from_static("\"\""))
-        });
+        let etag_is_added = !headers.contains_key(ETAG);
+        let etag = headers.get(ETAG).cloned().unwrap_or_else(|| made_etag(&digest()));
         headers.insert(CONTENT_LENGTH, length.into());
-        let etag = if form == HeadForm::Zstd { coding::compressed_etag(&etag) } else { etag };
-        headers.insert(ETAG, etag);
         if form == HeadForm::Zstd {
+            headers.insert(ETAG, coding::compressed_etag(&etag));
             headers.insert(CONTENT_ENCODING, coding::ZSTD);
+        } else {
+            headers.insert(ETAG, etag);
         }
-        // "An origin server SHOULD generate a Vary header field on a cacheable response when it wishes
-        // that response to be selectively reused for subsequent requests" RFC 9110 12.5.5. The same
-        // goes for a cache that chooses between two forms.
         let vary_is_added = form != HeadForm::Only && !varies_by_coding(&headers);
         if vary_is_added {
             headers.append(VARY, VARY_BY_CODING);
@@ -155,11 +142,7 @@ impl Head {
         headers.append(VIA, VIA_JOBCACHE);
         headers.append(CACHE_STATUS, HeaderValue::from_static(HIT_STATUS));
         let (text, age_at, ttl_at) = text_of(&headers);
-        let special = [CONNECTION, TRAILER, TRANSFER_ENCODING, UPGRADE];
-        let is_writable = status == StatusCode::OK
-            && length > 0
-            && headers.contains_key(DATE)
-            && !special.iter().any(|name| headers.contains_key(name));
+        let is_writable = status == StatusCode::OK && length > 0 && is_plain(&headers);
         // A map holds at most 2^15 headers.
         let lines = u16::try_from(headers.len()).unwrap_or(0);
         Self {
@@ -173,15 +156,6 @@ impl Head {
             is_writable,
             last_modified: LastModified::Kept,
         }
-    }
-
-    pub(super) fn status(&self) -> StatusCode {
-        self.status
-    }
-
-    /// Returns the length of the text, in bytes.
-    pub(super) fn len(&self) -> usize {
-        self.text.len()
     }
 
     /// Returns the headers of a hit.
@@ -252,11 +226,6 @@ impl Head {
         line.map_or(HeaderValue::from_static(""), |line| self.value(&line))
     }
 
-    /// Returns the `Vary` that jobcache has added, if it has.
-    pub(super) fn added_vary(&self) -> Option<HeaderValue> {
-        self.vary_is_added.then_some(VARY_BY_CODING)
-    }
-
     /// Returns the stored headers with a `wanted` name.
     pub(super) fn fields(
         &self,
@@ -271,7 +240,7 @@ impl Head {
         self.lines().filter(|line| !self.is_added(line))
     }
 
-    /// Returns whether a line was added by [`Head::of_form`]. Lines with the same name are next to each
+    /// Returns whether a line was added by [`Head::new`]. Lines with the same name are next to each
     /// other, and the added one is the last of them.
     fn is_added(&self, line: &HeadLine<'_>) -> bool {
         match line.name {
@@ -301,6 +270,18 @@ impl Head {
             Some(HeadLine { name, value, at })
         })
     }
+}
+
+/// Returns the `ETag` of an entry whose response had none.
+fn made_etag(digest: &str) -> HeaderValue {
+    // Conversion never fails: the value is hexadecimal digits in quotes.
+    HeaderValue::try_from(format!("\"{digest}\"")).unwrap_or(HeaderValue::from_static("\"\""))
+}
+
+/// Returns whether hyper writes these headers as they are, and adds none.
+fn is_plain(headers: &HeaderMap) -> bool {
+    let special = [CONNECTION, TRAILER, TRANSFER_ENCODING, UPGRADE];
+    headers.contains_key(DATE) && !special.iter().any(|name| headers.contains_key(name))
 }
 
 /// Returns whether `Vary` of the upstream lists `Accept-Encoding`.

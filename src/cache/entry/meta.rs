@@ -15,7 +15,7 @@ use crate::{
         identity::Identity,
         policy::LastModified,
     },
-    store::{Epoch, Seen, Token},
+    store::{Epoch, Seen, StoredValue, Token},
 };
 
 /// Version of the meta format. An entry with another version is not a hit.
@@ -63,6 +63,18 @@ impl Meta {
     fn identity(&self) -> Identity<'_> {
         Identity { api: &self.api, route: &self.route, id: &self.id }
     }
+
+    fn header_map(&self) -> Option<HeaderMap> {
+        let mut headers =
+            HeaderMap::try_with_capacity(self.headers.len() + MAX_ADDED_HEADERS).ok()?;
+        for (name, value) in &self.headers {
+            let value: Vec<u8> =
+                value.chars().map(|c| u8::try_from(c).ok()).collect::<Option<_>>()?;
+            let name: HeaderName = name.parse().ok()?;
+            headers.append(name, HeaderValue::from_maybe_shared(Bytes::from(value)).ok()?);
+        }
+        Some(headers)
+    }
 }
 
 /// Returns API and route of a stored entry, for messages.
@@ -90,61 +102,57 @@ impl Entry {
     /// An entry is valid only if its body and expiry match the meta, and if it was stored in the epoch
     /// of the connection that read it. It may be of any API, route or job with this key.
     pub fn decode(seen: &Seen) -> Option<Result<Self, Reject>> {
-        Self::decode_any(seen, None)
+        Some(Self::verify(seen, seen.stored.as_ref()?, None))
     }
 
     /// Decodes the value like [`Entry::decode`], and rejects an entry that is not of this identity.
     pub fn decode_of(seen: &Seen, identity: &Identity<'_>) -> Option<Result<Self, Reject>> {
-        Self::decode_any(seen, Some(identity))
+        Some(Self::verify(seen, seen.stored.as_ref()?, Some(identity)))
     }
 
-    fn decode_any(seen: &Seen, identity: Option<&Identity<'_>>) -> Option<Result<Self, Reject>> {
-        let stored = seen.stored.as_ref()?;
+    fn verify(
+        seen: &Seen,
+        stored: &StoredValue,
+        identity: Option<&Identity<'_>>,
+    ) -> Result<Self, Reject> {
         if stored.meta.is_empty() {
-            return Some(Err(Reject::Foreign));
+            return Err(Reject::Foreign);
         }
-        let Ok(meta) = serde_json::from_slice::<Meta>(&stored.meta) else {
-            return Some(Err(Reject::Corrupt));
-        };
+        let meta: Meta = serde_json::from_slice(&stored.meta).map_err(|_| Reject::Corrupt)?;
         let version = if meta.zstd_of.is_some() { COMPRESSED_META_VERSION } else { META_VERSION };
         if meta.v != version {
-            return Some(Err(Reject::Corrupt));
+            return Err(Reject::Corrupt);
         }
         let expires_as_stored = meta.expires_at_ms == stored.expires_at_ms;
         if !(expires_as_stored || mutants::is(Mutant::NoExpiryCheck))
             || meta.digest != digest(&stored.body)
         {
-            return Some(Err(Reject::Foreign));
+            return Err(Reject::Foreign);
         }
         if meta.epoch != seen.epoch.as_str() && !mutants::is(Mutant::NoEpoch) {
-            return Some(Err(Reject::Epoch));
+            return Err(Reject::Epoch);
         }
         if identity.is_some_and(|identity| *identity != meta.identity()) {
-            return Some(Err(Reject::Identity));
+            return Err(Reject::Identity);
         }
-        Some(Self::from_meta(meta, stored.body.clone()).ok_or(Reject::Corrupt))
+        Self::from_meta(meta, stored.body.clone()).ok_or(Reject::Corrupt)
     }
 
     pub(super) fn from_meta(meta: Meta, body: Bytes) -> Option<Self> {
         let identity = meta.identity().hash();
-        let mut headers =
-            HeaderMap::try_with_capacity(meta.headers.len() + MAX_ADDED_HEADERS).ok()?;
-        for (name, value) in &meta.headers {
-            let value: Vec<u8> =
-                value.chars().map(|c| u8::try_from(c).ok()).collect::<Option<_>>()?;
-            let name: HeaderName = name.parse().ok()?;
-            headers.append(name, HeaderValue::from_maybe_shared(Bytes::from(value)).ok()?);
-        }
+        let headers = meta.header_map()?;
         let status = StatusCode::from_u16(meta.status).ok()?;
         let mut members = Vec::with_capacity(meta.audience.len());
         members.extend(meta.audience.iter().filter_map(|text| AudienceMember::parse(text)));
         let (mut head, body, coded) = match meta.zstd_of {
-            None => (Head::new(status, headers, body.len(), || meta.digest), body, None),
+            None => {
+                (Head::new(HeadForm::Only, status, headers, body.len(), || meta.digest), body, None)
+            }
             // Decompressed once for all clients. This also detects a body with another length.
             Some(length) => {
                 let whole = coding::decompress(&body, length)?;
                 let head = |form, headers, length| {
-                    Head::of_form(form, status, headers, length, || digest(&whole))
+                    Head::new(form, status, headers, length, || digest(&whole))
                 };
                 let identity = head(HeadForm::Identity, headers.clone(), length);
                 let coded =
@@ -202,7 +210,7 @@ impl Entry {
             api: identity.api.to_owned(),
             route: identity.route.to_owned(),
             id: identity.id.to_owned(),
-            status: self.head.status().as_u16(),
+            status: self.head.status.as_u16(),
             headers: self.head.stored().map(line).collect(),
             digest: digest(compressed.unwrap_or(&self.body)),
             zstd_of: compressed.map(|_| self.body.len()),

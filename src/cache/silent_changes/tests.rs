@@ -3,7 +3,6 @@ use hyper::http::{Request, Response};
 
 use super::*;
 use crate::{
-    cache::entry::Entry,
     config,
     semantics::{
         audience::Fingerprinter,
@@ -49,12 +48,9 @@ impl Memory {
             caller,
             route: "/jobs/{id}",
             entry: &entry,
-            generation: Some(1),
-            expires_at_ms: self.now_ms + TTL_MS,
             now_ms: self.now_ms,
         };
-        self.changes
-            .stored(observed, StoredAs::Fill { granted_at_ms: self.now_ms, generation: Some(1) });
+        self.changes.filled(&observed, &Token::named("t"), self.now_ms);
     }
 
     fn fill(&mut self, id: &str, body: &'static str) {
@@ -65,11 +61,11 @@ impl Memory {
         self.now_ms += TTL_MS + 1;
     }
 
-    /// Makes the entry old enough for news to be about something else than its fill.
+    /// Makes the entry old enough for a report to be about something else than its fill.
     fn age(&self, id: &str) {
         let mut state = self.changes.lock();
         let known = state.jobs.get_mut(&key(id)).unwrap();
-        known.noted_at = known.noted_at.checked_sub(OWN_NEWS.1).unwrap();
+        known.noted_at = known.noted_at.checked_sub(OWN_CHANGE.1).unwrap();
     }
 
     fn total(&self) -> u64 {
@@ -108,7 +104,7 @@ fn another_body_after_the_ttl_is_a_silent_change_and_three_are_worth_a_warning()
 }
 
 #[test]
-fn what_a_write_a_purge_or_news_explains_is_not_silent() {
+fn what_a_write_a_purge_or_a_report_explains_is_not_silent() {
     let explain: [fn(&Memory); 7] = [
         |memory| memory.changes.forget(&[key("x")]),
         |memory| memory.changes.purged(&[key("x")]),
@@ -176,7 +172,7 @@ fn only_the_same_caller_soon_after_the_ttl_is_compared() {
 }
 
 #[test]
-fn news_of_the_fill_itself_and_of_the_expiry_spoil_nothing() {
+fn reports_of_the_fill_itself_and_of_the_expiry_spoil_nothing() {
     let mut memory = Memory::new();
     memory.fill("x", "1");
     memory.changes.changed("job_status:x");

@@ -3,7 +3,7 @@
 //! The upstream may read a body differently. Where a body has two readings, it is parsed all the
 //! same, and [`ParsedBody::doubt`] says why the ids in it may not be all.
 
-use std::{cell::Cell, fmt, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -12,8 +12,7 @@ use hyper::{
     body::Body as HttpBody,
     header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue},
 };
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
+use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::limits::{BufferedFrames, join};
@@ -140,11 +139,33 @@ fn parse(text: &[u8]) -> Result<ParsedBody, RuleMiss> {
     // than treating it as an error" RFC 8259 8.1. Some upstreams ignore it, so it is ignored here
     // too.
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
-    let repeats = Cell::new(false);
-    let mut json = serde_json::Deserializer::from_slice(text);
-    let value = AnyValue(&repeats).deserialize(&mut json).map_err(|_| RuleMiss::NotJson)?;
-    json.end().map_err(|_| RuleMiss::NotJson)?;
-    Ok(ParsedBody { value, doubt: repeats.get().then_some(RuleMiss::Ambiguous) })
+    let value = serde_json::from_slice(text).map_err(|_| RuleMiss::NotJson)?;
+    let is_ambiguous = members(&value) < members_in_text(text);
+    Ok(ParsedBody { value, doubt: is_ambiguous.then_some(RuleMiss::Ambiguous) })
+}
+
+/// Returns how many members the objects in a value have. A name that occurs twice counts once.
+fn members(value: &Value) -> usize {
+    match value {
+        Value::Object(object) => object.len() + object.values().map(members).sum::<usize>(),
+        Value::Array(elements) => elements.iter().map(members).sum(),
+        _ => 0,
+    }
+}
+
+/// Returns how many members a JSON text has: each has a colon outside of strings.
+fn members_in_text(text: &[u8]) -> usize {
+    let (mut colons, mut in_string, mut is_escaped) = (0, false, false);
+    for byte in text {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = true,
+            b'"' => in_string = !in_string,
+            b':' if !in_string => colons += 1,
+            _ => {}
+        }
+    }
+    colons
 }
 
 /// Whether every content type of a request lets the upstream read it as JSON in UTF-8. A form may
@@ -195,69 +216,6 @@ async fn read_whole<B: HttpBody<Data = Bytes> + Unpin>(
         }
     }
     Ok(Ok(()))
-}
-
-/// Builds a value, and notes whether a member occurs twice in one object.
-#[derive(Clone, Copy)]
-struct AnyValue<'n>(&'n Cell<bool>);
-
-impl<'de> DeserializeSeed<'de> for AnyValue<'_> {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, document: D) -> Result<Value, D::Error> {
-        document.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for AnyValue<'_> {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
-    }
-
-    fn visit_bool<E: Error>(self, boolean: bool) -> Result<Value, E> {
-        Ok(Value::Bool(boolean))
-    }
-
-    fn visit_i64<E: Error>(self, number: i64) -> Result<Value, E> {
-        Ok(number.into())
-    }
-
-    fn visit_u64<E: Error>(self, number: u64) -> Result<Value, E> {
-        Ok(number.into())
-    }
-
-    fn visit_f64<E: Error>(self, number: f64) -> Result<Value, E> {
-        Ok(Number::from_f64(number).map_or(Value::Null, Value::Number))
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<Value, E> {
-        Ok(text.into())
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let mut elements = Vec::new();
-        while let Some(element) = items.next_element_seed(self)? {
-            elements.push(element);
-        }
-        Ok(Value::Array(elements))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
-        let mut object = Map::new();
-        while let Some(name) = members.next_key::<String>()? {
-            let value = members.next_value_seed(self)?;
-            if object.insert(name, value).is_some() {
-                self.0.set(true);
-            }
-        }
-        Ok(Value::Object(object))
-    }
 }
 
 #[cfg(test)]

@@ -19,7 +19,9 @@ fn map(lines: &str) -> HeaderMap {
 }
 
 fn head(status: u16, lines: &str) -> Head {
-    Head::new(StatusCode::from_u16(status).unwrap(), map(lines), 600, || "d1".into())
+    Head::new(HeadForm::Only, StatusCode::from_u16(status).unwrap(), map(lines), 600, || {
+        "d1".into()
+    })
 }
 
 /// Lists headers in the order in which they are sent.
@@ -142,7 +144,7 @@ fn what_hyper_would_not_just_write_is_left_to_it() {
     for line in ["connection: close", "trailer: x", "transfer-encoding: chunked", "upgrade: a"] {
         assert_eq!(written(&head(200, &format!("date: d\n{line}")), NOW), None, "{line}");
     }
-    let empty = Head::new(StatusCode::OK, map("date: d"), 0, || "d1".into());
+    let empty = Head::new(HeadForm::Only, StatusCode::OK, map("date: d"), 0, || "d1".into());
     assert_eq!(written(&empty, NOW), None);
 }
 
