@@ -66,11 +66,8 @@ pub use traces::TracesConfig;
 pub use upstream_config::{Endpoint, UpstreamConfig};
 pub use warm_config::WarmConfig;
 
-pub use crate::semantics::{
-    secret::Secret,
-    settings::{
-        CredentialMode, CredentialsConfig, InvalidateRule, OnMiss, QueryConfig, StateTtlConfig,
-    },
+pub use crate::semantics::settings::{
+    CredentialMode, CredentialsConfig, InvalidateRule, OnMiss, QueryConfig, Secret, StateTtlConfig,
 };
 
 /// A checked configuration: every value is within its limits.

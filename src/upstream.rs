@@ -8,25 +8,18 @@
 //!   arrived that is not HTTP. Then it is sent again once, if its caller allows that, its method is
 //!   safe and it has no body.
 //!
-//! A write that was sent is never repeated, nor is a login that belongs to its connection: `bound`
+//! A write that was sent is never repeated, nor is a login that belongs to its connection: `pool`
 //! has those. An extension of a request, its [`ConnectionId`], names the client connection.
 
-mod activity;
-mod bound;
 pub(crate) mod collector;
 mod connect;
 mod error;
-mod expect;
-mod health;
-mod http1;
-mod http2;
+mod http_versions;
 pub(crate) mod metrics;
 mod pool;
 mod request_body;
-mod request_sender;
-mod request_target;
 mod response_body;
-mod upload_end;
+mod upload;
 
 use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
@@ -41,31 +34,26 @@ use tokio::{
 use tracing::debug;
 
 use self::{
-    activity::UploadActivity,
-    bound::{BoundConnections, ConnectionChoice, ConnectionHome, Login, PooledConnection},
     connect::{Connector, UpstreamProtocol},
     error::{broken_error, timeout_error},
-    expect::Expectation,
-    health::Health,
-    metrics::UpstreamMetrics,
-    pool::Pool,
+    http_versions::{RequestSender, http1_builder, http2_builder, to_absolute_form},
+    metrics::{Health, UpstreamMetrics},
+    pool::{BoundConnections, ConnectionChoice, ConnectionHome, Login, Pool, PooledConnection},
     request_body::{announce_body, retry_copy},
-    request_sender::RequestSender,
-    request_target::to_absolute_form,
+    upload::{Expectation, UploadActivity},
 };
 pub use self::{
-    bound::ConnectionPermit,
     error::{BodyError, UploadError, UpstreamError},
-    request_body::{RequestBody, relay_informational},
-    request_target::to_origin_form,
+    http_versions::to_origin_form,
+    pool::ConnectionPermit,
+    request_body::{RequestBody, UploadEnd, UploadOutcome, relay_informational},
     response_body::ResponseBody,
-    upload_end::{UploadEnd, UploadOutcome},
 };
 use crate::{
     config::{self, Config, Endpoint},
     limits::{GaugeGuard, Limit},
     observe::{events::Events, metrics::Registry},
-    semantics::connection_auth::is_login,
+    semantics::headers::is_login,
     tls::{TlsError, TlsMetrics},
     transport::ConnectionId,
 };
@@ -119,8 +107,8 @@ impl Upstream {
         let metrics = Arc::new(UpstreamMetrics::register(registry));
         let tls = TlsMetrics::shared(registry);
         let connector = Connector::new(&config.upstream, config.tls_renew_interval, tls)?;
-        let http1 = http1::builder(&config.server);
-        let http2 = http2::builder(&config.server);
+        let http1 = http1_builder(&config.server);
+        let http2 = http2_builder(&config.server);
         let upload_rate = config.server.min_upload_rate;
         let config = config.upstream.clone();
         let pool = Arc::new(Pool::new(&config, metrics.connections.idle.clone()));

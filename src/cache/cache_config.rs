@@ -13,7 +13,7 @@ use crate::{
         identity::{Identity, RouteIndex, Scopes},
         job_id::JobId,
         policy::{Policy, RequestDirectives, StateTtls},
-        query::Query,
+        settings::Query,
     },
     store::{Budget, IdentityHash, Key},
 };

@@ -11,14 +11,10 @@
 //! credentials by guessing.
 
 mod counted_parts;
-mod credential_key;
 mod fingerprint;
 mod header_roles;
-mod ignored_headers;
-mod joined;
 #[cfg(test)]
 mod tests;
-mod variant;
 
 use std::{fmt, time::Duration};
 
@@ -27,13 +23,17 @@ use hyper::http::{
     header::{COOKIE, HOST},
 };
 
-use self::header_roles::{HeaderRole, HeaderRoles, names};
+pub(super) use self::counted_parts::cookie_counts;
+use self::{
+    counted_parts::cookie_member_counts,
+    header_roles::{HeaderRole, HeaderRoles, names},
+};
 pub use self::{
-    credential_key::CredentialKey, fingerprint::Fingerprint, header_roles::may_read_as_another,
-    variant::Variant,
+    fingerprint::{CredentialKey, Fingerprint, Variant},
+    header_roles::may_read_as_another,
 };
 pub use super::settings::CredentialMode as Mode;
-use super::{cookies, query::Query, settings};
+use super::settings::{self, Query};
 
 /// Greatest number of pairs of one entry that have the same credential. A further one replaces the
 /// oldest of them, so that nobody fills the audience of others.
@@ -168,6 +168,22 @@ impl Audience {
     pub fn pairs_of_credential(&self, caller: Caller) -> usize {
         let same = |member: &&AudienceMember| member.caller.credential == caller.credential;
         self.members.iter().filter(same).count()
+    }
+
+    /// Returns the members together with a caller that the upstream has just served. A credential with
+    /// too many members loses its own oldest one.
+    pub fn joined_by(&self, caller: Caller, served_at_ms: i64) -> Vec<AudienceMember> {
+        let others = self.members.iter().filter(|member| member.caller != caller);
+        let mut members: Vec<_> =
+            [AudienceMember { caller, served_at_ms }].into_iter().chain(others.copied()).collect();
+        let is_own = |member: &AudienceMember| member.caller.credential == caller.credential;
+        if members.iter().filter(|member| is_own(member)).count() > MAX_PAIRS_OF_CREDENTIAL {
+            let own = members.iter().enumerate().skip(1).filter(|(_, member)| is_own(member));
+            if let Some((at, _)) = own.min_by_key(|(_, member)| member.served_at_ms) {
+                members.remove(at);
+            }
+        }
+        members
     }
 
     fn has_variant(&self, caller: Caller) -> bool {
@@ -344,6 +360,6 @@ impl Fingerprinter {
     /// 6265 4.2.1: cookies are separated by "; ".
     fn counted_cookies<'h>(&'h self, value: &'h [u8]) -> impl Iterator<Item = &'h [u8]> {
         let pairs = value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-        pairs.filter(|pair| cookies::member_counts(&self.cookies, pair))
+        pairs.filter(|pair| cookie_member_counts(&self.cookies, pair))
     }
 }

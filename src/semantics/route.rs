@@ -11,17 +11,18 @@
 use std::sync::Arc;
 
 use hyper::{HeaderMap, Method, Request, Response};
-
+use invalidation_rules::{InvalidRule, InvalidationRule, InvalidationRules};
+use method_override::{is_method_override, is_url_override, other_urls};
+use path_variants::Scope;
+use template::{MAX_TEMPLATES, Template};
 use thiserror::Error;
 
 use super::{
-    connection_auth::names_scheme,
-    headers::is_upgrade,
+    headers::{is_upgrade, names_scheme},
     identity::RouteIndex,
     job_id::JobId,
     policy::Bypass,
-    query::Query,
-    settings::{InvalidateRule, QueryConfig},
+    settings::{InvalidateRule, Query, QueryConfig},
 };
 
 mod id_parts;
@@ -31,17 +32,12 @@ mod method_override;
 mod path_variants;
 mod query_names;
 mod template;
-mod unclaimed_shape;
 mod write_names;
 
 pub use id_parts::MAX_NAMED;
-use invalidation_rules::{InvalidRule, InvalidationRule, InvalidationRules};
 pub use location_targets::WriteTarget;
-use method_override::{is_method_override, is_url_override, other_urls};
 pub use method_override::{is_unsafe, overrides_method};
-use path_variants::Scope;
 pub use template::InvalidTemplate;
-use template::{MAX_TEMPLATES, Template};
 
 /// How the proxy handles a request.
 #[derive(Clone, Debug, PartialEq, Eq)]

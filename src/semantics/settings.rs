@@ -1,9 +1,12 @@
 //! The settings of the pure parts: how callers are distinguished, which reads are cached, and for how
 //! long.
 
-use std::time::Duration;
+use std::{collections::HashMap, fmt, time::Duration};
 
-use super::{json_pointer::JsonPointer, secret::Secret};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use percent_encoding::percent_decode_str;
+
+use super::json_pointer::JsonPointer;
 
 /// How callers are distinguished, and what follows from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,5 +111,218 @@ impl Default for InvalidateRule {
             max_body: 64 << 10,
             on_miss: OnMiss::All,
         }
+    }
+}
+
+/// Parameters that a cached read may have, by name.
+///
+/// Frameworks read queries differently: some also split at `;`, some ignore the case of names, and
+/// some read `_[a]` as `_`. So a query is recognised narrowly: any doubt costs only a miss.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    /// Parameters that the upstream ignores, such as cache busters.
+    ignore: Vec<String>,
+    /// Parameters that change the variant of the answer.
+    allow: Vec<String>,
+}
+
+impl Query {
+    /// Creates the filter from the configuration.
+    pub fn new(settings: &QueryConfig) -> Self {
+        Self { ignore: settings.ignore.clone(), allow: settings.allow.clone() }
+    }
+
+    /// Returns whether a query consists only of ignored and allowed parameters. An empty query does
+    /// not.
+    pub fn admits(&self, query: &str) -> bool {
+        let known = |parameter| {
+            contains_name(&self.ignore, parameter) || contains_name(&self.allow, parameter)
+        };
+        !query.contains(';') && query.split('&').all(known)
+    }
+
+    /// Returns the parameters that may change the answer, as spelled and in their order.
+    pub fn counted<'q>(&self, query: &'q str) -> impl Iterator<Item = &'q str> {
+        query.split('&').filter(|parameter| !contains_name(&self.ignore, parameter))
+    }
+}
+
+fn contains_name(list: &[String], parameter: &str) -> bool {
+    let name = parameter.split('=').next().unwrap_or_default();
+    list.iter().any(|known| percent_decode_str(name).eq(known.bytes()))
+}
+
+/// A secret; `Debug` hides it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps `text` unchecked: the limits of a configured secret are those of its setting.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The secret itself, for the one place that compares or signs with it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Key of Standard Webhooks signatures: the decoded base64 after `whsec_`, or else the bytes as
+    /// they are. None if the base64 is not valid.
+    pub fn key(&self) -> Option<Vec<u8>> {
+        match self.0.strip_prefix("whsec_") {
+            Some(encoded) => STANDARD.decode(encoded).ok(),
+            None => Some(self.0.clone().into_bytes()),
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Greatest TTL of an entry, by the state of its job, which is read from the body.
+///
+/// After a lost purge, clients see the old state until the TTL ends. That matters while a job runs,
+/// but not once it has finished. So each state may have its own limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateTtls {
+    pointer: JsonPointer,
+    ttls: HashMap<String, Duration>,
+    /// Limit for unknown states, in which a job may change often.
+    shortest: Duration,
+}
+
+impl StateTtls {
+    /// Creates the limits from the configuration; `None` if no state has one.
+    pub fn new(settings: &StateTtlConfig) -> Option<Self> {
+        let shortest = settings.map.iter().map(|(_, ttl)| *ttl).min()?;
+        let ttls = settings.map.iter().cloned().collect();
+        Some(Self { pointer: settings.pointer.clone(), ttls, shortest })
+    }
+
+    /// Returns the limit for a job with this body. Returns the shortest limit if the state is not in
+    /// the map or cannot be found, or if the body is not JSON.
+    pub fn ttl(&self, body: &[u8]) -> Duration {
+        let state = self.pointer.scalar(body);
+        state.and_then(|state| self.ttls.get(&state).copied()).unwrap_or(self.shortest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{JsonPointer, Query, StateTtlConfig, StateTtls};
+
+    fn query() -> Query {
+        Query {
+            ignore: vec!["_".to_owned(), "utm_source".to_owned()],
+            allow: vec!["view".to_owned(), "v".to_owned()],
+        }
+    }
+
+    #[track_caller]
+    fn check(text: &str, want: bool) {
+        assert_eq!(query().admits(text), want, "{text:?}");
+    }
+
+    #[test]
+    fn what_is_ignored_does_not_count_and_what_is_allowed_does_as_it_is_spelled() {
+        let check = |text: &str, want: &[&str]| {
+            check(text, true);
+            assert_eq!(query().counted(text).collect::<Vec<_>>(), want, "{text:?}");
+        };
+        check("_=1", &[]);
+        check("view=short", &["view=short"]);
+        check("v=2&_=1&view=a,b&v=3", &["v=2", "view=a,b", "v=3"]);
+        check("%76=2&v", &["%76=2", "v"]);
+        check("view=_", &["view=_"]);
+    }
+
+    #[test]
+    fn a_query_of_ignored_parameters_alone_is_covered() {
+        check("_", true);
+        check("_=", true);
+        check("_=1718000000", true);
+        check("_=1&_=2", true);
+        check("utm_source=a&_=b=c", true);
+        check("%5F=1&utm%5fsource", true);
+        check("_=%3B%26fields=a", true);
+    }
+
+    #[test]
+    fn a_query_with_anything_else_is_not_covered() {
+        for query in
+            ["fields=a", "_=1&fields=a", "fields=a&_=1", "__=1", "_[a]=1", "_.a=1", "%255F=1"]
+        {
+            check(query, false);
+        }
+        // Case and spaces count, even where the upstream ignores them.
+        for query in ["UTM_SOURCE=a", "+_=1", "_+=1", "%20_=1", "_%00=1", "_%"] {
+            check(query, false);
+        }
+    }
+
+    #[test]
+    fn what_some_upstreams_split_otherwise_is_not_covered() {
+        check("_=1;fields=a", false);
+        check("_;_", false);
+    }
+
+    #[test]
+    fn an_empty_parameter_is_not_covered() {
+        for query in ["", "&", "_=1&", "&_=1", "_=1&&_=2", "=", "=1"] {
+            check(query, false);
+        }
+    }
+
+    #[test]
+    fn without_names_no_query_is_covered() {
+        for query in ["", "_", "_=1"] {
+            assert!(!Query::default().admits(query), "{query:?}");
+        }
+    }
+
+    fn config(map: &[(&str, u64)]) -> StateTtlConfig {
+        let pointer = JsonPointer::parse("/job/status").unwrap();
+        let ttl =
+            |&(state, seconds): &(&str, u64)| (state.to_owned(), Duration::from_secs(seconds));
+        StateTtlConfig { pointer, map: map.iter().map(ttl).collect() }
+    }
+
+    #[track_caller]
+    fn check_state(body: &str, seconds: u64) {
+        let map = [("completed", 300), ("running", 10), ("true", 60), ("3", 30)];
+        let states = StateTtls::new(&config(&map)).unwrap();
+        assert_eq!(states.ttl(body.as_bytes()), Duration::from_secs(seconds), "{body}");
+    }
+
+    #[test]
+    fn each_state_has_its_own_life() {
+        check_state(r#"{"job":{"status":"completed"}}"#, 300);
+        check_state(r#"{"job":{"status":"running"}}"#, 10);
+        check_state(r#"{"job":{"status":true}}"#, 60);
+        check_state(r#"{"job":{"status":3}}"#, 30);
+        check_state(r#"{"job":{"status":"3"}}"#, 30);
+    }
+
+    #[test]
+    fn what_is_not_known_has_the_shortest() {
+        for status in ["\"paused\"", "\"Completed\"", "false", "4", "3.0", "null", "{}", "[3]"] {
+            check_state(&format!(r#"{{"job":{{"status":{status}}}}}"#), 10);
+        }
+        check_state(r#"{"job":{}}"#, 10);
+        check_state(r#"{"status":"completed"}"#, 10);
+        check_state(r#"{"job":{"status":"completed"}"#, 10);
+        check_state("completed", 10);
+        check_state("", 10);
+    }
+
+    #[test]
+    fn without_states_there_is_no_such_limit() {
+        assert_eq!(StateTtls::new(&config(&[])), None);
     }
 }

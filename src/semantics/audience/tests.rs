@@ -268,3 +268,23 @@ fn requests_with_credentials_bypass_in_bypass_mode_only() {
     assert!(!fingerprinter(Mode::Partition, &[]).must_bypass(&request.headers));
     assert!(!fingerprinter(Mode::Bypass, &[]).must_bypass(&head("/jobs/x", &[]).headers));
 }
+
+fn member_caller(credential: u8, variant: u8) -> Caller {
+    Caller { credential: Fingerprint([credential; 16]), variant: Fingerprint([variant; 16]) }
+}
+
+#[test]
+fn a_caller_joins_once_and_pushes_out_its_own_oldest_variant_only() {
+    let mut audience = Audience::of(member_caller(1, 0), false, 5);
+    let mut join = |who, at| {
+        audience.members = audience.joined_by(who, at).into();
+        let times = audience.members.iter().map(|member| member.served_at_ms);
+        times.collect::<Vec<_>>()
+    };
+    assert_eq!(join(member_caller(2, 0), 6), [6, 5]);
+    assert_eq!(join(member_caller(1, 0), 7), [7, 6]);
+    for variant in 1..8 {
+        join(member_caller(1, variant), 7 + i64::from(variant));
+    }
+    assert_eq!(join(member_caller(1, 8), 20), [20, 14, 13, 12, 11, 10, 9, 8, 6]);
+}

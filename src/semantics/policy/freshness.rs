@@ -10,8 +10,8 @@ use hyper::{
 
 use super::{
     NoStore, Policy,
-    conditional::http_date,
     directives::{Directive, delta_seconds, directives, tokens},
+    http_date,
     storable::{storable, varies_by_caller},
 };
 

@@ -9,11 +9,10 @@ use hyper::{
 };
 
 use super::{
-    super::cookies,
     NoStore, Policy,
     directives::{directives, tokens},
 };
-use crate::semantics::connection_auth::PERSISTENT_AUTH;
+use crate::semantics::{audience::cookie_counts, headers::PERSISTENT_AUTH};
 
 /// Request headers that a response may vary by in every configuration: headers that fingerprints
 /// cover as a whole, `Accept-Encoding`, which fills do not send, and those that only the preflight
@@ -80,7 +79,7 @@ pub fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
 fn sets_counted_cookie(value: &HeaderValue, names: &[String]) -> bool {
     let value = value.as_bytes();
     let name = value.iter().position(|&b| b == b'=').map(|end| value[..end].trim_ascii());
-    names.is_empty() || name.is_none_or(|name| cookies::name_counts(names, name))
+    names.is_empty() || name.is_none_or(|name| cookie_counts(names, name))
 }
 
 /// Checks for directives that forbid storing a response or serving it without validation.

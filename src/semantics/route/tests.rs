@@ -5,7 +5,7 @@ use hyper::{Request, Response, http::request::Builder};
 use super::{InvalidTemplate, MAX_TEMPLATES, Route, Routes, WriteTarget};
 use crate::{
     config,
-    semantics::{job_id::JobId, query::Query},
+    semantics::{job_id::JobId, settings::Query},
 };
 
 const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";

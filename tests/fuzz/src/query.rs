@@ -2,7 +2,7 @@
 //!
 //! Input: the query.
 
-use jobcache::{config, semantics::query::Query};
+use jobcache::{config, semantics::settings::Query};
 
 const IGNORE: [&str; 2] = ["_", "utm_source"];
 const ALLOW: [&str; 2] = ["view", "v"];
