@@ -1,7 +1,7 @@
 //! Informational (1xx) responses on HTTP/1. hyper's server has no interface for them.
 //!
 //! A service gets an [`Informational`] with each request and sends them to the queue of the
-//! connection; a layer below hyper writes the queue (`server/connection/informational_io.rs`). An
+//! connection; a layer below hyper writes the queue (`server/connection/http1_conn.rs`). An
 //! answer leaves only when the queue is empty, and nothing enters the queue for a request that was
 //! already answered.
 //!

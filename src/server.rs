@@ -8,7 +8,6 @@
 
 mod connection;
 pub mod listen;
-mod metrics;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -20,7 +19,7 @@ use tokio::{
 use tokio_rustls::rustls::ServerConfig;
 use tracing::warn;
 
-pub use self::metrics::ServerMetrics;
+pub use self::connection::ServerMetrics;
 use self::{
     connection::{ClientConnection, ConnectionConfig},
     listen::Listener,

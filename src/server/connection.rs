@@ -13,13 +13,13 @@
 //!   +---------------------------------+
 //!   | RepeatStream  repeat_fast_path  |  answers a head that repeats an earlier one
 //!   | InformationalStream             |  puts 1xx responses between two messages
-//!   |               informational_io  |
+//!   |                     http1_conn  |
 //!   | ProgressStream  header_timeout  |  notes what arrives and whether a write has to wait
-//!   | RewoundStream           detect  |  yields the bytes once more that named the protocol
+//!   | RewoundStream        handshake  |  yields the bytes once more that named the protocol
 //!   +---------------------------------+
 //!   | TlsStream         (if there is) |
 //!   | WriteTimeoutStream              |  fails a write that the client does not accept
-//!   |                  write_timeout  |
+//!   |                          layer  |
 //!   | Socket            transport.rs  |
 //!   +---------------------------------+
 //!          client ^    | bytes
@@ -39,7 +39,7 @@
 //! what it changes.
 //!
 //! An HTTP/2 connection ends at the detection: hyper gets the `RewoundStream`. Pings take the place of
-//! the header timeout, and each stream has a write timeout of its own (`stream_timeout`).
+//! the header timeout, and each stream has a write timeout of its own.
 //!
 //! # Who owns what
 //!
@@ -58,23 +58,17 @@
 //!
 //! The client; a handshake or a head that takes longer than `server.header_timeout`; a write that
 //! waits longer than `server.write_timeout`; hyper, after an error of the client; and a drain, between
-//! two answers (`drain_grace`). The timer and the drain are a `side_task`: they cost a request nothing.
+//! two answers (`drain.rs`). The timer and the drain are a `side_task`: they cost a request nothing.
 
-mod connection_error;
-mod detect;
-mod drain_grace;
+mod connection_metrics;
 mod handshake;
 mod header_timeout;
 mod http1_conn;
 mod http2_conn;
-mod informational_io;
 mod layer;
-mod open_connection;
 mod proxy_protocol;
 mod repeat_fast_path;
 mod side_task;
-mod stream_timeout;
-mod write_timeout;
 
 use std::{sync::Arc, time::Duration};
 
@@ -82,18 +76,16 @@ use tokio::time::timeout;
 use tokio_rustls::rustls::ServerConfig;
 use tracing::debug;
 
+pub use self::connection_metrics::ServerMetrics;
 use self::{
-    connection_error::ConnectionError,
-    detect::ClientProtocol,
-    drain_grace::silent_during_drain,
-    handshake::{Handshake, OpenedConnection},
+    connection_metrics::{ConnectionError, OpenGuard},
+    handshake::{ClientProtocol, Handshake, OpenedConnection},
     http1_conn::Http1Config,
     http2_conn::Http2Config,
 };
 use crate::{
     config,
-    drain::Drain,
-    server::metrics::ServerMetrics,
+    drain::{Drain, silent_during_drain},
     service::Service,
     tls::Renewed,
     transport::{RemoteAddress, Socket},
@@ -173,26 +165,5 @@ impl<S: Service> ClientConnection<S> {
             }
         }
         Ok(())
-    }
-}
-
-/// Counts a connection as open until it is dropped.
-struct OpenGuard(Arc<ServerMetrics>);
-
-impl OpenGuard {
-    fn new(metrics: &Arc<ServerMetrics>) -> Self {
-        metrics.connections.inc();
-        Self(Arc::clone(metrics))
-    }
-
-    fn record_error(&self, fault: &ConnectionError) {
-        self.0.errors.inc([fault.as_str()]);
-        fault.limit().inspect(|&limit| self.0.limits.count(limit));
-    }
-}
-
-impl Drop for OpenGuard {
-    fn drop(&mut self) {
-        self.0.connections.dec();
     }
 }

@@ -2,14 +2,24 @@
 //!
 //! A layer states only what it changes: what it does with bytes that arrive, what it writes before
 //! the bytes of the layer above, and what it learns from a write. All else goes to the layer below.
+//!
+//! The lowest layer is here too: the time limit of a write, for a client that stops reading. On HTTP/1
+//! the connection shows it; the streams of an HTTP/2 connection have a limit of their own
+//! (`http2_conn`). Either way the resources that such a client holds are released after
+//! `server.write_timeout`.
 
 use std::{
+    future::Future as _,
     io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
 
 /// One layer between a client and hyper.
 pub(super) trait Layer: Unpin {
@@ -95,5 +105,48 @@ impl<L: Layer> AsyncWrite for Layered<L> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.get_mut().0.poll_shutdown(cx)
+    }
+}
+
+/// A stream that fails when the client accepts nothing of a write for too long.
+pub(super) type WriteTimeoutStream<S> = Layered<WriteTimeout<S>>;
+
+/// The layer of [`WriteTimeoutStream`].
+pub(super) struct WriteTimeout<S> {
+    stream: S,
+    limit: Duration,
+    /// Created when a write first has to wait; most never do.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> WriteTimeoutStream<S> {
+    pub(super) fn new(limit: Duration, stream: S) -> Self {
+        Self(WriteTimeout { stream, limit, deadline: None })
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Layer for WriteTimeout<S> {
+    type Below = S;
+
+    fn below(&self) -> &S {
+        &self.stream
+    }
+
+    fn below_mut(&mut self) -> Pin<&mut S> {
+        Pin::new(&mut self.stream)
+    }
+
+    fn after_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.deadline = None;
+            return written;
+        }
+        let limit = self.limit;
+        ready!(self.deadline.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }

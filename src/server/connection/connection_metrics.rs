@@ -1,11 +1,80 @@
-//! How a client connection failed, and which limit it reached.
+//! What is counted of client connections: those that are open, and how others failed.
 
-use std::{error::Error, io, time::Duration};
+use std::{error::Error, io, sync::Arc, time::Duration};
 
 use h2::Reason;
+use prometheus_client::metrics::gauge::Gauge;
 
 use super::proxy_protocol::ProxyHeaderError;
-use crate::limits::Limit;
+use crate::{
+    limits::{Limit, LimitHits},
+    observe::metrics::{Counters, Registry},
+    tls::TlsMetrics,
+};
+
+/// The kinds of errors: `malformed` and `head-too-large` (answered with a bare 400, 414 or 431),
+/// `timeout`, `unread` (the client read nothing of its response for too long), `flood` (HTTP/2
+/// resets, continuations and the like), `incomplete` (the client hung up within a message), `tls`
+/// and `proxy-protocol` (the handshake or the header is missing or malformed) or `broken`.
+const KINDS: [&str; 9] = [
+    "malformed",
+    "head-too-large",
+    "timeout",
+    "unread",
+    "flood",
+    "incomplete",
+    "tls",
+    "proxy-protocol",
+    "broken",
+];
+
+/// The metrics of the client connections of all listeners.
+#[derive(Debug)]
+pub struct ServerMetrics {
+    /// Open client connections.
+    pub(crate) connections: Gauge,
+    errors: Counters<1>,
+    pub(in crate::server) limits: Arc<LimitHits>,
+    pub(crate) tls: TlsMetrics,
+}
+
+impl ServerMetrics {
+    /// Registers the metrics.
+    pub fn register(r: &mut Registry) -> Self {
+        Self {
+            connections: r.gauge("connections", "Open client connections"),
+            errors: r.counters_by(
+                "kind",
+                "connection_errors",
+                "Client connections that ended with an error, by kind",
+                KINDS,
+            ),
+            limits: LimitHits::shared(r),
+            tls: TlsMetrics::shared(r),
+        }
+    }
+}
+
+/// Counts a connection as open until it is dropped.
+pub(super) struct OpenGuard(pub(super) Arc<ServerMetrics>);
+
+impl OpenGuard {
+    pub(super) fn new(metrics: &Arc<ServerMetrics>) -> Self {
+        metrics.connections.inc();
+        Self(Arc::clone(metrics))
+    }
+
+    pub(super) fn record_error(&self, fault: &ConnectionError) {
+        self.0.errors.inc([fault.as_str()]);
+        fault.limit().inspect(|&limit| self.0.limits.count(limit));
+    }
+}
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.0.connections.dec();
+    }
+}
 
 /// How a client connection failed. hyper has already answered it where that is possible, with a
 /// bare 400, 414 or 431 that no service sees.
