@@ -14,7 +14,8 @@
 //!   | RepeatStream  repeat_fast_path  |  answers a head that repeats an earlier one
 //!   | InformationalStream             |  puts 1xx responses between two messages
 //!   |                     http1_conn  |
-//!   | ProgressStream  header_timeout  |  notes what arrives and whether a write has to wait
+//!   | ProgressStream                  |  notes what arrives and whether a write has to wait
+//!   |               request_progress  |
 //!   | RewoundStream        handshake  |  yields the bytes once more that named the protocol
 //!   +---------------------------------+
 //!   | TlsStream         (if there is) |
@@ -62,15 +63,15 @@
 
 mod connection_metrics;
 mod handshake;
-mod header_timeout;
 mod http1_conn;
 mod http2_conn;
 mod layer;
 mod proxy_protocol;
 mod repeat_fast_path;
+mod request_progress;
 mod side_task;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tokio::time::timeout;
 use tokio_rustls::rustls::ServerConfig;
@@ -94,27 +95,18 @@ use crate::{
 /// The settings that every connection of a server is served with.
 pub(super) struct ConnectionConfig {
     handshake: Handshake,
-    header_timeout: Duration,
     http1: Http1Config,
     http2: Http2Config,
 }
 
 impl ConnectionConfig {
-    pub(super) fn new(config: &config::ServerConfig) -> Self {
-        Self {
-            handshake: Handshake::new(config),
-            header_timeout: config.header_timeout,
-            http1: Http1Config::new(config),
-            http2: Http2Config::new(config),
-        }
-    }
-
-    pub(super) fn set_tls(&mut self, tls: Option<Arc<Renewed<ServerConfig>>>) {
-        self.handshake.tls = tls;
-    }
-
-    pub(super) fn expect_no_proxy_header(&mut self) {
-        self.handshake.use_proxy_protocol = false;
+    pub(super) fn new(
+        config: config::ServerConfig,
+        tls: Option<Arc<Renewed<ServerConfig>>>,
+    ) -> Self {
+        let http1 = Http1Config::new(&config);
+        let http2 = Http2Config::new(&config);
+        Self { handshake: Handshake { config, tls }, http1, http2 }
     }
 }
 
@@ -150,13 +142,14 @@ impl<S: Service> ClientConnection<S> {
         socket: Socket,
         remote: RemoteAddress,
     ) -> Result<(), ConnectionError> {
-        let ConnectionConfig { handshake, header_timeout, http1, http2 } = &*self.config;
+        let ConnectionConfig { handshake, http1, http2 } = &*self.config;
+        let limit = handshake.config.header_timeout;
         let opened = tokio::select! {
-            opened = timeout(*header_timeout, handshake.open(socket, remote)) => opened,
+            opened = timeout(limit, handshake.open(socket, remote)) => opened,
             () = silent_during_drain(&mut self.drain) => return Ok(()),
         };
         let OpenedConnection { protocol, stream, peer } =
-            opened.map_err(|_| ConnectionError::Timeout(*header_timeout))??;
+            opened.map_err(|_| ConnectionError::Timeout(limit))??;
         let (service, drain) = (self.service.clone(), &mut self.drain);
         match protocol {
             ClientProtocol::Http1 => http1.serve(stream, peer, service, drain).await?,

@@ -9,10 +9,8 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
-use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
 use tokio_util::either::Either;
@@ -20,7 +18,7 @@ use tracing::debug;
 
 use super::{
     connection_metrics::ConnectionError,
-    layer::{Layer, Layered, WriteTimeoutStream},
+    layer::{Layer, Layered, WriteTimeout, WriteTimeoutStream},
     proxy_protocol::{self, ProxySource},
 };
 use crate::{
@@ -42,25 +40,11 @@ pub(super) struct OpenedConnection {
 
 /// The settings by which a connection begins.
 pub(super) struct Handshake {
-    write_timeout: Duration,
-    /// Peers that are trusted to name the client.
-    trusted_proxies: Vec<IpNet>,
-    /// Whether each connection begins with a PROXY protocol header.
-    pub(super) use_proxy_protocol: bool,
+    pub(super) config: config::ServerConfig,
     pub(super) tls: Option<Arc<Renewed<ServerConfig>>>,
 }
 
 impl Handshake {
-    /// Without TLS.
-    pub(super) fn new(config: &config::ServerConfig) -> Self {
-        Self {
-            write_timeout: config.write_timeout,
-            trusted_proxies: config.trusted_proxies.clone(),
-            use_proxy_protocol: config.proxy_protocol,
-            tls: None,
-        }
-    }
-
     /// Determines the peer and the protocol of a new connection. The caller limits the time.
     pub(super) async fn open(
         &self,
@@ -70,7 +54,7 @@ impl Handshake {
         if let Err(error) = prepare(&socket) {
             debug!(%error, "cannot set the options of a client socket");
         }
-        let mut socket = WriteTimeoutStream::new(self.write_timeout, socket);
+        let mut socket = Layered::new(WriteTimeout::new(self.config.write_timeout), socket);
         let (ip, is_trusted) = self.client_address(&mut socket, remote).await?;
         let peer = Peer { ip, is_tls: self.tls.is_some(), is_trusted, connection: None };
         let stream = match &self.tls {
@@ -96,7 +80,7 @@ impl Handshake {
         remote: RemoteAddress,
     ) -> Result<(Option<IpAddr>, bool), ConnectionError> {
         let trusted = self.trusts(remote);
-        let source = match self.use_proxy_protocol {
+        let source = match self.config.proxy_protocol {
             false => ProxySource::Connection,
             true if !trusted => return Err(ConnectionError::UntrustedPeer),
             true => proxy_protocol::read(socket).await?,
@@ -112,7 +96,7 @@ impl Handshake {
         // The permissions of a unix socket decide who can connect to it, so every peer is trusted.
         remote.is_none_or(|remote| {
             let ip = remote.ip().to_canonical();
-            self.trusted_proxies.iter().any(|network| network.contains(&ip))
+            self.config.trusted_proxies.iter().any(|network| network.contains(&ip))
         })
     }
 }
@@ -130,7 +114,7 @@ pub(super) enum ClientProtocol {
 /// Reads until the protocol is known. The returned stream yields the bytes that were read once
 /// more. The caller limits the time. A connection that ends early counts as HTTP/1: hyper then ends
 /// it without a response.
-pub(super) async fn detect<S>(mut stream: S) -> io::Result<(ClientProtocol, RewoundStream<S>)>
+async fn detect<S>(mut stream: S) -> io::Result<(ClientProtocol, RewoundStream<S>)>
 where
     S: AsyncRead + Unpin,
 {
@@ -145,7 +129,7 @@ where
             None => {}
         }
     };
-    Ok((protocol, Layered(Rewound { prefix: read, next: 0, filled, stream })))
+    Ok((protocol, Layered::new(Rewound { prefix: read, next: 0, filled }, stream)))
 }
 
 /// Returns the protocol that begins with these bytes, once that is certain.
@@ -157,31 +141,24 @@ fn protocol_of(read: &[u8]) -> Option<ClientProtocol> {
 }
 
 /// A stream that yields bytes once more that were already read from it.
-pub(super) type RewoundStream<S> = Layered<Rewound<S>>;
+type RewoundStream<S> = Layered<Rewound, S>;
 
 /// The layer of [`RewoundStream`].
-#[derive(Debug)]
-pub(super) struct Rewound<S> {
+pub(super) struct Rewound {
     prefix: [u8; PREFACE.len()],
     next: usize,
     filled: usize,
-    stream: S,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Layer for Rewound<S> {
-    type Below = S;
-
-    fn below(&self) -> &S {
-        &self.stream
-    }
-
-    fn below_mut(&mut self) -> Pin<&mut S> {
-        Pin::new(&mut self.stream)
-    }
-
-    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Layer<S> for Rewound {
+    fn poll_read(
+        &mut self,
+        below: &mut S,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.next == self.filled {
-            return self.below_mut().poll_read(cx, buf);
+            return Pin::new(below).poll_read(cx, buf);
         }
         let rest = &self.prefix[self.next..self.filled];
         let count = rest.len().min(buf.remaining());
@@ -189,7 +166,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Layer for Rewound<S> {
         self.next += count;
         // Also read the bytes that follow: a head that arrived whole then reaches hyper whole, and
         // is not first parsed in part. An error of the stream shows again at the next read.
-        let _ = self.below_mut().poll_read(cx, buf);
+        let _ = Pin::new(below).poll_read(cx, buf);
         Poll::Ready(Ok(()))
     }
 }

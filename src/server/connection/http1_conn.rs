@@ -8,6 +8,7 @@
 
 use std::{
     convert::Infallible,
+    error::Error,
     future::{Future, poll_fn},
     io,
     pin::{Pin, pin},
@@ -16,10 +17,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::Buf as _;
+use bytes::{Buf as _, Bytes};
+use http_body_util::BodyExt as _;
 use hyper::{
     Request, Response, Version,
-    body::{Body as _, Incoming},
+    body::{Body, Incoming},
     server::conn::http1,
     service::service_fn,
     upgrade::OnUpgrade,
@@ -30,9 +32,9 @@ use tokio_util::either::Either;
 
 use super::{
     connection_metrics::ConnectionError,
-    header_timeout::{ProgressBody, ProgressStream, RequestProgress},
     layer::{Layer, Layered},
-    repeat_fast_path::{FastPathState, RepeatStream},
+    repeat_fast_path::{RepeatIo, RepeatStream},
+    request_progress::{FastPathState, Progress, ProgressStream, RequestProgress},
     side_task::SideTask,
 };
 use crate::{
@@ -54,7 +56,7 @@ pub(super) struct Http1Config {
 impl Http1Config {
     pub(super) fn new(config: &config::ServerConfig) -> Self {
         let mut builder = http1::Builder::new();
-        // hyper's own header timeout has a cost for every request. `header_timeout` implements one
+        // hyper's own header timeout has a cost for every request. `request_progress` implements one
         // that has none.
         builder
             .header_read_timeout(None)
@@ -81,8 +83,8 @@ impl Http1Config {
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         S: Service,
     {
-        let open = OpenConnection::new(&service);
-        let peer = Peer { connection: open.id(), ..peer };
+        let open = OpenConnection { service: service.clone(), id: service.open_connection() };
+        let peer = Peer { connection: open.id, ..peer };
         let (conn, stream) = Http1Conn::new(stream, peer, service, self.max_head_bytes);
         let answer = service_fn(|request| conn.answer(request));
         let connection = self.builder.serve_connection(TokioIo::new(stream), answer);
@@ -97,7 +99,7 @@ impl Http1Config {
                 return Poll::Ready(Err(ConnectionError::Timeout(self.header_timeout)));
             }
             if may_close.poll(cx).is_some() {
-                conn.close_fast_path();
+                conn.fast_path.iter().for_each(|fast_path| fast_path.close());
                 close_pending = true;
             }
             loop {
@@ -145,22 +147,17 @@ impl<S: Service> Http1Conn<S> {
         let informational = Arc::new(InformationalQueue::default());
         let fast_path =
             service.is_offered().then(|| Arc::new(FastPathState::new(Arc::clone(&progress))));
-        let stream = ProgressStream::new(stream, Arc::clone(&progress));
-        let stream = InformationalStream::new(stream, Arc::clone(&informational));
+        let stream = Layered::new(Progress(Arc::clone(&progress)), stream);
+        let stream = Layered::new(InformationalIo::new(Arc::clone(&informational)), stream);
         let stream = match &fast_path {
             Some(state) => {
-                let (service, state) = (service.clone(), Arc::clone(state));
-                Either::Left(RepeatStream::new(stream, service, state, max_head_bytes))
+                let layer = RepeatIo::new(service.clone(), Arc::clone(state), max_head_bytes);
+                Either::Left(Layered::new(layer, stream))
             }
             None => Either::Right(stream),
         };
         let first_request = FirstRequest::default();
         (Self { peer, service, informational, progress, fast_path, first_request }, stream)
-    }
-
-    /// Leaves all further requests to hyper.
-    fn close_fast_path(&self) {
-        self.fast_path.iter().for_each(|fast_path| fast_path.close());
     }
 
     /// Whether the fast path is answering a request, which hyper does not see.
@@ -172,7 +169,12 @@ impl<S: Service> Http1Conn<S> {
     fn answer(
         &self,
         mut request: Request<Incoming>,
-    ) -> impl Future<Output = Result<Response<ProgressBody<S::Body>>, Infallible>> + use<S> {
+    ) -> impl Future<
+        Output = Result<
+            Response<impl Body<Data = Bytes, Error: Error + Send + Sync> + use<S>>,
+            Infallible,
+        >,
+    > + use<S> {
         self.first_request.mark_begun();
         let guard = self.progress.begin(!request.body().is_end_stream());
         let number = self.progress.begun();
@@ -191,27 +193,22 @@ impl<S: Service> Http1Conn<S> {
             let Answered { response, repeat } = answer.await;
             informational.close().await;
             if let (Some(fast_path), Some(repeat)) = (fast_path, repeat) {
-                fast_path.keep(number, repeat);
+                fast_path.repeat.put((number, repeat));
             }
-            Ok(response.map(|body| ProgressBody::new(body, guard)))
+            // The closure holds the guard: hyper drops both with the body, after writing its end.
+            let holding = move |error| {
+                let _held = &guard;
+                error
+            };
+            Ok(response.map(|body| body.map_err(holding)))
         }
     }
 }
 
 /// An open connection. The service learns of its end on drop, however the connection ends.
-pub(super) struct OpenConnection<S: Service> {
+struct OpenConnection<S: Service> {
     service: S,
     id: Option<ConnectionId>,
-}
-
-impl<S: Service> OpenConnection<S> {
-    pub(super) fn new(service: &S) -> Self {
-        Self { service: service.clone(), id: service.open_connection() }
-    }
-
-    pub(super) fn id(&self) -> Option<ConnectionId> {
-        self.id
-    }
 }
 
 impl<S: Service> Drop for OpenConnection<S> {
@@ -221,11 +218,10 @@ impl<S: Service> Drop for OpenConnection<S> {
 }
 
 /// A stream that writes the queued informational responses when it is flushed.
-pub(super) type InformationalStream<S> = Layered<InformationalIo<S>>;
+type InformationalStream<S> = Layered<InformationalIo, S>;
 
 /// The layer of [`InformationalStream`].
-pub(super) struct InformationalIo<S> {
-    stream: S,
+struct InformationalIo {
     queue: Arc<InformationalQueue>,
     /// Part of the queue is written: the rest must follow before anything else.
     partly_written: bool,
@@ -233,21 +229,22 @@ pub(super) struct InformationalIo<S> {
     waker: Waker,
 }
 
-impl<S> InformationalStream<S> {
-    pub(super) fn new(stream: S, queue: Arc<InformationalQueue>) -> Self {
-        let waker = Waker::noop().clone();
-        Self(InformationalIo { stream, queue, partly_written: false, waker })
+impl InformationalIo {
+    fn new(queue: Arc<InformationalQueue>) -> Self {
+        Self { queue, partly_written: false, waker: Waker::noop().clone() }
     }
-}
 
-impl<S: AsyncWrite + Unpin> InformationalIo<S> {
-    fn poll_write_queue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_write_queue<S: AsyncWrite + Unpin>(
+        &mut self,
+        below: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         if !self.queue.has_bytes() {
             return Poll::Ready(Ok(()));
         }
         let mut state = self.queue.lock();
         while !state.bytes.is_empty() {
-            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, &state.bytes))?;
+            let count = ready!(Pin::new(&mut *below).poll_write(cx, &state.bytes))?;
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -262,30 +259,20 @@ impl<S: AsyncWrite + Unpin> InformationalIo<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Layer for InformationalIo<S> {
-    type Below = S;
-
-    fn below(&self) -> &S {
-        &self.stream
+impl<S: AsyncRead + AsyncWrite + Unpin> Layer<S> for InformationalIo {
+    fn poll_before_write(&mut self, below: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.partly_written { self.poll_write_queue(below, cx) } else { Poll::Ready(Ok(())) }
     }
 
-    fn below_mut(&mut self) -> Pin<&mut S> {
-        Pin::new(&mut self.stream)
-    }
-
-    fn poll_before_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.partly_written { self.poll_write_queue(cx) } else { Poll::Ready(Ok(())) }
-    }
-
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(&mut self, below: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.waker.will_wake(cx.waker()) {
             self.waker.clone_from(cx.waker());
             // Register before looking at the queue: a response that is queued after the look wakes
             // this task.
             self.queue.register(cx.waker());
         }
-        ready!(self.poll_write_queue(cx))?;
-        self.below_mut().poll_flush(cx)
+        ready!(self.poll_write_queue(below, cx))?;
+        Pin::new(below).poll_flush(cx)
     }
 }
 
@@ -296,7 +283,7 @@ mod tests {
     use hyper::{HeaderMap, StatusCode, header::HeaderValue};
     use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _, duplex};
 
-    use super::{InformationalQueue, InformationalStream};
+    use super::{InformationalIo, InformationalQueue, InformationalStream};
     use crate::informational::Informational;
 
     const HINT: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
@@ -311,7 +298,7 @@ mod tests {
     async fn an_interim_response_goes_out_with_the_next_flush_and_before_the_answer() {
         let (near, mut far) = duplex(1024);
         let queue = Arc::new(InformationalQueue::default());
-        let mut io = InformationalStream::new(near, Arc::clone(&queue));
+        let mut io = InformationalStream::new(InformationalIo::new(Arc::clone(&queue)), near);
         let informational = queue.open();
         hint(&informational);
 
@@ -329,7 +316,7 @@ mod tests {
     async fn what_a_write_finds_half_written_is_ended_first() {
         let (near, mut far) = duplex(10);
         let queue = Arc::new(InformationalQueue::default());
-        let mut io = InformationalStream::new(near, Arc::clone(&queue));
+        let mut io = InformationalStream::new(InformationalIo::new(Arc::clone(&queue)), near);
         hint(&queue.open());
 
         let begun = poll_fn(|cx| std::task::Poll::Ready(Pin::new(&mut io).poll_flush(cx)));

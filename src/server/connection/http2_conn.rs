@@ -5,10 +5,7 @@
 use std::{
     convert::Infallible,
     pin::{Pin, pin},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -77,15 +74,16 @@ impl Http2Config {
     {
         let begun = Arc::new(FirstRequest::default());
         let first_request = Arc::clone(&begun);
-        let limit = self.write_timeout;
-        let streams = StreamCounter::new(self.max_streams, limits);
+        let Self { max_streams, write_timeout, .. } = *self;
+        let streams =
+            Arc::new(OpenStreams { max_streams, write_timeout, hits: Arc::clone(limits) });
         let service = service_fn(move |request| {
             first_request.mark_begun();
             let stream = streams.open();
             let answer = service.clone().serve(request, peer, Informational::default());
             async move {
                 let response = answer.await.response;
-                Ok::<_, Infallible>(response.map(|body| WriteTimeoutBody::new(limit, body, stream)))
+                Ok::<_, Infallible>(response.map(|body| WriteTimeoutBody::new(body, stream)))
             }
         });
         let mut connection = pin!(self.builder.serve_connection(TokioIo::new(stream), service));
@@ -101,7 +99,7 @@ impl Http2Config {
 
 /// Why the body of an HTTP/2 stream ended early.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum StreamError<E> {
+enum StreamError<E> {
     /// The client's window stayed closed.
     #[error("the client read nothing of the stream for {0:?}")]
     Unread(Duration),
@@ -113,45 +111,31 @@ pub(super) enum StreamError<E> {
 /// The body of an HTTP/2 stream. hyper polls it only while the client's window is open, so the body
 /// itself cannot notice that the client does not read. A separate task then drops what the body
 /// holds.
-pub(super) struct WriteTimeoutBody<B> {
+struct WriteTimeoutBody<B> {
     shared: Arc<Mutex<WatchedBody<B>>>,
-    limit: Duration,
     /// Started by the first frame that is not the last one; most bodies have one frame.
     watchdog: Option<AbortOnDropHandle<()>>,
-    stream: StreamGuard,
+    stream: Arc<OpenStreams>,
 }
 
-/// Counts the open streams of one connection.
-pub(super) struct StreamCounter {
-    limit: usize,
-    open: Arc<AtomicUsize>,
+/// What the streams of one connection share. Each has a clone until its response has ended, so the
+/// clones are the number of open streams.
+struct OpenStreams {
+    max_streams: usize,
+    write_timeout: Duration,
     hits: Arc<LimitHits>,
 }
 
-/// One open stream, counted until its response has ended.
-pub(super) struct StreamGuard {
-    open: Arc<AtomicUsize>,
-    hits: Arc<LimitHits>,
-}
-
-impl StreamCounter {
-    pub(super) fn new(limit: usize, hits: &Arc<LimitHits>) -> Self {
-        Self { limit, open: Arc::default(), hits: Arc::clone(hits) }
-    }
-
+impl OpenStreams {
     /// Counts one more stream. h2 refuses streams past the limit without reporting it, so the
     /// metric counts how often a client reaches the limit.
-    pub(super) fn open(&self) -> StreamGuard {
-        if self.open.fetch_add(1, Ordering::Relaxed) + 1 == self.limit {
+    fn open(self: &Arc<Self>) -> Arc<Self> {
+        let stream = Arc::clone(self);
+        // One clone is that of the connection.
+        if Arc::strong_count(self) == self.max_streams + 1 {
             self.hits.count(Limit::Streams);
         }
-        StreamGuard { open: Arc::clone(&self.open), hits: Arc::clone(&self.hits) }
-    }
-}
-
-impl Drop for StreamGuard {
-    fn drop(&mut self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
+        stream
     }
 }
 
@@ -163,9 +147,9 @@ struct WatchedBody<B> {
 }
 
 impl<B: Body + Send + Unpin + 'static> WriteTimeoutBody<B> {
-    pub(super) fn new(limit: Duration, body: B, stream: StreamGuard) -> Self {
+    fn new(body: B, stream: Arc<OpenStreams>) -> Self {
         let shared = WatchedBody { body: Some(body), unread_since: None };
-        Self { shared: Arc::new(Mutex::new(shared)), limit, watchdog: None, stream }
+        Self { shared: Arc::new(Mutex::new(shared)), watchdog: None, stream }
     }
 }
 
@@ -180,15 +164,15 @@ impl<B: Body + Send + Unpin + 'static> Body for WriteTimeoutBody<B> {
         let this = &mut *self;
         let mut shared = lock(&this.shared);
         let Some(body) = &mut shared.body else {
-            return Poll::Ready(Some(Err(StreamError::Unread(this.limit))));
+            return Poll::Ready(Some(Err(StreamError::Unread(this.stream.write_timeout))));
         };
         let frame = Pin::new(&mut *body).poll_frame(cx);
         let more = matches!(frame, Poll::Ready(Some(Ok(_)))) && !body.is_end_stream();
         shared.unread_since = more.then(Instant::now);
         drop(shared);
         if more && this.watchdog.is_none() {
-            let hits = Arc::clone(&this.stream.hits);
-            let watch = drop_unread(Arc::clone(&this.shared), this.limit, hits);
+            let OpenStreams { write_timeout, hits, .. } = &*this.stream;
+            let watch = drop_unread(Arc::clone(&this.shared), *write_timeout, Arc::clone(hits));
             this.watchdog = Some(AbortOnDropHandle::new(tokio::spawn(watch)));
         }
         frame.map(|frame| frame.map(|frame| frame.map_err(StreamError::Body)))

@@ -6,7 +6,10 @@
 //! guess whether the protocol header is present or not" (section 2): with `server.proxy_protocol`
 //! every connection must have the header.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
 use ppp::{HeaderResult, PartialResult as _, v1, v2};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -120,12 +123,8 @@ fn parse(header: &[u8]) -> Result<ProxySource, ProxyHeaderError> {
 /// before the CRLF" (2.1).
 fn v1_source(addresses: v1::Addresses) -> ProxySource {
     match addresses {
-        v1::Addresses::Tcp4(ip) => {
-            ProxySource::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
-        }
-        v1::Addresses::Tcp6(ip) => {
-            ProxySource::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
-        }
+        v1::Addresses::Tcp4(ip) => client(ip.source_address, ip.source_port),
+        v1::Addresses::Tcp6(ip) => client(ip.source_address, ip.source_port),
         v1::Addresses::Unknown => ProxySource::Unknown,
     }
 }
@@ -135,14 +134,14 @@ fn v1_source(addresses: v1::Addresses) -> ProxySource {
 fn v2_source(header: &v2::Header<'_>) -> ProxySource {
     match (header.command, &header.addresses) {
         (v2::Command::Local, _) => ProxySource::Connection,
-        (v2::Command::Proxy, v2::Addresses::IPv4(ip)) => {
-            ProxySource::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
-        }
-        (v2::Command::Proxy, v2::Addresses::IPv6(ip)) => {
-            ProxySource::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
-        }
-        (v2::Command::Proxy, _) => ProxySource::Unknown,
+        (_, v2::Addresses::IPv4(ip)) => client(ip.source_address, ip.source_port),
+        (_, v2::Addresses::IPv6(ip)) => client(ip.source_address, ip.source_port),
+        (_, v2::Addresses::Unspecified | v2::Addresses::Unix(_)) => ProxySource::Unknown,
     }
+}
+
+fn client(ip: impl Into<IpAddr>, port: u16) -> ProxySource {
+    ProxySource::Client(SocketAddr::new(ip.into(), port))
 }
 
 #[cfg(test)]

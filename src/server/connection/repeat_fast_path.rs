@@ -24,8 +24,6 @@
 //! Of the raw bytes only a plain GET is recognised, and none that could be read in two ways. Header
 //! fields are not read here; hyper does that.
 
-mod fast_path_state;
-
 use std::{
     io::{self, IoSlice},
     mem,
@@ -37,20 +35,20 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::layer::{Layer, Layered};
+use super::{
+    layer::{Layer, Layered},
+    request_progress::FastPathState,
+};
 use crate::service::{FastPathMiss, RepeatFastPath};
-
-pub(super) use self::fast_path_state::FastPathState;
 
 /// Largest head that is kept, in bytes.
 const HEAD_MAX: usize = 4 << 10;
 
 /// A stream that answers repeated requests itself.
-pub(super) type RepeatStream<I, P> = Layered<RepeatIo<I, P>>;
+pub(super) type RepeatStream<S, P> = Layered<RepeatIo<P>, S>;
 
 /// The layer of [`RepeatStream`].
-pub(super) struct RepeatIo<I, P: RepeatFastPath> {
-    stream: I,
+pub(super) struct RepeatIo<P: RepeatFastPath> {
     service: P,
     shared: Arc<FastPathState<P::Repeat>>,
     /// Largest head that is answered or kept, in bytes.
@@ -73,7 +71,7 @@ pub(super) struct RepeatIo<I, P: RepeatFastPath> {
 }
 
 /// No field is pinned.
-impl<I: Unpin, P: RepeatFastPath> Unpin for RepeatIo<I, P> {}
+impl<P: RepeatFastPath> Unpin for RepeatIo<P> {}
 
 struct RememberedHead<R> {
     head: Vec<u8>,
@@ -94,16 +92,10 @@ enum RepeatPhase {
     Returning(usize),
 }
 
-impl<I, P: RepeatFastPath> RepeatStream<I, P> {
-    /// Wraps a stream that hyper has read nothing from. Heads may have up to `max_head_bytes` bytes.
-    pub(super) fn new(
-        stream: I,
-        service: P,
-        shared: Arc<FastPathState<P::Repeat>>,
-        limit: usize,
-    ) -> Self {
-        Layered(RepeatIo {
-            stream,
+impl<P: RepeatFastPath> RepeatIo<P> {
+    /// For a stream that hyper has read nothing from, with heads of up to `limit` bytes.
+    pub(super) fn new(service: P, shared: Arc<FastPathState<P::Repeat>>, limit: usize) -> Self {
+        Self {
             service,
             shared,
             max_head_bytes: limit.min(HEAD_MAX),
@@ -116,19 +108,17 @@ impl<I, P: RepeatFastPath> RepeatStream<I, P> {
             head: Vec::new(),
             head_written: 0,
             body: Bytes::new(),
-        })
+        }
     }
-}
 
-impl<I, P: RepeatFastPath> RepeatIo<I, P> {
     /// Whether hyper waits for a head and holds no byte of one.
     fn is_at_head(&self) -> bool {
-        self.empty_after == Some(self.shared.begun()) && self.shared.hyper_waits_for_head()
+        self.empty_after == Some(self.shared.progress.begun()) && self.shared.hyper_waits_for_head()
     }
 
     /// Takes over the state that the service kept, if it belongs to the noted head.
     fn remember(&mut self) {
-        let Some((number, repeat)) = self.shared.take_repeat() else { return };
+        let Some((number, repeat)) = self.shared.repeat.take() else { return };
         let (noted, head) = &mut self.noted;
         let line_end = head.iter().position(|byte| *byte == b'\n').filter(|_| *noted == number);
         if let Some(line_end) = line_end {
@@ -182,7 +172,9 @@ impl<I, P: RepeatFastPath> RepeatIo<I, P> {
 
     /// Leaves the request to hyper.
     fn return_request(&mut self, miss: FastPathMiss) {
-        self.shared.record_miss(miss);
+        if miss != FastPathMiss::default() {
+            self.shared.miss.put(miss);
+        }
         self.returned.clear();
         for part in [REQUEST_LINE.0, self.path.as_bytes(), REQUEST_LINE.1] {
             self.returned.extend_from_slice(part);
@@ -190,7 +182,7 @@ impl<I, P: RepeatFastPath> RepeatIo<I, P> {
         if let Some(remembered) = &self.remembered {
             self.returned.extend_from_slice(&remembered.head[remembered.fields_start..]);
         }
-        self.empty_after = Some(self.shared.begun());
+        self.empty_after = Some(self.shared.progress.begun());
         self.end(RepeatPhase::Returning(0));
     }
 
@@ -214,7 +206,7 @@ impl<I, P: RepeatFastPath> RepeatIo<I, P> {
     /// Notes bytes that hyper gets: the head, and whether hyper can hold a part of another one.
     fn note_given(&mut self, given: &[u8]) {
         let was_at_head = self.is_at_head();
-        let next = self.shared.begun() + 1;
+        let next = self.shared.progress.begun() + 1;
         let alone = is_single_get(given);
         self.empty_after = alone.then_some(next);
         if was_at_head && alone && given.len() <= self.max_head_bytes {
@@ -225,18 +217,20 @@ impl<I, P: RepeatFastPath> RepeatIo<I, P> {
             self.noted.0 = 0;
         }
     }
-}
 
-impl<I: AsyncWrite + Unpin, P: RepeatFastPath> RepeatIo<I, P> {
     /// Writes the rest of the response.
-    fn poll_write_response(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_write_response<S: AsyncWrite + Unpin>(
+        &mut self,
+        below: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.phase != RepeatPhase::Writing {
             return Poll::Ready(Ok(()));
         }
         loop {
             let head = &self.head[self.head_written..];
             let parts = [IoSlice::new(head), IoSlice::new(&self.body)];
-            let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &parts))?;
+            let written = ready!(Pin::new(&mut *below).poll_write_vectored(cx, &parts))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -248,28 +242,23 @@ impl<I: AsyncWrite + Unpin, P: RepeatFastPath> RepeatIo<I, P> {
             }
         }
         self.body = Bytes::new();
-        self.empty_after = Some(self.shared.begun());
+        self.empty_after = Some(self.shared.progress.begun());
         self.end(RepeatPhase::Reading);
         Poll::Ready(Ok(()))
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin, P: RepeatFastPath> Layer for RepeatIo<I, P> {
-    type Below = I;
-
-    fn below(&self) -> &I {
-        &self.stream
-    }
-
-    fn below_mut(&mut self) -> Pin<&mut I> {
-        Pin::new(&mut self.stream)
-    }
-
-    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+impl<S: AsyncRead + AsyncWrite + Unpin, P: RepeatFastPath> Layer<S> for RepeatIo<P> {
+    fn poll_read(
+        &mut self,
+        below: &mut S,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             match self.phase {
                 RepeatPhase::Polling => ready!(self.poll_service(cx)),
-                RepeatPhase::Writing => ready!(self.poll_write_response(cx))?,
+                RepeatPhase::Writing => ready!(self.poll_write_response(below, cx))?,
                 RepeatPhase::Returning(given) => {
                     self.copy_returned(given, buf);
                     return Poll::Ready(Ok(()));
@@ -277,7 +266,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: RepeatFastPath> Layer for RepeatIo<I,
                 RepeatPhase::Reading => {
                     self.remember();
                     let start = buf.filled().len();
-                    ready!(self.below_mut().poll_read(cx, buf))?;
+                    ready!(Pin::new(&mut *below).poll_read(cx, buf))?;
                     let bytes = &buf.filled()[start..];
                     if !self.try_begin(bytes) {
                         self.note_given(bytes);
@@ -289,13 +278,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: RepeatFastPath> Layer for RepeatIo<I,
         }
     }
 
-    fn poll_before_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_write_response(cx)
-    }
-
-    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_write_response(cx))?;
-        self.below_mut().poll_shutdown(cx)
+    fn poll_before_write(&mut self, below: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_write_response(below, cx)
     }
 }
 
