@@ -318,7 +318,7 @@ fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {
 }
 
 /// Whether a list field has `token` among its members, ignoring case.
-fn list_contains(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
+pub(crate) fn list_contains(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
     members(headers, name).any(|member| member.eq_ignore_ascii_case(token))
 }
 

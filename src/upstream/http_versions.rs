@@ -5,18 +5,23 @@
 //! responses) and costs less.
 
 use hyper::{
-    Method, Request, Uri, Version,
-    client::conn::{http1, http2},
+    Method, Request, Response, Uri, Version,
+    body::Incoming,
+    client::conn::{TrySendError, http1, http2},
     header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue},
     http::{
         request,
         uri::{self, Authority, PathAndQuery, Scheme},
     },
 };
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tracing::debug;
 
 use super::{connect::UpstreamProtocol, request_body::RequestBody};
-use crate::config::{self, HEADERS_ON_STACK};
+use crate::{
+    config::{self, HEADERS_ON_STACK},
+    transport::ClientStream,
+};
 
 /// The half of a connection that accepts requests.
 pub(super) enum RequestSender {
@@ -42,6 +47,16 @@ impl RequestSender {
         }
     }
 
+    pub(super) async fn try_send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        match self {
+            Self::Http1(sender) => sender.try_send_request(request).await,
+            Self::Http2(sender) => sender.try_send_request(request).await,
+        }
+    }
+
     /// Waits until a request can be sent. Returns false if the connection has closed.
     pub(super) async fn ready(&mut self) -> bool {
         match self {
@@ -58,30 +73,61 @@ impl RequestSender {
     }
 }
 
-/// Configures HTTP/1 with the same limits for responses as for requests. Harmless defects of a
-/// response are repaired: "A proxy [..] MUST remove any such whitespace" between a name and its
-/// colon (RFC 9112 5.1), and may "replace each received obs-fold with one or more SP octets" (5.2).
-pub(super) fn http1_builder(limits: &config::ServerConfig) -> http1::Builder {
-    let mut http1 = http1::Builder::new();
-    http1
-        .max_header_size(limits.max_header_bytes)
-        .max_buf_size(limits.buffer())
-        // Field names reach the client in the upstream's spelling. Requests carry their own
-        // spelling.
-        .preserve_header_case(true)
-        .allow_spaces_after_header_name_in_responses(true)
-        .allow_obsolete_multiline_headers_in_responses(true);
-    if limits.max_headers > HEADERS_ON_STACK {
-        http1.max_headers(limits.max_headers);
-    }
-    http1
+/// The settings of both versions.
+pub(super) struct HttpVersions {
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
 }
 
-/// Configures HTTP/2 with the same limits for responses as for requests.
-pub(super) fn http2_builder(limits: &config::ServerConfig) -> http2::Builder<TokioExecutor> {
-    let mut http2 = http2::Builder::new(TokioExecutor::new());
-    http2.max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX));
-    http2
+impl HttpVersions {
+    /// With the same limits for responses as for requests. Harmless defects of a response over HTTP/1
+    /// are repaired: "A proxy [..] MUST remove any such whitespace" between a name and its colon
+    /// (RFC 9112 5.1), and may "replace each received obs-fold with one or more SP octets" (5.2).
+    pub(super) fn new(limits: &config::ServerConfig) -> Self {
+        let mut http1 = http1::Builder::new();
+        http1
+            .max_header_size(limits.max_header_bytes)
+            .max_buf_size(limits.buffer())
+            // Field names reach the client in the upstream's spelling. Requests carry their own
+            // spelling.
+            .preserve_header_case(true)
+            .allow_spaces_after_header_name_in_responses(true)
+            .allow_obsolete_multiline_headers_in_responses(true);
+        if limits.max_headers > HEADERS_ON_STACK {
+            http1.max_headers(limits.max_headers);
+        }
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2.max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX));
+        Self { http1, http2 }
+    }
+
+    /// Begins a connection on a new stream.
+    pub(super) async fn handshake(
+        &self,
+        stream: ClientStream,
+        protocol: UpstreamProtocol,
+    ) -> hyper::Result<RequestSender> {
+        let io = TokioIo::new(stream);
+        match protocol {
+            UpstreamProtocol::Http1 => {
+                let (sender, connection) = self.http1.handshake(io).await?;
+                tokio::spawn(drive(connection.with_upgrades()));
+                Ok(RequestSender::Http1(sender))
+            }
+            UpstreamProtocol::Http2 => {
+                let (sender, connection) = self.http2.handshake(io).await?;
+                tokio::spawn(drive(connection));
+                Ok(RequestSender::Http2(sender))
+            }
+        }
+    }
+}
+
+/// Drives a connection. Its errors also reach the request that uses it.
+async fn drive(connection: impl Future<Output = hyper::Result<()>>) {
+    if let Err(error) = connection.await {
+        debug!(%error, "upstream connection ended");
+    }
 }
 
 /// Whether a request needs HTTP/2 to the upstream: gRPC is only defined over HTTP/2, and the
@@ -105,14 +151,9 @@ fn needs_http2(head: &request::Parts) -> bool {
 /// (if any) and instead replace it with the host information of the request-target"; HTTP/2 says
 /// the same of `:authority`.
 pub fn to_origin_form(head: &mut request::Parts, default_host: &str) {
-    let host = head.uri.authority().map(|authority| {
-        let text = authority.as_str();
-        text.rsplit_once('@').map_or(text, |(_, host)| host).to_owned()
-    });
-    let host = match host {
-        Some(host) => Some(host),
-        None if !head.headers.contains_key(HOST) => Some(default_host.to_owned()),
-        None => None,
+    let host = match head.uri.authority().map(Authority::as_str) {
+        Some(text) => Some(text.rsplit_once('@').map_or(text, |(_, host)| host)),
+        None => (!head.headers.contains_key(HOST)).then_some(default_host),
     };
     if let Some(value) = host.and_then(|host| HeaderValue::try_from(host).ok()) {
         head.headers.insert(HOST, value);

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::error::UpstreamError;
 use crate::{
-    limits::LimitHits,
+    limits::{Limit, LimitHits},
     observe::{
         events::{EventKind, Events},
         metrics::{Counters, RecentTimes, Registry},
@@ -27,13 +27,13 @@ const BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
 
 /// The metrics of the upstream.
-#[derive(Debug)]
 pub(crate) struct UpstreamMetrics {
-    pub(super) requests: Counters<1>,
+    requests: Counters<1>,
     /// Time to the response head, including the wait for a connection.
     response_seconds: Histogram,
     pub(crate) recent: Arc<RecentTimes>,
     pub(super) retries: Counter,
+    health: Health,
     /// 0 while the last three exchanges or more got no response, else 1.
     pub(crate) up: Gauge,
     pub(crate) connections: ConnectionMetrics,
@@ -58,8 +58,14 @@ pub(crate) struct ConnectionMetrics {
 }
 
 impl UpstreamMetrics {
-    pub(super) fn register(r: &mut Registry) -> Self {
-        let metrics = Self {
+    pub(super) fn register(r: &mut Registry, events: Arc<Events>) -> Self {
+        let up = r.gauge(
+            "upstream_up",
+            "0 while the last three or more exchanges got no response from the upstream",
+        );
+        // The upstream counts as up until it fails.
+        up.set(1);
+        Self {
             requests: r.counters_by(
                 "outcome",
                 "upstream_requests",
@@ -76,22 +82,30 @@ impl UpstreamMetrics {
                 "upstream_retries",
                 "Requests sent again over a new connection, because the kept one was closed",
             ),
-            up: r.gauge(
-                "upstream_up",
-                "0 while the last three or more exchanges got no response from the upstream",
-            ),
+            health: Health::new(up.clone(), events),
+            up,
             connections: ConnectionMetrics::register(r),
             limits: LimitHits::shared(r),
-        };
-        // The upstream counts as up until it fails.
-        metrics.up.set(1);
-        metrics
+        }
     }
 
-    /// Records the time to a response head.
-    pub(super) fn record_response(&self, took: Duration) {
-        self.response_seconds.observe(took.as_secs_f64());
-        self.recent.observe(took, 1);
+    /// Records how an exchange ended, and the time to its response head. A failed exchange says
+    /// nothing about that time.
+    pub(super) fn record<T>(&self, result: &Result<T, UpstreamError>, took: Duration) {
+        self.health.record(result.as_ref().err());
+        match result {
+            Ok(_) => {
+                self.requests.inc(["answered"]);
+                self.response_seconds.observe(took.as_secs_f64());
+                self.recent.observe(took, 1);
+            }
+            Err(error) => {
+                self.requests.inc([error.as_str()]);
+                if matches!(error, UpstreamError::ClientSlow { .. }) {
+                    self.limits.count(Limit::UploadRate);
+                }
+            }
+        }
     }
 }
 
@@ -128,7 +142,7 @@ const FAILURES_UNTIL_DOWN: u32 = 3;
 
 /// Reports to the log and the metrics when the upstream begins to fail and when it answers again.
 /// The error of each request is logged at debug level where the request is answered.
-pub(super) struct Health {
+struct Health {
     /// A warning was logged and no answer has followed it yet.
     failing: AtomicBool,
     warnings: Throttle,
@@ -141,7 +155,7 @@ pub(super) struct Health {
 }
 
 impl Health {
-    pub(super) fn new(gauge: Gauge, events: Arc<Events>) -> Self {
+    fn new(gauge: Gauge, events: Arc<Events>) -> Self {
         Self {
             failing: AtomicBool::default(),
             warnings: Throttle::default(),
@@ -154,7 +168,7 @@ impl Health {
     /// Records how an exchange ended. Errors of the client say nothing about the upstream. Nor does
     /// a request that was not sent because too many were under way: it causes a warning, but does
     /// not count as a failure.
-    pub(super) fn record(&self, error: Option<&UpstreamError>) {
+    fn record(&self, error: Option<&UpstreamError>) {
         match error {
             None => self.answered(),
             Some(error) if error.is_client_error() => {}

@@ -15,7 +15,6 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -37,7 +36,7 @@ use crate::{
     config::{self, UpstreamConfig},
     limits::{GaugeGuard, Permit, Quota},
     observe::throttle::HourlyPerName,
-    semantics::headers::{ConnectionIdentity, identity_of},
+    semantics::headers::{ConnectionIdentity, identity_of, list_contains},
     transport::ConnectionId,
 };
 
@@ -48,15 +47,6 @@ pub(super) struct Pool {
     idle_timeout: Duration,
     /// The number of idle connections.
     count: Gauge,
-}
-
-impl fmt::Debug for Pool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool")
-            .field("max_idle", &self.max_idle)
-            .field("idle", &self.count.get())
-            .finish_non_exhaustive()
-    }
 }
 
 struct IdleConnection {
@@ -114,12 +104,6 @@ impl Pool {
     /// newer one.
     fn update_gauge(&self, idle: &[IdleConnection]) {
         self.count.set(i64::try_from(idle.len()).unwrap_or(i64::MAX));
-    }
-}
-
-impl fmt::Debug for IdleConnection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IdleConnection").field("since", &self.since).finish_non_exhaustive()
     }
 }
 
@@ -379,17 +363,6 @@ impl Owner {
 
 /// Whether the upstream closes the connection after this response. RFC 9112 9.3 has the rules.
 fn announces_close<B>(response: &Response<B>) -> bool {
-    let lines = response.headers().get_all(CONNECTION).into_iter();
-    let options: Vec<_> = lines.flat_map(|line| line.as_bytes().split(|&b| b == b',')).collect();
-    let lists = |option: &[u8]| options.iter().any(|o| o.trim_ascii().eq_ignore_ascii_case(option));
+    let lists = |option| list_contains(response.headers(), &CONNECTION, option);
     lists(b"close") || (response.version() == Version::HTTP_10 && !lists(b"keep-alive"))
-}
-
-impl fmt::Debug for BoundConnections {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BoundConnections")
-            .field("count", &self.count)
-            .field("quota", &self.quota)
-            .finish_non_exhaustive()
-    }
 }

@@ -147,15 +147,18 @@ impl Body for RequestBody {
                 None => Pin::new(&mut **rest).poll_frame(cx),
             },
             Self::Tracked(body, guard) => {
-                if !guard.is_broken_off() {
+                if guard.broken_off.is_none() {
                     match ready!(Pin::new(&mut **body).poll_frame(cx)) {
-                        Some(Err(UploadError::Client(error))) => guard.break_off(error),
+                        Some(Err(UploadError::Client(error))) => {
+                            let grace = Box::pin(sleep(BROKEN_OFF_GRACE));
+                            guard.broken_off = Some(BrokenOff { error, grace });
+                        }
                         frame => {
                             // hyper does not ask for more than the announced length.
                             if frame.is_none()
                                 || matches!(frame, Some(Ok(_)) if body.is_end_stream())
                             {
-                                guard.complete();
+                                guard.outcome = UploadOutcome::Complete;
                             }
                             return Poll::Ready(frame);
                         }
@@ -267,28 +270,14 @@ struct BrokenOff {
 }
 
 impl UploadGuard {
-    pub(super) fn new() -> (Self, UploadEnd) {
+    fn new() -> (Self, UploadEnd) {
         let (sender, end) = oneshot::channel();
         let outcome = UploadOutcome::Truncated;
         (Self { outcome, end: Some(sender), broken_off: None }, UploadEnd(end))
     }
 
-    /// Notes that the last frame was read.
-    pub(super) fn complete(&mut self) {
-        self.outcome = UploadOutcome::Complete;
-    }
-
-    /// Notes that the client broke off the upload.
-    pub(super) fn break_off(&mut self, error: hyper::Error) {
-        self.broken_off = Some(BrokenOff { error, grace: Box::pin(sleep(BROKEN_OFF_GRACE)) });
-    }
-
-    pub(super) fn is_broken_off(&self) -> bool {
-        self.broken_off.is_some()
-    }
-
     /// Waits for the end of the grace, which ends the exchange with the upstream.
-    pub(super) fn poll_broken_off(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Error> {
+    fn poll_broken_off(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Error> {
         if let Some(broken_off) = &mut self.broken_off {
             ready!(broken_off.grace.as_mut().poll(cx));
         }
@@ -332,7 +321,7 @@ mod tests {
     async fn an_upload_ends_when_its_body_is_dropped() {
         let (mut guard, mut end) = UploadGuard::new();
         assert_eq!(end.try_outcome(), None);
-        guard.complete();
+        guard.outcome = UploadOutcome::Complete;
         assert_eq!(end.try_outcome(), None);
         drop(guard);
         assert_eq!(end.outcome().await, UploadOutcome::Complete);

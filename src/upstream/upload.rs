@@ -13,10 +13,7 @@
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU8, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -25,19 +22,20 @@ use futures_util::task::AtomicWaker;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
 
-/// The state of an upload. Times are in milliseconds from its start. One task writes it, and
-/// another one may read it.
+/// The state of an upload. One task writes it, and another one may read it.
 #[derive(Debug)]
-pub struct UploadActivity {
-    start: Instant,
+pub struct UploadActivity(Mutex<UploadProgress>);
+
+#[derive(Debug)]
+struct UploadProgress {
+    state: UploadState,
     /// When the upload last progressed.
-    last_ms: AtomicU64,
-    state: AtomicU8,
+    last: Instant,
     /// When the current wait for the client began.
-    wait_start_ms: AtomicU64,
+    wait_start: Instant,
     /// The total time of the earlier waits for the client.
-    waited_ms: AtomicU64,
-    bytes: AtomicU64,
+    waited: Duration,
+    bytes: u64,
 }
 
 /// Which side an upload waits for.
@@ -54,54 +52,44 @@ pub(super) enum UploadState {
 impl UploadActivity {
     /// Starts an upload that may take `head_start` before its first progress is due.
     pub(super) fn with_head_start(head_start: Duration) -> Self {
-        Self {
-            start: Instant::now(),
-            last_ms: AtomicU64::new(millis(head_start)),
-            state: AtomicU8::new(UploadState::WaitsForUpstream as u8),
-            wait_start_ms: AtomicU64::new(0),
-            waited_ms: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-        }
+        let now = Instant::now();
+        Self(Mutex::new(UploadProgress {
+            state: UploadState::WaitsForUpstream,
+            last: now + head_start,
+            wait_start: now,
+            waited: Duration::ZERO,
+            bytes: 0,
+        }))
     }
 
     /// Records that `bytes` arrived.
     pub(super) fn received(&self, bytes: usize, now: Instant) {
-        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.lock().bytes += bytes as u64;
         self.enter(UploadState::WaitsForUpstream, now);
     }
 
     /// Enters `state`.
     pub(super) fn enter(&self, state: UploadState, now: Instant) {
-        let before = self.state();
-        if before == UploadState::WaitsForClient && state == UploadState::WaitsForClient {
-            return;
-        }
-        let now_ms = millis(now - self.start);
-        if state == UploadState::WaitsForClient {
-            self.wait_start_ms.store(now_ms, Ordering::Relaxed);
-        } else {
-            self.last_ms.store(now_ms, Ordering::Relaxed);
-            if before == UploadState::WaitsForClient {
-                let waited_ms = now_ms.saturating_sub(self.wait_start_ms.load(Ordering::Relaxed));
-                self.waited_ms.fetch_add(waited_ms, Ordering::Relaxed);
+        let mut this = self.lock();
+        match (this.state, state) {
+            (UploadState::WaitsForClient, UploadState::WaitsForClient) => {}
+            (_, UploadState::WaitsForClient) => this.wait_start = now,
+            (UploadState::WaitsForClient, _) => {
+                let waited = now - this.wait_start;
+                this.waited += waited;
+                this.last = now;
             }
+            _ => this.last = now,
         }
-        // Stored last: a reader that sees `WaitsForClient` also sees when the wait began.
-        self.state.store(state as u8, Ordering::Release);
+        this.state = state;
     }
 
     pub(super) fn last_progress(&self) -> Instant {
-        self.start + Duration::from_millis(self.last_ms.load(Ordering::Relaxed))
+        self.lock().last
     }
 
     pub(super) fn state(&self) -> UploadState {
-        let state = self.state.load(Ordering::Acquire);
-        let known =
-            [UploadState::WaitsForUpstream, UploadState::WaitsForClient, UploadState::Broken];
-        known
-            .into_iter()
-            .find(|known| *known as u8 == state)
-            .unwrap_or(UploadState::WaitsForUpstream)
+        self.lock().state
     }
 
     /// Whether the upload waits for the client and the client has used up its allowance.
@@ -113,22 +101,18 @@ impl UploadActivity {
     /// by the bytes received, at `rate` bytes a second, less the time waited. It shrinks no faster
     /// than time passes.
     pub(super) fn allowance(&self, rate: usize, patience: Duration, now: Instant) -> Duration {
-        let Some(earned_ms) = (self.bytes.load(Ordering::Relaxed) * 1000).checked_div(rate as u64)
-        else {
+        let this = self.lock();
+        let Some(earned_ms) = (this.bytes * 1000).checked_div(rate as u64) else {
             return Duration::MAX;
         };
-        let mut spent_ms = self.waited_ms.load(Ordering::Relaxed);
-        if self.state() == UploadState::WaitsForClient {
-            let since_ms = self.wait_start_ms.load(Ordering::Relaxed);
-            spent_ms += millis(now - self.start).saturating_sub(since_ms);
-        }
-        (patience + Duration::from_millis(earned_ms))
-            .saturating_sub(Duration::from_millis(spent_ms))
+        let is_waiting = this.state == UploadState::WaitsForClient;
+        let current = if is_waiting { now - this.wait_start } else { Duration::ZERO };
+        (patience + Duration::from_millis(earned_ms)).saturating_sub(this.waited + current)
     }
-}
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+    fn lock(&self) -> MutexGuard<'_, UploadProgress> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// How long an upload is held back for an upstream that does not know the expectation: "a client
@@ -137,14 +121,15 @@ fn millis(duration: Duration) -> u64 {
 pub(super) const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The state of one expectation.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Expectation {
-    state: AtomicU8,
+    state: Mutex<ExpectationState>,
     upload: AtomicWaker,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum ExpectationState {
+    #[default]
     Waiting,
     /// The upload may begin.
     Allowed,
@@ -168,18 +153,14 @@ impl Expectation {
     }
 
     fn transition(&self, from: ExpectationState, to: ExpectationState) -> bool {
-        let changed = self
-            .state
-            .compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok();
-        if changed {
-            self.upload.wake();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if *state != from {
+            return false;
         }
-        changed
-    }
-
-    fn is(&self, state: ExpectationState) -> bool {
-        self.state.load(Ordering::Acquire) == state as u8
+        *state = to;
+        drop(state);
+        self.upload.wake();
+        true
     }
 }
 
@@ -205,14 +186,10 @@ pub struct HeldUpload {
 
 impl HeldUpload {
     pub(super) fn new(incoming: Incoming) -> Self {
-        let expectation = Expectation {
-            state: AtomicU8::new(ExpectationState::Waiting as u8),
-            upload: AtomicWaker::new(),
-        };
         Self {
             incoming,
             activity: Arc::new(UploadActivity::with_head_start(CONTINUE_TIMEOUT)),
-            expectation: Arc::new(expectation),
+            expectation: Arc::default(),
             patience: Box::pin(sleep(CONTINUE_TIMEOUT)),
         }
     }
@@ -221,13 +198,15 @@ impl HeldUpload {
     pub(super) fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let Self { expectation, patience, .. } = self;
         expectation.upload.register(cx.waker());
-        if expectation.is(ExpectationState::Waiting) && patience.as_mut().poll(cx).is_ready() {
+        // Lets an upload begin that has waited long enough, and changes nothing once it is decided.
+        if patience.as_mut().poll(cx).is_ready() {
             expectation.allow_upload();
         }
-        if expectation.is(ExpectationState::Allowed) {
-            return Poll::Ready(true);
+        match *expectation.state.lock().unwrap_or_else(PoisonError::into_inner) {
+            ExpectationState::Allowed => Poll::Ready(true),
+            ExpectationState::Done => Poll::Ready(false),
+            ExpectationState::Waiting | ExpectationState::Answered => Poll::Pending,
         }
-        if expectation.is(ExpectationState::Done) { Poll::Ready(false) } else { Poll::Pending }
     }
 }
 
@@ -246,7 +225,7 @@ mod tests {
     #[test]
     fn a_client_that_is_waited_for_uses_up_its_allowance_and_earns_more_by_what_it_brings() {
         let activity = UploadActivity::with_head_start(Duration::ZERO);
-        let mut now = activity.start;
+        let mut now = activity.last_progress();
         check_left(&activity, now, 30);
         for _ in 0..3 {
             activity.enter(UploadState::WaitsForClient, now);
@@ -267,7 +246,7 @@ mod tests {
     #[test]
     fn an_upstream_that_takes_nothing_costs_the_client_nothing() {
         let activity = UploadActivity::with_head_start(Duration::ZERO);
-        let mut now = activity.start;
+        let mut now = activity.last_progress();
         activity.received(1, now);
         now += Duration::from_hours(1);
         check_left(&activity, now, 30);
@@ -279,8 +258,9 @@ mod tests {
     #[test]
     fn no_rate_is_no_limit() {
         let activity = UploadActivity::with_head_start(Duration::ZERO);
-        activity.enter(UploadState::WaitsForClient, activity.start);
-        let later = activity.start + Duration::from_hours(24);
+        let start = activity.last_progress();
+        activity.enter(UploadState::WaitsForClient, start);
+        let later = start + Duration::from_hours(24);
         assert!(!activity.is_too_slow(0, PATIENCE, later));
     }
 }
