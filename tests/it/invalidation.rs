@@ -73,12 +73,16 @@ async fn a_write_under_one_route_drops_the_entry_of_the_other() {
 
 #[tokio::test]
 async fn a_method_override_is_a_write() {
-    let setup = filled().await;
-    let request = setup.sidecar.client.request(Method::GET, X);
+    for (name, query) in
+        [("x-http-method-override", ""), ("x-method", ""), ("accept", "?httpMethod=PUT")]
+    {
+        let setup = filled().await;
+        let request = setup.sidecar.client.request(Method::GET, &format!("{X}{query}"));
 
-    request.header("x-http-method-override", "PUT").send().await;
+        request.header(name, "PUT").send().await;
 
-    assert!(!setup.redis.holds(&key("x1")).await);
+        assert!(!setup.redis.holds(&key("x1")).await, "{name} {query}");
+    }
 }
 
 #[tokio::test]

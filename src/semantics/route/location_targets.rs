@@ -10,20 +10,15 @@
 //! other origins: an API behind gateways does not know by which name its clients call it. Here the
 //! rule has no purpose, because this process serves one API, and only that API can name a job.
 
-use hyper::{
-    HeaderMap, Request, StatusCode,
-    header::{CONTENT_LOCATION, HeaderName, HeaderValue, LOCATION},
-};
+use hyper::{HeaderMap, Request, StatusCode, header::HeaderValue};
 use url::{ParseError, Position, Url};
 
-/// Headers by which an answer names another resource. `Operation-Location` and `Azure-AsyncOperation`
-/// name that of a long-running operation.
-const LOCATIONS: [HeaderName; 4] = [
-    LOCATION,
-    CONTENT_LOCATION,
-    HeaderName::from_static("operation-location"),
-    HeaderName::from_static("azure-asyncoperation"),
-];
+/// Part of the name of any header by which an answer names another resource: `Location`,
+/// `Content-Location`, and `Operation-Location` for a long-running operation.
+const LOCATION: &str = "location";
+
+/// The header that names a long-running operation and has another name.
+const ASYNC_OPERATION: &str = "azure-asyncoperation";
 
 /// The authority of the base URL. It is never compared.
 const BASE: &str = "http://api";
@@ -52,8 +47,9 @@ impl WriteTarget {
         if !(status.is_success() || status.is_redirection()) {
             return Vec::new();
         }
-        let lines = LOCATIONS.into_iter().flat_map(|name| headers.get_all(name));
-        lines.flat_map(|line| self.paths_of(line)).collect()
+        let is_location = |name: &str| name.contains(LOCATION) || name == ASYNC_OPERATION;
+        let lines = headers.iter().filter(|(name, _)| is_location(name.as_str()));
+        lines.flat_map(|(_, line)| self.paths_of(line)).collect()
     }
 
     fn paths_of(&self, value: &HeaderValue) -> Vec<String> {
@@ -89,7 +85,7 @@ mod tests {
     #[track_caller]
     fn check_at(path: &str, value: &str, want: &[&str]) {
         let target = WriteTarget::of(&Request::post(path).body(()).unwrap());
-        for name in ["location", "content-location", "operation-location"] {
+        for name in ["location", "content-location", "x-job-location", "azure-asyncoperation"] {
             let answer = Response::builder().status(201).header(name, value).body(()).unwrap();
             let named = target.named_by(answer.status(), answer.headers());
             assert_eq!(named, want, "{path} {value}");

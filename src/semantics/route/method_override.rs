@@ -2,18 +2,42 @@
 
 use hyper::{
     HeaderMap, Method, Request,
-    header::{HeaderName, HeaderValue},
+    header::{ACCESS_CONTROL_REQUEST_METHOD, HeaderName, HeaderValue},
 };
 
 use super::query_names::{is_named, parameters};
 
-/// Headers by which frameworks let a client name another method (Symfony, Rack, Microsoft).
+/// Headers by which frameworks let a client name another method (Symfony, Rack, Microsoft). They do
+/// so whatever their value is.
 const METHOD_OVERRIDES: [&str; 3] =
     ["x-http-method", "x-http-method-override", "x-method-override"];
 
 /// The parameter by which frameworks let a form or a query name another method (Rails, Laravel,
-/// Spring, `WordPress`).
+/// Spring, `WordPress`). It does so whatever its value is.
 const METHOD_PARAMETER: &str = "_method";
+
+/// Part of the name of any other header or parameter that names another method (`$httpMethod`,
+/// `_HttpMethod`, `X-Original-Method`). It does so if its value is one of [`UNSAFE_METHODS`]: a
+/// `Payment-Method: card` does not.
+const METHOD: &[u8] = b"method";
+
+/// The registered unsafe methods that APIs of resources use.
+const UNSAFE_METHODS: [&str; 14] = [
+    "POST",
+    "PUT",
+    "PATCH",
+    "DELETE",
+    "MERGE",
+    "COPY",
+    "MOVE",
+    "LINK",
+    "UNLINK",
+    "LOCK",
+    "UNLOCK",
+    "MKCOL",
+    "PROPPATCH",
+    "UPDATE",
+];
 
 /// Headers by which frameworks let a gateway name another URL (IIS, Symfony, Zend).
 const URL_OVERRIDES: [&str; 2] = ["x-original-url", "x-rewrite-url"];
@@ -37,16 +61,32 @@ pub(super) fn overrides<'r>(
     query: Option<&'r str>,
     headers: &'r HeaderMap,
 ) -> impl Iterator<Item = &'r [u8]> {
-    let given = |(name, value)| is_named(name, &[METHOD_PARAMETER]).then_some(value);
-    let in_query = query.into_iter().flat_map(parameters).filter_map(given).map(str::as_bytes);
+    let in_query = query.into_iter().flat_map(parameters).filter(|(name, value)| {
+        is_named(name, &[METHOD_PARAMETER]) || may_name_method(name, value.as_bytes())
+    });
     // One pass costs less than three lookups, which hash each name again.
-    let in_headers = headers.iter().filter(|(name, _)| is_method_override(name));
+    let in_headers = headers.iter().filter(|(name, value)| {
+        is_method_override(name) || may_name_method(name.as_str(), value.as_bytes())
+    });
+    let in_query = in_query.map(|(_, value)| value.as_bytes());
     in_query.chain(in_headers.map(|(_, value)| value.as_bytes().trim_ascii()))
 }
 
-/// Whether a header names another method.
+/// Whether a header names another method, whatever its value is.
 pub(super) fn is_method_override(name: &HeaderName) -> bool {
     METHOD_OVERRIDES.iter().any(|known| reads_as(name, known))
+}
+
+/// Whether a header or a parameter that is not known names an unsafe method.
+fn may_name_method(name: &str, value: &[u8]) -> bool {
+    let has_method = name
+        .as_bytes()
+        .windows(METHOD.len())
+        .any(|part| part[0].eq_ignore_ascii_case(&METHOD[0]) && part.eq_ignore_ascii_case(METHOD));
+    has_method
+        // What the method of a later request may be (CORS) says nothing about this one.
+        && !name.eq_ignore_ascii_case(ACCESS_CONTROL_REQUEST_METHOD.as_str())
+        && UNSAFE_METHODS.iter().any(|method| method.as_bytes().eq_ignore_ascii_case(value.trim_ascii()))
 }
 
 /// Whether a header names another URL.
@@ -76,4 +116,46 @@ fn reads_as(name: &HeaderName, known: &str) -> bool {
 fn is_safe(method: &[u8]) -> bool {
     let safe = ["", "GET", "HEAD", "OPTIONS", "TRACE"];
     safe.iter().any(|safe| safe.as_bytes().eq_ignore_ascii_case(method))
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::Request;
+
+    use super::{is_unsafe, overrides_method};
+
+    #[track_caller]
+    fn check(target: &str, header: Option<(&str, &str)>, unsafe_: bool, overridden: bool) {
+        let request =
+            header.into_iter().fold(Request::get(target), |r, (name, v)| r.header(name, v));
+        let request = request.body(()).unwrap();
+        let got = (is_unsafe(&request), overrides_method(&request));
+        assert_eq!(got, (unsafe_, overridden), "{target} {header:?}");
+    }
+
+    #[test]
+    fn a_known_override_counts_whatever_its_value_is() {
+        for name in ["X-HTTP-Method", "X-Http-Method-Override", "x_method_override"] {
+            check("/jobs/7", Some((name, "FROB")), true, true);
+            check("/jobs/7", Some((name, " get ")), false, true);
+        }
+        check("/jobs/7?_method=frob", None, true, true);
+        check("/jobs/7?%5Fmethod=GET", None, false, true);
+    }
+
+    #[test]
+    fn any_other_name_with_method_in_it_counts_if_its_value_is_an_unsafe_method() {
+        for name in ["X-Method", "Method", "X-Original-Method", "x_http_verb_method", "MethodName"]
+        {
+            check("/jobs/7", Some((name, " Delete")), true, true);
+            check("/jobs/7", Some((name, "GET")), false, false);
+            check("/jobs/7", Some((name, "card")), false, false);
+        }
+        for query in ["$httpMethod=PATCH", "_HttpMethod=patch", "a=b&method=delete"] {
+            check(&format!("/jobs/7?{query}"), None, true, true);
+        }
+        check("/jobs/7?method=fast&a=DELETE", None, false, false);
+        check("/jobs/7", Some(("Access-Control-Request-Method", "PUT")), false, false);
+        check("/jobs/7", Some(("X-Metho", "PUT")), false, false);
+    }
 }

@@ -89,7 +89,7 @@ fn a_rule_is_for_its_methods_also_for_those_that_a_header_or_the_query_names() {
     check_method(&["PUT"], "POST", Some(" put "), true);
     check_method(&["PUT"], "POST", Some("DELETE"), false);
     check_method_in(&["PUT"], "POST", (Some("a=b&_method=put"), None), true);
-    check_method_in(&["PUT"], "POST", (Some("_method=delete&method=put"), None), false);
+    check_method_in(&["PUT"], "POST", (Some("_method=delete&method=card"), None), false);
 }
 
 #[track_caller]
