@@ -12,8 +12,7 @@ use crate::{
         audience::{Caller, Fingerprinter},
         identity::{Identity, RouteIndex, Scopes},
         job_id::JobId,
-        policy::{Policy, RequestDirectives, StateTtls},
-        settings::Query,
+        policy::{Policy, RequestDirectives},
     },
     store::{Budget, IdentityHash, Key},
 };
@@ -49,8 +48,8 @@ pub(super) struct CacheSettings {
 
 impl CacheConfig {
     pub(super) fn new(config: &config::Config) -> Self {
-        let query = Query::new(&config.query);
-        let fingerprinter = Fingerprinter::new(&config.credentials).with_query(query);
+        let fingerprinter =
+            Fingerprinter::new(&config.credentials).with_query(config.query.clone());
         Self {
             policy: policy(config, &fingerprinter),
             fingerprinter,
@@ -116,7 +115,7 @@ fn policy(config: &config::Config, fingerprinter: &Fingerprinter) -> Policy {
         max_body: config.max_body,
         vary: fingerprinter.covered_headers().to_vec(),
         ignored: fingerprinter.ignored_headers().to_vec(),
-        state_ttls: StateTtls::new(&config.states),
+        state_ttls: Some(config.states.clone()),
         cookies: config.credentials.cookies.clone(),
         // Parsing never fails: the names were checked when the configuration was loaded.
         volatile: config.responses.volatile.iter().filter_map(|name| name.parse().ok()).collect(),

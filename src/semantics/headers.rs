@@ -56,27 +56,30 @@ static HOP_BY_HOP: [HeaderName; 9] = [
 ///
 /// "A sender MUST NOT send a connection option corresponding to a field that is intended for all
 /// recipients of the content." RFC 9110 7.6.1
-const END_TO_END: [&str; 19] = [
-    "authorization",
-    "cache-control",
-    "content-encoding",
-    "content-length",
-    "content-type",
-    "cookie",
-    "forwarded",
-    "host",
-    "persistent-auth",
-    "remote-user",
-    "set-cookie",
-    "traceparent",
-    "tracestate",
-    "true-client-ip",
-    "vary",
-    "via",
-    "x-api-key",
-    "x-real-ip",
-    "x-tenant-id",
-];
+fn is_end_to_end(name: &str) -> bool {
+    matches!(
+        name,
+        "authorization"
+            | "cache-control"
+            | "content-encoding"
+            | "content-length"
+            | "content-type"
+            | "cookie"
+            | "forwarded"
+            | "host"
+            | "persistent-auth"
+            | "remote-user"
+            | "set-cookie"
+            | "traceparent"
+            | "tracestate"
+            | "true-client-ip"
+            | "vary"
+            | "via"
+            | "x-api-key"
+            | "x-real-ip"
+            | "x-tenant-id"
+    ) || END_TO_END_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
 
 /// Prefixes of the fields that gateways add.
 const END_TO_END_PREFIXES: [&str; 8] =
@@ -289,16 +292,12 @@ pub(crate) fn offered_protocols(headers: &HeaderMap) -> Option<HeaderValue> {
 /// Returns whether a protocol that a server switches to is one of the offered ones.
 pub(crate) fn is_offered(offered: &HeaderValue, protocol: &HeaderValue) -> bool {
     let protocol = protocol.as_bytes().trim_ascii();
-    let mut offers = offered.as_bytes().split(|&b| b == b',');
-    offers.any(|offer| offer.trim_ascii().eq_ignore_ascii_case(protocol))
+    let mut offers = offered.as_bytes().split(|&b| b == b',').map(<[u8]>::trim_ascii);
+    offers.any(|offer| offer.eq_ignore_ascii_case(protocol))
 }
 
 /// Whether an offer is no name of a protocol with an optional version, or names one that carries HTTP.
 fn carries_http(offer: &[u8]) -> bool {
-    let is_token = |part: &[u8]| {
-        let is_plain = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
-        !part.is_empty() && part.iter().all(is_plain)
-    };
     let name = offer.split(|&b| b == b'/').next().unwrap_or_default();
     let carriers: [&[u8]; 6] = [b"h2c", b"h2", b"h3", b"http", b"tls", b"ssl"];
     !offer.split(|&b| b == b'/').all(is_token)
@@ -306,15 +305,16 @@ fn carries_http(offer: &[u8]) -> bool {
         || carriers.iter().any(|carrier| name.eq_ignore_ascii_case(carrier))
 }
 
+/// `token` of RFC 9110 5.6.2.
+pub(super) fn is_token(text: &[u8]) -> bool {
+    let is_token_char = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+    !text.is_empty() && text.iter().all(is_token_char)
+}
+
 /// Returns the fields that `Connection` lists and that may be removed.
 fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {
-    let end_to_end = |name: &HeaderName| {
-        may_read_as_another(name)
-            || END_TO_END.contains(&name.as_str())
-            || END_TO_END_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
-    };
     let names = members(headers, &CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok());
-    names.filter(|name| !end_to_end(name)).collect()
+    names.filter(|name| !may_read_as_another(name) && !is_end_to_end(name.as_str())).collect()
 }
 
 /// Whether a list field has `token` among its members, ignoring case.

@@ -28,7 +28,7 @@ pub(crate) use reason::{CacheStatus, Forward, cache_status};
 pub use storable::storable;
 pub use stored_head::{LastModified, StoredHead};
 
-pub use super::settings::StateTtls;
+use super::settings::StateTtlConfig;
 
 /// Configured limits for storing responses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub struct Policy {
     /// Request headers that the configuration ignores. A response that varies by them is not stored.
     pub ignored: Vec<HeaderName>,
     /// TTL limits by the state that the body shows.
-    pub state_ttls: Option<StateTtls>,
+    pub state_ttls: Option<StateTtlConfig>,
     /// Names of the cookies that count; if empty, all cookies count.
     pub cookies: Vec<String>,
     /// Configured names of response headers that are neither stored nor compared.

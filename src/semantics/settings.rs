@@ -1,7 +1,7 @@
 //! The settings of the pure parts: how callers are distinguished, which reads are cached, and for how
 //! long.
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{fmt, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use percent_encoding::percent_decode_str;
@@ -51,6 +51,9 @@ impl CredentialMode {
 }
 
 /// Query parameters of reads. A read with any other parameter passes uncached.
+///
+/// Frameworks read queries differently: some also split at `;`, some ignore the case of names, and
+/// some read `_[a]` as `_`. So a query is recognised narrowly: any doubt costs only a miss.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueryConfig {
     /// Names of parameters that do not change the answer.
@@ -59,13 +62,49 @@ pub struct QueryConfig {
     pub allow: Vec<String>,
 }
 
-/// Lifetimes of entries by the state of the job, which the body states.
+impl QueryConfig {
+    /// Returns whether a query consists only of ignored and allowed parameters. An empty query does
+    /// not.
+    pub fn admits(&self, query: &str) -> bool {
+        let known = |parameter| {
+            contains_name(&self.ignore, parameter) || contains_name(&self.allow, parameter)
+        };
+        !query.contains(';') && query.split('&').all(known)
+    }
+
+    /// Returns the parameters that may change the answer, as spelled and in their order.
+    pub fn counted<'q>(&self, query: &'q str) -> impl Iterator<Item = &'q str> {
+        query.split('&').filter(|parameter| !contains_name(&self.ignore, parameter))
+    }
+}
+
+fn contains_name(list: &[String], parameter: &str) -> bool {
+    let name = parameter.split('=').next().unwrap_or_default();
+    list.iter().any(|known| percent_decode_str(name).eq(known.bytes()))
+}
+
+/// Greatest TTL of an entry, by the state of its job, which is read from the body.
+///
+/// After a lost purge, clients see the old state until the TTL ends. That matters while a job runs,
+/// but not once it has finished. So each state may have its own limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateTtlConfig {
     /// Place of the state in the body.
     pub pointer: JsonPointer,
     /// Each state, as text, and its lifetime; if it is empty, states do not matter.
     pub map: Vec<(String, Duration)>,
+}
+
+impl StateTtlConfig {
+    /// Returns the limit for a job with this body; `None` if no state has one. The shortest limit is
+    /// for a state in which a job may change often: one that is not in the map or cannot be found,
+    /// also because the body is not JSON.
+    pub fn ttl(&self, body: &[u8]) -> Option<Duration> {
+        let shortest = self.map.iter().map(|(_, ttl)| *ttl).min()?;
+        let state = self.pointer.scalar(body);
+        let entry = self.map.iter().rev().find(|(known, _)| Some(known) == state.as_ref());
+        Some(entry.map_or(shortest, |(_, ttl)| *ttl))
+    }
 }
 
 /// Further jobs that a write changes, where its path does not name them.
@@ -114,44 +153,6 @@ impl Default for InvalidateRule {
     }
 }
 
-/// Parameters that a cached read may have, by name.
-///
-/// Frameworks read queries differently: some also split at `;`, some ignore the case of names, and
-/// some read `_[a]` as `_`. So a query is recognised narrowly: any doubt costs only a miss.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Query {
-    /// Parameters that the upstream ignores, such as cache busters.
-    ignore: Vec<String>,
-    /// Parameters that change the variant of the answer.
-    allow: Vec<String>,
-}
-
-impl Query {
-    /// Creates the filter from the configuration.
-    pub fn new(settings: &QueryConfig) -> Self {
-        Self { ignore: settings.ignore.clone(), allow: settings.allow.clone() }
-    }
-
-    /// Returns whether a query consists only of ignored and allowed parameters. An empty query does
-    /// not.
-    pub fn admits(&self, query: &str) -> bool {
-        let known = |parameter| {
-            contains_name(&self.ignore, parameter) || contains_name(&self.allow, parameter)
-        };
-        !query.contains(';') && query.split('&').all(known)
-    }
-
-    /// Returns the parameters that may change the answer, as spelled and in their order.
-    pub fn counted<'q>(&self, query: &'q str) -> impl Iterator<Item = &'q str> {
-        query.split('&').filter(|parameter| !contains_name(&self.ignore, parameter))
-    }
-}
-
-fn contains_name(list: &[String], parameter: &str) -> bool {
-    let name = parameter.split('=').next().unwrap_or_default();
-    list.iter().any(|known| percent_decode_str(name).eq(known.bytes()))
-}
-
 /// A secret; `Debug` hides it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -183,42 +184,14 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Greatest TTL of an entry, by the state of its job, which is read from the body.
-///
-/// After a lost purge, clients see the old state until the TTL ends. That matters while a job runs,
-/// but not once it has finished. So each state may have its own limit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StateTtls {
-    pointer: JsonPointer,
-    ttls: HashMap<String, Duration>,
-    /// Limit for unknown states, in which a job may change often.
-    shortest: Duration,
-}
-
-impl StateTtls {
-    /// Creates the limits from the configuration; `None` if no state has one.
-    pub fn new(settings: &StateTtlConfig) -> Option<Self> {
-        let shortest = settings.map.iter().map(|(_, ttl)| *ttl).min()?;
-        let ttls = settings.map.iter().cloned().collect();
-        Some(Self { pointer: settings.pointer.clone(), ttls, shortest })
-    }
-
-    /// Returns the limit for a job with this body. Returns the shortest limit if the state is not in
-    /// the map or cannot be found, or if the body is not JSON.
-    pub fn ttl(&self, body: &[u8]) -> Duration {
-        let state = self.pointer.scalar(body);
-        state.and_then(|state| self.ttls.get(&state).copied()).unwrap_or(self.shortest)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use super::{JsonPointer, Query, StateTtlConfig, StateTtls};
+    use super::{JsonPointer, QueryConfig, StateTtlConfig};
 
-    fn query() -> Query {
-        Query {
+    fn query() -> QueryConfig {
+        QueryConfig {
             ignore: vec!["_".to_owned(), "utm_source".to_owned()],
             allow: vec!["view".to_owned(), "v".to_owned()],
         }
@@ -282,7 +255,7 @@ mod tests {
     #[test]
     fn without_names_no_query_is_covered() {
         for query in ["", "_", "_=1"] {
-            assert!(!Query::default().admits(query), "{query:?}");
+            assert!(!QueryConfig::default().admits(query), "{query:?}");
         }
     }
 
@@ -296,8 +269,8 @@ mod tests {
     #[track_caller]
     fn check_state(body: &str, seconds: u64) {
         let map = [("completed", 300), ("running", 10), ("true", 60), ("3", 30)];
-        let states = StateTtls::new(&config(&map)).unwrap();
-        assert_eq!(states.ttl(body.as_bytes()), Duration::from_secs(seconds), "{body}");
+        let ttl = config(&map).ttl(body.as_bytes());
+        assert_eq!(ttl, Some(Duration::from_secs(seconds)), "{body}");
     }
 
     #[test]
@@ -323,6 +296,6 @@ mod tests {
 
     #[test]
     fn without_states_there_is_no_such_limit() {
-        assert_eq!(StateTtls::new(&config(&[])), None);
+        assert_eq!(config(&[]).ttl(br#"{"job":{"status":3}}"#), None);
     }
 }

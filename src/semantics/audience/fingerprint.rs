@@ -37,28 +37,6 @@ impl Fingerprint {
         bytes.copy_from_slice(&blake3::keyed_hash(key.bytes(), text).as_bytes()[..16]);
         Self(bytes)
     }
-
-    pub(super) fn from_hex(hex: &[u8; 32]) -> Option<Self> {
-        let digit = |digit: u8| match digit {
-            b'0'..=b'9' => Some(digit - b'0'),
-            b'a'..=b'f' => Some(digit - b'a' + 10),
-            _ => None,
-        };
-        let mut bytes = [0; 16];
-        for (byte, digits) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
-            *byte = digit(digits[0])? << 4 | digit(digits[1])?;
-        }
-        Some(Self(bytes))
-    }
-
-    /// Writes the fingerprint as 32 hexadecimal digits.
-    pub(super) fn write_hex(self, hex: &mut [u8]) {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        for (digits, byte) in hex.chunks_exact_mut(2).zip(self.0) {
-            digits[0] = DIGITS[usize::from(byte >> 4)];
-            digits[1] = DIGITS[usize::from(byte & 15)];
-        }
-    }
 }
 
 /// Appends a part, preceded by its length.

@@ -1,5 +1,7 @@
 //! Which requests get different fingerprints, and which share entries.
 
+use std::time::Duration;
+
 use hyper::{Request, http::request};
 
 use super::*;
@@ -223,7 +225,11 @@ fn an_entry_is_for_its_pairs_and_modes_waive_only_the_credential() {
 fn a_pair_lapses_when_it_was_served_too_long_ago() {
     let caller = caller("/jobs/x", &[("authorization", "a")]);
     let recheck = Some(Duration::from_secs(30));
-    let fingerprinter = |mode| Fingerprinter { recheck, ..fingerprinter(mode, &[]) };
+    let fingerprinter = |mode| {
+        let mut fingerprinter = fingerprinter(mode, &[]);
+        fingerprinter.settings.recheck = recheck;
+        fingerprinter
+    };
     let check = |mode, public, ago, want| {
         let audience = Audience::of(caller, public, NOW_MS - ago);
         assert_eq!(fingerprinter(mode).standing(&audience, caller, NOW_MS), want, "{mode:?} {ago}");
@@ -244,7 +250,7 @@ fn a_pair_without_a_time_is_believed_only_where_none_lapses() {
     let audience = Audience { members: Box::new([member]), public: false };
     let mut fingerprinter = fingerprinter(Mode::Partition, &[]);
     assert_eq!(fingerprinter.standing(&audience, caller, NOW_MS), Standing::Included);
-    fingerprinter.recheck = Some(Duration::from_secs(30));
+    fingerprinter.settings.recheck = Some(Duration::from_secs(30));
     assert_eq!(fingerprinter.standing(&audience, caller, NOW_MS), Standing::Lapsed);
 }
 

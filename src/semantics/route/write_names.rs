@@ -10,13 +10,18 @@ use percent_encoding::percent_decode_str;
 
 use super::{
     Routes, WriteScope,
-    id_parts::{Effort, MAX_NAMED, NamedIds},
+    id_parts::{Effort, MAX_NAMED, NamedIds, is_named, parameters},
     invalidation_rules::{InvalidationRule, is_rule_literal},
     path_variants::{NamedJobs, Scope, read_path},
-    query_names::{is_named, parameters},
     template::{ID, Template},
 };
 use crate::semantics::{job_id::JobId, policy::Bypass};
+
+/// Longest segment that a shape shows.
+const MAX_SEGMENT: usize = 48;
+
+/// Most segments of a shape. Longer paths are not at the jobs in any usual API.
+const MAX_SEGMENTS: usize = 16;
 
 /// The jobs that a target names, and the effort of finding them.
 #[derive(Debug, Default)]
@@ -28,14 +33,6 @@ pub(super) struct TargetNames {
 }
 
 impl Routes {
-    /// Reads a path without a query.
-    pub(super) fn named_by_path(&self, path: &str, scope: Scope) -> TargetNames {
-        let mut names = TargetNames::default();
-        let TargetNames { named, effort, .. } = &mut names;
-        read_path(&self.templates, &[], path, scope, (named, effort));
-        names
-    }
-
     /// Reads the targets of a write: its own and those that headers name. Each is a path and a query.
     pub(super) fn named_by_targets<'t>(
         &self,
@@ -53,73 +50,11 @@ impl Routes {
         }
         names
     }
-}
 
-impl TargetNames {
-    /// Adds the jobs that a query names: at or below a collection all of them, in values and in names
-    /// (`?ids[7]=on`), and otherwise the values that a rule asks for.
-    fn read_query(&mut self, query: &str) {
-        let Self { named, by_rules, effort } = self;
-        for (name, value) in parameters(query) {
-            let is_asked_for =
-                |rule: &Arc<InvalidationRule>| is_named(name, rule.query_parameters());
-            if named.rules.iter().any(is_asked_for) {
-                by_rules.add_text(value, effort);
-            } else if named.is_in_collection {
-                named.elsewhere.add_text(value, effort);
-                name.split('.').for_each(|part| named.elsewhere.add_text(part, effort));
-            }
-        }
-    }
-
-    /// Returns why a request passes that names no job: its path is a job path in a spelling that is
-    /// not cached, or no job path at all.
-    pub(super) fn bypass(&self) -> Bypass {
-        if self.named.is_job_path { Bypass::Spelling } else { Bypass::Path }
-    }
-
-    pub(super) fn into_scope(self) -> WriteScope {
-        let Self { named, by_rules, effort } = self;
-        let NamedJobs { jobs: place, elsewhere, is_in_collection, rules, .. } = named;
-        let is_cut_off = effort.is_spent() && (is_in_collection || !rules.is_empty());
-        let mut too_many = elsewhere.has_more || by_rules.has_more || is_cut_off;
-        let mut known = HashSet::new();
-        let mut new = |jobs: Vec<JobId>| -> Vec<JobId> {
-            jobs.into_iter().filter(|job| known.insert(job.clone())).collect()
-        };
-        let mut jobs = new(place);
-        jobs.extend(new(by_rules.into_ids()));
-        let mut elsewhere = new(elsewhere.into_ids());
-        too_many |= jobs.len() + elsewhere.len() > MAX_NAMED;
-        elsewhere.truncate(MAX_NAMED.saturating_sub(jobs.len()));
-        WriteScope { jobs, elsewhere, too_many, rules }
-    }
-}
-
-impl WriteScope {
-    /// Whether no job is named. A word, as in `/jobs/cancel-all`, is not a job.
-    pub fn names_no_job(&self) -> bool {
-        let is_word = |job: &JobId| JobId::is_word(job.as_str());
-        !self.too_many && self.elsewhere.is_empty() && self.jobs.iter().all(is_word)
-    }
-
-    /// Returns all jobs, those at the place of the id first.
-    pub(super) fn into_jobs(self) -> Vec<JobId> {
-        self.jobs.into_iter().chain(self.elsewhere).collect()
-    }
-}
-
-/// Longest segment that a shape shows.
-const MAX_SEGMENT: usize = 48;
-
-/// Most segments of a shape. Longer paths are not at the jobs in any usual API.
-const MAX_SEGMENTS: usize = 16;
-
-impl Routes {
     /// Returns the shape of a target at, above or below a collection of jobs that names no job;
     /// `None` for every other target. Rules are not considered.
     pub fn unclaimed_shape(&self, target: &str) -> Option<String> {
-        let (path, query) = target.split_once('?').map_or((target, None), |(p, q)| (p, Some(q)));
+        let (path, query) = path_and_query(target);
         let decoded = percent_decode_str(path).decode_utf8_lossy();
         let segments: Vec<&str> = decoded.split('/').filter(|part| !part.is_empty()).collect();
         let is_near = |template: &Template| {
@@ -163,6 +98,64 @@ impl Routes {
         }
         shape
     }
+}
+
+impl TargetNames {
+    /// Adds the jobs that a query names: at or below a collection all of them, in values and in names
+    /// (`?ids[7]=on`), and otherwise the values that a rule asks for.
+    fn read_query(&mut self, query: &str) {
+        let Self { named, by_rules, effort } = self;
+        for (name, value) in parameters(query) {
+            let is_asked_for =
+                |rule: &Arc<InvalidationRule>| is_named(name, rule.query_parameters());
+            if named.rules.iter().any(is_asked_for) {
+                by_rules.add_text(value, effort);
+            } else if named.is_in_collection {
+                named.elsewhere.add_text(value, effort);
+                name.split('.').for_each(|part| named.elsewhere.add_text(part, effort));
+            }
+        }
+    }
+
+    /// Returns why a request passes that names no job: its path is a job path in a spelling that is
+    /// not cached, or no job path at all.
+    pub(super) fn bypass(&self) -> Bypass {
+        if self.named.is_job_path { Bypass::Spelling } else { Bypass::Path }
+    }
+
+    pub(super) fn into_scope(self) -> WriteScope {
+        let Self { named, by_rules, effort } = self;
+        let NamedJobs { jobs: place, elsewhere, is_in_collection, rules, .. } = named;
+        let is_cut_off = effort.is_spent() && (is_in_collection || !rules.is_empty());
+        let mut too_many = elsewhere.has_more || by_rules.has_more || is_cut_off;
+        let mut known = HashSet::new();
+        let mut new = |jobs: Vec<JobId>| -> Vec<JobId> {
+            jobs.into_iter().filter(|job| known.insert(job.clone())).collect()
+        };
+        let mut jobs = new(place);
+        jobs.extend(new(by_rules.ids));
+        let mut elsewhere = new(elsewhere.ids);
+        too_many |= jobs.len() + elsewhere.len() > MAX_NAMED;
+        elsewhere.truncate(MAX_NAMED.saturating_sub(jobs.len()));
+        WriteScope { jobs, elsewhere, too_many, rules }
+    }
+}
+
+impl WriteScope {
+    /// Whether no job is named. A word, as in `/jobs/cancel-all`, is not a job.
+    pub fn names_no_job(&self) -> bool {
+        let is_word = |job: &JobId| JobId::is_word(job.as_str());
+        !self.too_many && self.elsewhere.is_empty() && self.jobs.iter().all(is_word)
+    }
+
+    /// Returns all jobs, those at the place of the id first.
+    pub(super) fn into_jobs(self) -> Vec<JobId> {
+        self.jobs.into_iter().chain(self.elsewhere).collect()
+    }
+}
+
+pub(super) fn path_and_query(target: &str) -> (&str, Option<&str>) {
+    target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)))
 }
 
 /// Returns the parameters of a query that look as if they named jobs. A write drops whatever any
