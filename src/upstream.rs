@@ -14,7 +14,6 @@
 pub(crate) mod collector;
 mod connect;
 mod error;
-mod http_versions;
 pub(crate) mod metrics;
 mod pool;
 mod request_body;
@@ -33,20 +32,12 @@ use tokio::{
 use tracing::debug;
 
 use self::{
-    connect::{Connector, UpstreamProtocol},
+    connect::{Connector, HttpVersions, UpstreamProtocol, to_absolute_form},
     error::{broken_error, timeout_error},
-    http_versions::{HttpVersions, to_absolute_form},
     metrics::UpstreamMetrics,
     pool::{BoundConnections, ConnectionChoice, ConnectionHome, Login, Pool, PooledConnection},
     request_body::{announce_body, retry_copy},
     upload::{Expectation, UploadActivity},
-};
-pub use self::{
-    error::{BodyError, UploadError, UpstreamError},
-    http_versions::to_origin_form,
-    pool::ConnectionPermit,
-    request_body::{RequestBody, UploadEnd, UploadOutcome, relay_informational},
-    response_body::ResponseBody,
 };
 use crate::{
     config::{self, Config, Endpoint},
@@ -55,6 +46,14 @@ use crate::{
     semantics::headers::is_login,
     tls::{TlsError, TlsMetrics},
     transport::ConnectionId,
+};
+
+pub use self::{
+    connect::to_origin_form,
+    error::{BodyError, UploadError, UpstreamError},
+    pool::ConnectionPermit,
+    request_body::{RequestBody, UploadEnd, UploadOutcome, relay_informational},
+    response_body::ResponseBody,
 };
 
 /// Shortest wait before an upload that has nearly used up its time is checked again.

@@ -80,7 +80,7 @@ impl ProxyContext {
         let mut head = head.clone();
         self.prepare_request(&mut head, client);
         headers::strip_for_fill(&mut head.headers);
-        Request::from_parts(head, RequestBody::Empty)
+        Request::from_parts(head, RequestBody::EMPTY)
     }
 }
 
@@ -90,7 +90,7 @@ pub(super) fn relay_informational(
     request: &mut Request<RequestBody>,
     Requester { informational, .. }: &Requester,
 ) {
-    if matches!(request.body(), RequestBody::Held(_)) || informational.is_accepted() {
+    if request.body().is_held() || informational.is_accepted() {
         let informational = informational.clone();
         upstream::relay_informational(request, move |status, headers| {
             let mut headers = headers.clone();

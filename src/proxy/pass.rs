@@ -42,7 +42,7 @@ impl Passes {
         why: Bypass,
     ) -> Answer {
         self.context.prepare_request(&mut head, requester.client);
-        let mut request = Request::from_parts(head, RequestBody::Empty);
+        let mut request = Request::from_parts(head, RequestBody::EMPTY);
         relay_informational(&mut request, &requester);
         match self.context.exchange(request).await {
             Ok(response) => Answer::new(response.map(Body::Upstream), Verdict::Pass(why)),

@@ -79,7 +79,7 @@ use tracing::debug;
 
 pub use self::connection_metrics::ServerMetrics;
 use self::{
-    connection_metrics::{ConnectionError, OpenGuard},
+    connection_metrics::ConnectionError,
     handshake::{ClientProtocol, Handshake, OpenedConnection},
     http1_conn::Http1Config,
     http2_conn::Http2Config,
@@ -87,6 +87,7 @@ use self::{
 use crate::{
     config,
     drain::{Drain, silent_during_drain},
+    limits::GaugeGuard,
     service::Service,
     tls::Renewed,
     transport::{RemoteAddress, Socket},
@@ -115,7 +116,9 @@ pub(super) struct ClientConnection<S> {
     config: Arc<ConnectionConfig>,
     service: S,
     drain: Drain,
-    open: OpenGuard,
+    metrics: Arc<ServerMetrics>,
+    #[expect(dead_code, reason = "held, not read")]
+    open: GaugeGuard,
 }
 
 impl<S: Service> ClientConnection<S> {
@@ -125,15 +128,20 @@ impl<S: Service> ClientConnection<S> {
         drain: &Drain,
         metrics: &Arc<ServerMetrics>,
     ) -> Self {
-        let open = OpenGuard::new(metrics);
-        Self { config: Arc::clone(config), service: service.clone(), drain: drain.clone(), open }
+        Self {
+            config: Arc::clone(config),
+            service: service.clone(),
+            drain: drain.clone(),
+            metrics: Arc::clone(metrics),
+            open: GaugeGuard::increment(&metrics.connections),
+        }
     }
 
     /// Serves the connection to its end and counts its error, if any.
     pub(super) async fn serve(mut self, socket: Socket, remote: RemoteAddress) {
         if let Err(error) = self.try_serve(socket, remote).await {
             debug!(%error, "client connection ended");
-            self.open.record_error(&error);
+            self.metrics.record_error(&error);
         }
     }
 
@@ -154,7 +162,7 @@ impl<S: Service> ClientConnection<S> {
         match protocol {
             ClientProtocol::Http1 => http1.serve(stream, peer, service, drain).await?,
             ClientProtocol::Http2 => {
-                http2.serve(stream, peer, service, drain, &self.open.0.limits).await?;
+                http2.serve(stream, peer, service, drain, &self.metrics.limits).await?;
             }
         }
         Ok(())

@@ -31,7 +31,10 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
-use super::{connect::UpstreamProtocol, http_versions::RequestSender, metrics::ConnectionMetrics};
+use super::{
+    connect::{RequestSender, UpstreamProtocol},
+    metrics::ConnectionMetrics,
+};
 use crate::{
     config::{self, UpstreamConfig},
     limits::{GaugeGuard, Permit, Quota},

@@ -19,12 +19,11 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
 
 /// The state of an upload. One task writes it, and another one may read it.
 #[derive(Debug)]
-pub struct UploadActivity(Mutex<UploadProgress>);
+pub(super) struct UploadActivity(Mutex<UploadProgress>);
 
 #[derive(Debug)]
 struct UploadProgress {
@@ -175,28 +174,21 @@ impl Drop for UnrequestedUpload {
     }
 }
 
-/// An upload that is held back. hyper asks the client for it at the first poll of the body.
+/// An upload that is held back.
 #[derive(Debug)]
-pub struct HeldUpload {
-    pub(super) incoming: Incoming,
-    pub(super) activity: Arc<UploadActivity>,
+pub(super) struct HeldUpload {
     pub(super) expectation: Arc<Expectation>,
     patience: Pin<Box<Sleep>>,
 }
 
 impl HeldUpload {
-    pub(super) fn new(incoming: Incoming) -> Self {
-        Self {
-            incoming,
-            activity: Arc::new(UploadActivity::with_head_start(CONTINUE_TIMEOUT)),
-            expectation: Arc::default(),
-            patience: Box::pin(sleep(CONTINUE_TIMEOUT)),
-        }
+    pub(super) fn new() -> Self {
+        Self { expectation: Arc::default(), patience: Box::pin(sleep(CONTINUE_TIMEOUT)) }
     }
 
     /// Ready once it is known whether the upload may begin.
     pub(super) fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        let Self { expectation, patience, .. } = self;
+        let Self { expectation, patience } = self;
         expectation.upload.register(cx.waker());
         // Lets an upload begin that has waited long enough, and changes nothing once it is decided.
         if patience.as_mut().poll(cx).is_ready() {

@@ -5,7 +5,6 @@ use std::{error::Error, io, sync::Arc, time::Duration};
 use h2::Reason;
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::proxy_protocol::ProxyHeaderError;
 use crate::{
     limits::{Limit, LimitHits},
     observe::metrics::{Counters, Registry},
@@ -53,26 +52,11 @@ impl ServerMetrics {
             tls: TlsMetrics::shared(r),
         }
     }
-}
 
-/// Counts a connection as open until it is dropped.
-pub(super) struct OpenGuard(pub(super) Arc<ServerMetrics>);
-
-impl OpenGuard {
-    pub(super) fn new(metrics: &Arc<ServerMetrics>) -> Self {
-        metrics.connections.inc();
-        Self(Arc::clone(metrics))
-    }
-
-    pub(super) fn record_error(&self, fault: &ConnectionError) {
-        self.0.errors.inc([fault.as_str()]);
-        fault.limit().inspect(|&limit| self.0.limits.count(limit));
-    }
-}
-
-impl Drop for OpenGuard {
-    fn drop(&mut self) {
-        self.0.connections.dec();
+    /// Counts the error of a connection, and the limit that it reached.
+    pub(super) fn record_error(&self, error: &ConnectionError) {
+        self.errors.inc([error.as_str()]);
+        error.limit().inspect(|&limit| self.limits.count(limit));
     }
 }
 
@@ -86,8 +70,9 @@ pub(super) enum ConnectionError {
     /// The connection does not come from a load balancer that is trusted to name the client.
     #[error("PROXY protocol header refused: the peer is not in server.trusted_proxies")]
     UntrustedPeer,
-    #[error(transparent)]
-    ProxyHeader(#[from] ProxyHeaderError),
+    /// The header is missing or malformed.
+    #[error("invalid PROXY protocol header: {0}")]
+    ProxyHeader(String),
     #[error("the TLS handshake failed: {0}")]
     Tls(#[source] io::Error),
     #[error(transparent)]
@@ -101,9 +86,7 @@ impl ConnectionError {
     pub(super) fn as_str(&self) -> &'static str {
         match self {
             Self::Timeout(_) => "timeout",
-            Self::UntrustedPeer | Self::ProxyHeader(ProxyHeaderError::Malformed(_)) => {
-                "proxy-protocol"
-            }
+            Self::UntrustedPeer | Self::ProxyHeader(_) => "proxy-protocol",
             Self::Tls(_) => "tls",
             Self::Http(error) if error.is_timeout() => "timeout",
             Self::Http(error) if error.is_parse_too_large() => "head-too-large",
@@ -111,7 +94,7 @@ impl ConnectionError {
             Self::Http(error) if error.is_incomplete_message() => "incomplete",
             Self::Http(error) if is_unread(error) => "unread",
             Self::Http(error) if is_flood(error) => "flood",
-            Self::Http(_) | Self::Io(_) | Self::ProxyHeader(ProxyHeaderError::Io(_)) => "broken",
+            Self::Http(_) | Self::Io(_) => "broken",
         }
     }
 
