@@ -182,7 +182,7 @@ pub(crate) fn set_forwarded_proto(headers: &mut HeaderMap, client: Peer) {
 /// `headers` must hold `Host`: for HTTP/2 the caller copies `:authority` there first.
 pub(crate) fn forward(headers: &mut HeaderMap, client: Peer, version: Version) {
     if let Some(ip) = client.ip {
-        append_to_list(headers, &FORWARDED_FOR, &ip.to_canonical().to_string());
+        join_lines(headers, FORWARDED_FOR, Some(&ip.to_canonical().to_string()), b", ");
     }
     set_forwarded_proto(headers, client);
     if let (false, Some(host)) = (headers.contains_key(FORWARDED_HOST), headers.get(HOST)) {
@@ -197,13 +197,8 @@ pub(crate) fn forward(headers: &mut HeaderMap, client: Peer, version: Version) {
 /// single octet string using the two-octet delimiter of 0x3b, 0x20 (the ASCII string '; ') before
 /// being passed into a non-HTTP/2 context" RFC 9113 8.2.3
 fn join_cookies(headers: &mut HeaderMap) {
-    let lines: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if lines.len() < 2 {
-        return;
-    }
-    // Valid values joined by visible characters form a valid value.
-    if let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
-        headers.insert(COOKIE, joined);
+    if headers.get_all(COOKIE).iter().nth(1).is_some() {
+        join_lines(headers, COOKIE, None, b"; ");
     }
 }
 
@@ -329,18 +324,14 @@ fn members<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item 
     members.map(|member| member.split(|&b| b == b';').next().unwrap_or_default().trim_ascii())
 }
 
-/// Appends a member to a list field and joins its lines into one. Frameworks that keep headers in a
-/// map see only the first or only the last line.
-fn append_to_list(headers: &mut HeaderMap, name: &HeaderName, member: &str) {
-    let mut list = Vec::new();
-    for line in headers.get_all(name) {
-        list.extend_from_slice(line.as_bytes());
-        list.extend_from_slice(b", ");
-    }
-    list.extend_from_slice(member.as_bytes());
-    // Valid values joined with an address form a valid value.
-    if let Ok(value) = HeaderValue::from_bytes(&list) {
-        headers.insert(name, value);
+/// Joins the lines of a field, and one more line, into one. Frameworks that keep headers in a map see
+/// only the first or only the last line.
+fn join_lines(headers: &mut HeaderMap, name: HeaderName, more: Option<&str>, separator: &[u8]) {
+    let lines = headers.get_all(&name).into_iter().map(HeaderValue::as_bytes);
+    let lines: Vec<&[u8]> = lines.chain(more.map(str::as_bytes)).collect();
+    // Valid values joined by visible characters form a valid value.
+    if let Ok(joined) = HeaderValue::from_bytes(&lines.join(separator)) {
+        headers.insert(name, joined);
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::{
     convert::Infallible,
+    error::Error,
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -97,17 +98,6 @@ impl Http2Config {
     }
 }
 
-/// Why the body of an HTTP/2 stream ended early.
-#[derive(Debug, thiserror::Error)]
-enum StreamError<E> {
-    /// The client's window stayed closed.
-    #[error("the client read nothing of the stream for {0:?}")]
-    Unread(Duration),
-    /// The body's own error.
-    #[error(transparent)]
-    Body(E),
-}
-
 /// The body of an HTTP/2 stream. hyper polls it only while the client's window is open, so the body
 /// itself cannot notice that the client does not read. A separate task then drops what the body
 /// holds.
@@ -153,9 +143,12 @@ impl<B: Body + Send + Unpin + 'static> WriteTimeoutBody<B> {
     }
 }
 
-impl<B: Body + Send + Unpin + 'static> Body for WriteTimeoutBody<B> {
+impl<B> Body for WriteTimeoutBody<B>
+where
+    B: Body<Error: Error + Send + Sync> + Send + Unpin + 'static,
+{
     type Data = B::Data;
-    type Error = StreamError<B::Error>;
+    type Error = Box<dyn Error + Send + Sync>;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
@@ -164,7 +157,9 @@ impl<B: Body + Send + Unpin + 'static> Body for WriteTimeoutBody<B> {
         let this = &mut *self;
         let mut shared = lock(&this.shared);
         let Some(body) = &mut shared.body else {
-            return Poll::Ready(Some(Err(StreamError::Unread(this.stream.write_timeout))));
+            let limit = this.stream.write_timeout;
+            let why = format!("the client read nothing of the stream for {limit:?}");
+            return Poll::Ready(Some(Err(why.into())));
         };
         let frame = Pin::new(&mut *body).poll_frame(cx);
         let more = matches!(frame, Poll::Ready(Some(Ok(_)))) && !body.is_end_stream();
@@ -175,7 +170,7 @@ impl<B: Body + Send + Unpin + 'static> Body for WriteTimeoutBody<B> {
             let watch = drop_unread(Arc::clone(&this.shared), *write_timeout, Arc::clone(hits));
             this.watchdog = Some(AbortOnDropHandle::new(tokio::spawn(watch)));
         }
-        frame.map(|frame| frame.map(|frame| frame.map_err(StreamError::Body)))
+        frame.map_err(Self::Error::from)
     }
 
     fn is_end_stream(&self) -> bool {
