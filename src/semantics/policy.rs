@@ -73,7 +73,7 @@ fn http_date(value: &HeaderValue) -> Option<SystemTime> {
 fn lists(line: &[u8], etag: &HeaderValue) -> bool {
     // "If the field value is '*', the condition is false if the origin server has a current
     // representation for the target resource." RFC 9110 13.1.2
-    line.trim_ascii() == b"*" || EntityTags(line).any(|tag| tag == opaque(etag.as_bytes()))
+    line.trim_ascii() == b"*" || entity_tags(line).any(|tag| tag == opaque(etag.as_bytes()))
 }
 
 /// Strips the weakness prefix. "A recipient MUST use the weak comparison function when comparing
@@ -82,16 +82,12 @@ fn opaque(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
-/// Iterates over the opaque tags of a list, with their quotes. A tag without quotes, which some
-/// upstreams send, ends at the next comma.
-struct EntityTags<'v>(&'v [u8]);
-
-impl<'v> Iterator for EntityTags<'v> {
-    type Item = &'v [u8];
-
-    fn next(&mut self) -> Option<&'v [u8]> {
-        let start = self.0.iter().position(|&b| !matches!(b, b',' | b' ' | b'\t'))?;
-        let rest = opaque(&self.0[start..]);
+/// Returns the opaque tags of a list, with their quotes. A tag without quotes, which some upstreams
+/// send, ends at the next comma.
+fn entity_tags(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let start = list.iter().position(|&b| !matches!(b, b',' | b' ' | b'\t'))?;
+        let rest = opaque(&list[start..]);
         let quoted = rest.strip_prefix(b"\"");
         // RFC 9110 8.8.3: an opaque tag may contain commas, and it has no escapes.
         let end = match quoted.and_then(|tag| tag.iter().position(|&b| b == b'"')) {
@@ -99,9 +95,9 @@ impl<'v> Iterator for EntityTags<'v> {
             None => rest.iter().position(|&b| b == b',').unwrap_or(rest.len()),
         };
         let (tag, rest) = rest.split_at(end);
-        self.0 = rest;
+        list = rest;
         Some(tag.trim_ascii())
-    }
+    })
 }
 
 #[cfg(test)]

@@ -16,7 +16,6 @@ use method_override::{is_method_override, is_url_override, other_urls};
 use path_variants::Scope;
 use template::{MAX_TEMPLATES, Template};
 use thiserror::Error;
-use write_names::path_and_query;
 
 use super::{
     headers::{is_upgrade, names_scheme},
@@ -35,6 +34,7 @@ mod template;
 mod write_names;
 
 pub use id_parts::MAX_NAMED;
+use id_parts::path_and_query;
 pub use location_targets::WriteTarget;
 pub use method_override::{is_unsafe, overrides_method};
 

@@ -33,29 +33,20 @@ const SPELLING_COST: usize = 750;
 /// Units for a byte of a part. Parsers copy it several times.
 const PART_BYTE_COST: usize = 8;
 
-/// The CPU that may still be spent on reading one target.
-#[derive(Debug)]
-pub(super) struct Effort {
-    left: usize,
-}
-
-impl Default for Effort {
-    fn default() -> Self {
-        Self { left: MAX_EFFORT }
-    }
-}
+/// The CPU that was spent on reading one target, in units.
+#[derive(Debug, Default)]
+pub(super) struct Effort(usize);
 
 impl Effort {
     /// Spends some units. Returns whether there were as many.
     pub(super) fn spend(&mut self, units: usize) -> bool {
-        let rest = self.left.checked_sub(units);
-        self.left = rest.unwrap_or(0);
-        rest.is_some()
+        self.0 = self.0.saturating_add(units);
+        self.0 <= MAX_EFFORT
     }
 
     /// Whether something was left out because it would have cost too much.
     pub(super) fn is_spent(&self) -> bool {
-        self.left == 0
+        self.0 >= MAX_EFFORT
     }
 }
 
@@ -158,6 +149,10 @@ fn for_each_part(text: &str, each: &mut impl FnMut(&str)) {
             }
         }
     }
+}
+
+pub(super) fn path_and_query(target: &str) -> (&str, Option<&str>) {
+    target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)))
 }
 
 /// Returns the parameters of a query as it was sent, each as name and value. A parameter without a

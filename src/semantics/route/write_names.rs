@@ -10,7 +10,7 @@ use percent_encoding::percent_decode_str;
 
 use super::{
     Routes, WriteScope,
-    id_parts::{Effort, MAX_NAMED, NamedIds, is_named, parameters},
+    id_parts::{Effort, MAX_NAMED, NamedIds, is_named, parameters, path_and_query},
     invalidation_rules::{InvalidationRule, is_rule_literal},
     path_variants::{NamedJobs, Scope, read_path},
     template::{ID, Template},
@@ -152,10 +152,6 @@ impl WriteScope {
     pub(super) fn into_jobs(self) -> Vec<JobId> {
         self.jobs.into_iter().chain(self.elsewhere).collect()
     }
-}
-
-pub(super) fn path_and_query(target: &str) -> (&str, Option<&str>) {
-    target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)))
 }
 
 /// Returns the parameters of a query that look as if they named jobs. A write drops whatever any
