@@ -138,7 +138,7 @@ fn a_body_names_a_bounded_number_of_jobs() {
 fn check_refused(change: impl FnOnce(&mut config::InvalidateRule), want: &str) {
     let mut rule = configured("/jobs");
     change(&mut rule);
-    let error = InvalidationRule::parse(3, &rule).unwrap_err().to_string();
+    let error = InvalidationRule::parse(3, &rule).unwrap_err();
     assert_eq!(error, format!("[[invalidate]] rule 3: {want}"));
 }
 
