@@ -47,11 +47,8 @@ pub use self::{
     traces::TracesConfig,
 };
 use crate::semantics::json_pointer::JsonPointer;
-pub use crate::semantics::{
-    secret::Secret,
-    settings::{
-        CredentialMode, CredentialsConfig, InvalidateRule, OnMiss, QueryConfig, StateTtlConfig,
-    },
+pub use crate::semantics::settings::{
+    CredentialMode, CredentialsConfig, InvalidateRule, OnMiss, QueryConfig, Secret, StateTtlConfig,
 };
 
 /// A checked configuration: every value is within its limits.

@@ -2,14 +2,10 @@
 //! store, and no import of another part of jobcache.
 
 pub mod audience;
-pub mod connection_auth;
-pub mod cookies;
 pub mod headers;
 pub mod identity;
 pub mod job_id;
 pub mod json_pointer;
 pub mod policy;
-pub mod query;
 pub mod route;
-pub mod secret;
 pub mod settings;

@@ -8,7 +8,6 @@
 
 mod connection;
 pub mod listen;
-mod metrics;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -20,7 +19,7 @@ use tokio::{
 use tokio_rustls::rustls::ServerConfig;
 use tracing::warn;
 
-pub use self::metrics::ServerMetrics;
+pub use self::connection::ServerMetrics;
 use self::{
     connection::{ClientConnection, ConnectionConfig},
     listen::Listener,
@@ -38,8 +37,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A server for one listener.
 pub struct Server {
     listener: Listener,
-    connections: ConnectionConfig,
-    max_connections: usize,
+    config: config::ServerConfig,
+    tls: Option<Arc<Renewed<ServerConfig>>>,
     metrics: Arc<ServerMetrics>,
 }
 
@@ -50,33 +49,30 @@ impl Server {
         config: &config::ServerConfig,
         metrics: Arc<ServerMetrics>,
     ) -> Self {
-        let connections = ConnectionConfig::new(config);
-        let max_connections = config.max_connections;
-        Self { listener: listener.into(), connections, max_connections, metrics }
+        Self { listener: listener.into(), config: config.clone(), tls: None, metrics }
     }
 
     /// Serves TLS if there is a configuration for it.
     #[must_use]
-    pub(crate) fn with_tls(mut self, tls: Option<Arc<Renewed<ServerConfig>>>) -> Self {
-        self.connections.set_tls(tls);
-        self
+    pub(crate) fn with_tls(self, tls: Option<Arc<Renewed<ServerConfig>>>) -> Self {
+        Self { tls, ..self }
     }
 
     /// Expects no PROXY protocol header, even if `server.proxy_protocol` is set for the clients'
     /// listener.
     #[must_use]
     pub(crate) fn without_proxy_protocol(mut self) -> Self {
-        self.connections.expect_no_proxy_header();
+        self.config.proxy_protocol = false;
         self
     }
 
     /// Serves until `drain` becomes true, then waits up to `deadline` for the requests in flight.
     pub async fn run(self, mut drain: Drain, deadline: Duration, service: impl Service) {
-        let Self { listener, connections: config, max_connections, metrics } = self;
-        let config = Arc::new(config);
+        let Self { listener, config, tls, metrics } = self;
+        let permits = Arc::new(Semaphore::new(config.max_connections));
+        let config = Arc::new(ConnectionConfig::new(config, tls));
         let of_connection = drain.clone();
         let begin = || ClientConnection::new(&config, &service, &of_connection, &metrics);
-        let permits = Arc::new(Semaphore::new(max_connections));
         // Dropping the set at the end closes the connections that are left.
         let mut connections = JoinSet::new();
         loop {

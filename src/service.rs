@@ -8,7 +8,7 @@
 //!
 //! Informational (1xx) responses on HTTP/1 pass here too, because hyper's server has no interface for
 //! them. A service gets an [`Informational`] with each request and sends them to the queue of the
-//! connection; a layer below hyper writes the queue (`server/connection/informational_io.rs`). An
+//! connection; a layer below hyper writes the queue (`server/connection/http1_conn.rs`). An
 //! answer leaves only when the queue is empty, and nothing enters the queue for a request that was
 //! already answered. On HTTP/2 nothing reads such a queue: an [`Informational`] ignores what it is given
 //! there.
@@ -29,7 +29,10 @@ use hyper::{
     HeaderMap, Request, Response, StatusCode,
     body::{Body, Incoming},
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::{SetOnce, watch},
+    time::{sleep, timeout},
+};
 
 use crate::transport::{ConnectionId, Peer};
 
@@ -270,6 +273,37 @@ pub type Drain = watch::Receiver<bool>;
 /// Waits for the drain. Also returns when the sender is dropped.
 pub(crate) async fn until_drain(drain: &mut Drain) {
     let _ = drain.wait_for(|is_draining| *is_draining).await;
+}
+
+/// Time that a drain gives a connection that has sent nothing yet. Its request may be on its way,
+/// and a client that has just connected would see the close as an error.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(500);
+
+/// Returns when a drain has lasted so long that a connection that has sent nothing counts as idle.
+pub(crate) async fn silent_during_drain(drain: &mut Drain) {
+    until_drain(drain).await;
+    sleep(FIRST_REQUEST_GRACE).await;
+}
+
+/// The first request of a connection.
+#[derive(Debug, Default)]
+pub(crate) struct FirstRequest(SetOnce<()>);
+
+impl FirstRequest {
+    /// Records that the connection has had a request.
+    pub(crate) fn mark_begun(&self) {
+        if !self.0.initialized() {
+            let _ = self.0.set(());
+        }
+    }
+
+    /// Returns when a drain has begun and the connection has had a request, or enough time for one.
+    /// An earlier shutdown would make hyper close a connection that has had no request, even while
+    /// it reads the first head.
+    pub(crate) async fn ready_to_close(&self, drain: &mut Drain) {
+        until_drain(drain).await;
+        let _ = timeout(FIRST_REQUEST_GRACE, self.0.wait()).await;
+    }
 }
 
 #[cfg(test)]

@@ -8,66 +8,52 @@
 //!   arrived that is not HTTP. Then it is sent again once, if its caller allows that, its method is
 //!   safe and it has no body.
 //!
-//! A write that was sent is never repeated, nor is a login that belongs to its connection: `bound`
+//! A write that was sent is never repeated, nor is a login that belongs to its connection: `pool`
 //! has those. An extension of a request, its [`ConnectionId`], names the client connection.
 
-mod activity;
-mod bound;
 pub(crate) mod collector;
 mod connect;
 mod error;
-mod expect;
-mod health;
-mod http1;
-mod http2;
 pub(crate) mod metrics;
 mod pool;
 mod request_body;
-mod request_sender;
-mod request_target;
 mod response_body;
-mod upload_end;
+mod upload;
 
 use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
     Request, Response, Version, body::Incoming, client::conn::TrySendError, http::uri::Scheme,
 };
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     sync::Semaphore,
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 use tracing::debug;
 
 use self::{
-    activity::UploadActivity,
-    bound::{BoundConnections, ConnectionChoice, ConnectionHome, Login, PooledConnection},
-    connect::{Connector, UpstreamProtocol},
+    connect::{Connector, HttpVersions, UpstreamProtocol, to_absolute_form},
     error::{broken_error, timeout_error},
-    expect::Expectation,
-    health::Health,
     metrics::UpstreamMetrics,
-    pool::Pool,
+    pool::{BoundConnections, ConnectionChoice, ConnectionHome, Login, Pool, PooledConnection},
     request_body::{announce_body, retry_copy},
-    request_sender::RequestSender,
-    request_target::to_absolute_form,
-};
-pub use self::{
-    bound::ConnectionPermit,
-    error::{BodyError, UploadError, UpstreamError},
-    request_body::{RequestBody, relay_informational},
-    request_target::to_origin_form,
-    response_body::ResponseBody,
-    upload_end::{UploadEnd, UploadOutcome},
+    upload::{Expectation, UploadActivity},
 };
 use crate::{
     config::{self, Config, Endpoint},
     limits::{GaugeGuard, Limit},
     observe::{events::Events, metrics::Registry},
-    semantics::connection_auth::is_login,
+    semantics::headers::is_login,
     tls::{TlsError, TlsMetrics},
     transport::ConnectionId,
+};
+
+pub use self::{
+    connect::to_origin_form,
+    error::{BodyError, UploadError, UpstreamError},
+    pool::ConnectionPermit,
+    request_body::{RequestBody, UploadEnd, UploadOutcome, relay_informational},
+    response_body::ResponseBody,
 };
 
 /// Shortest wait before an upload that has nearly used up its time is checked again.
@@ -87,14 +73,12 @@ pub enum RetryPolicy {
 pub struct Upstream {
     connector: Connector,
     config: config::UpstreamConfig,
-    http1: hyper::client::conn::http1::Builder,
+    versions: HttpVersions,
     pool: Arc<Pool>,
     bound: Arc<BoundConnections>,
-    http2: hyper::client::conn::http2::Builder<TokioExecutor>,
     permits: Arc<Semaphore>,
     /// Permits to wait for a connection: `upstream.max_waiting`.
     wait_permits: Semaphore,
-    health: Health,
     /// `server.min_upload_rate`.
     min_upload_rate: usize,
     metrics: Arc<UpstreamMetrics>,
@@ -102,10 +86,7 @@ pub struct Upstream {
 
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream")
-            .field("connector", &self.connector)
-            .field("pool", &self.pool)
-            .finish_non_exhaustive()
+        f.debug_struct("Upstream").field("connector", &self.connector).finish_non_exhaustive()
     }
 }
 
@@ -116,29 +97,18 @@ impl Upstream {
         registry: &mut Registry,
         events: Arc<Events>,
     ) -> Result<Self, TlsError> {
-        let metrics = Arc::new(UpstreamMetrics::register(registry));
+        let metrics = Arc::new(UpstreamMetrics::register(registry, events));
         let tls = TlsMetrics::shared(registry);
-        let connector = Connector::new(&config.upstream, config.tls_renew_interval, tls)?;
-        let http1 = http1::builder(&config.server);
-        let http2 = http2::builder(&config.server);
-        let upload_rate = config.server.min_upload_rate;
-        let config = config.upstream.clone();
-        let pool = Arc::new(Pool::new(&config, metrics.connections.idle.clone()));
-        let bound = Arc::new(BoundConnections::new(&config, &metrics.connections));
-        let places = Arc::new(Semaphore::new(config.max_connections));
-        let queue = Semaphore::new(config.max_waiting);
-        let health = Health::new(metrics.up.clone(), events);
+        let Config { upstream, server, .. } = config;
         Ok(Self {
-            connector,
-            config,
-            http1,
-            pool,
-            bound,
-            http2,
-            permits: places,
-            wait_permits: queue,
-            health,
-            min_upload_rate: upload_rate,
+            connector: Connector::new(upstream, config.tls_renew_interval, tls)?,
+            config: upstream.clone(),
+            versions: HttpVersions::new(server),
+            pool: Arc::new(Pool::new(upstream, metrics.connections.idle.clone())),
+            bound: Arc::new(BoundConnections::new(upstream, &metrics.connections)),
+            permits: Arc::new(Semaphore::new(upstream.max_connections)),
+            wait_permits: Semaphore::new(upstream.max_waiting),
+            min_upload_rate: server.min_upload_rate,
             metrics,
         })
     }
@@ -190,19 +160,7 @@ impl Upstream {
             to_absolute_form(&mut request, self.scheme(), self.authority());
         }
         let result = self.exchange(request, protocol, repeat).await;
-        self.health.record(result.as_ref().err());
-        if matches!(result, Err(UpstreamError::ClientSlow { .. })) {
-            self.metrics.limits.count(Limit::UploadRate);
-        }
-        let outcome = match &result {
-            Ok(_) => "answered",
-            Err(error) => error.as_str(),
-        };
-        self.metrics.requests.inc([outcome]);
-        if result.is_ok() {
-            // A failed exchange says nothing about the time to a response head.
-            self.metrics.record_response(started.elapsed());
-        }
+        self.metrics.record(&result, started.elapsed());
         result
     }
 
@@ -302,14 +260,8 @@ impl Upstream {
     ) -> Result<Response<ResponseBody>, AttemptError> {
         let activity = request.body().activity();
         let expectation = request.body().expectation();
-        let response = match &mut connection.sender {
-            RequestSender::Http1(sender) => {
-                self.response_head(sender.try_send_request(request), activity).await?
-            }
-            RequestSender::Http2(sender) => {
-                self.response_head(sender.try_send_request(request), activity).await?
-            }
-        };
+        let sent = connection.sender.try_send(request);
+        let response = self.response_head(sent, activity.as_deref()).await?;
         let unrequested = expectation.and_then(Expectation::response_started);
         let limit = self.config.body_timeout;
         connection.home = self.bound.home_after(connection.home, client, &response);
@@ -328,55 +280,37 @@ impl Upstream {
     async fn response_head(
         &self,
         sent: impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>,
-        activity: Option<Arc<UploadActivity>>,
+        upload: Option<&UploadActivity>,
     ) -> Result<Response<Incoming>, AttemptError> {
         let mut response = pin!(sent);
-        let limit = self.config.response_timeout;
+        let (rate, limit) = (self.min_upload_rate, self.config.response_timeout);
         let mut deadline = Instant::now() + limit;
-        loop {
-            let allowance = activity.as_ref().map(|activity| {
-                activity
-                    .allowance(self.min_upload_rate, limit, Instant::now())
-                    .clamp(MIN_UPLOAD_CHECK.min(limit), limit)
+        let error = loop {
+            let allowance = upload.map(|upload| {
+                let left = upload.allowance(rate, limit, Instant::now());
+                left.clamp(MIN_UPLOAD_CHECK.min(limit), limit)
             });
             let check_at = allowance.map_or(deadline, |left| deadline.min(Instant::now() + left));
-            match tokio::time::timeout_at(check_at, &mut response).await {
+            match timeout_at(check_at, &mut response).await {
                 Ok(Ok(response)) => return Ok(response),
-                Ok(Err(mut error)) => {
-                    return Err(match error.take_message() {
-                        Some(unsent) => AttemptError::Unsent(Box::new(unsent)),
-                        None => AttemptError::Sent(broken_error(
-                            error.into_error(),
-                            activity.as_deref(),
-                        )),
-                    });
-                }
+                Ok(Err(mut error)) => match error.take_message() {
+                    Some(unsent) => return Err(AttemptError::Unsent(Box::new(unsent))),
+                    None => break broken_error(error.into_error(), upload),
+                },
                 Err(_) if check_at < deadline => {
-                    if self.is_too_slow(activity.as_deref()) {
-                        let rate = self.min_upload_rate;
-                        return Err(AttemptError::Sent(UpstreamError::ClientSlow { rate }));
+                    if upload.is_some_and(|upload| upload.is_too_slow(rate, limit, Instant::now()))
+                    {
+                        break UpstreamError::ClientSlow { rate };
                     }
                 }
                 // While an upload makes progress, the upstream has no reason to answer.
-                Err(_) => {
-                    match activity.as_ref().map(|activity| activity.last_progress() + limit) {
-                        Some(extended) if extended > deadline => deadline = extended,
-                        _ => {
-                            return Err(AttemptError::Sent(timeout_error(
-                                limit,
-                                activity.as_deref(),
-                            )));
-                        }
-                    }
-                }
+                Err(_) => match upload.map(|upload| upload.last_progress() + limit) {
+                    Some(extended) if extended > deadline => deadline = extended,
+                    _ => break timeout_error(limit, upload),
+                },
             }
-        }
-    }
-
-    fn is_too_slow(&self, upload: Option<&UploadActivity>) -> bool {
-        let rate = self.min_upload_rate;
-        let patience = self.config.response_timeout;
-        upload.is_some_and(|upload| upload.is_too_slow(rate, patience, Instant::now()))
+        };
+        Err(AttemptError::Sent(error))
     }
 
     async fn connect(
@@ -384,30 +318,11 @@ impl Upstream {
         protocol: UpstreamProtocol,
         home: ConnectionHome,
     ) -> Result<PooledConnection, UpstreamError> {
-        let io = TokioIo::new(self.connector.connect(protocol).await?);
-        let sender = match protocol {
-            UpstreamProtocol::Http1 => {
-                let (sender, connection) =
-                    self.http1.handshake(io).await.map_err(UpstreamError::Broken)?;
-                tokio::spawn(drive(connection.with_upgrades()));
-                RequestSender::Http1(sender)
-            }
-            UpstreamProtocol::Http2 => {
-                let (sender, connection) =
-                    self.http2.handshake(io).await.map_err(UpstreamError::Broken)?;
-                tokio::spawn(drive(connection));
-                RequestSender::Http2(sender)
-            }
-        };
+        let stream = self.connector.connect(protocol).await?;
+        let handshake = self.versions.handshake(stream, protocol);
+        let sender = handshake.await.map_err(UpstreamError::Broken)?;
         self.metrics.connections.opened.inc();
         Ok(PooledConnection { sender, reused: false, home })
-    }
-}
-
-/// Drives a connection. Its errors also reach the request that uses it.
-async fn drive(connection: impl Future<Output = hyper::Result<()>>) {
-    if let Err(error) = connection.await {
-        debug!(%error, "upstream connection ended");
     }
 }
 

@@ -27,8 +27,7 @@ use crate::{
         audience::{Caller, Fingerprinter},
         identity::{Identity, RouteIndex, Scopes},
         job_id::JobId,
-        policy::{Policy, RequestDirectives, StateTtls},
-        query::Query,
+        policy::{Policy, RequestDirectives},
     },
     store::{
         Budget, IdentityHash, Key, NearMetrics, Store, StoreError, Token,
@@ -175,8 +174,8 @@ pub(super) struct CacheConfig {
 
 impl CacheConfig {
     pub(super) fn new(settings: &Config) -> Self {
-        let query = Query::new(&settings.query);
-        let fingerprinter = Fingerprinter::new(&settings.credentials).with_query(query);
+        let fingerprinter =
+            Fingerprinter::new(&settings.credentials).with_query(settings.query.clone());
         // Parsing never fails: the names were checked when the configuration was loaded.
         let volatile = settings.responses.volatile.iter().filter_map(|name| name.parse().ok());
         let policy = Policy {
@@ -185,7 +184,7 @@ impl CacheConfig {
             max_body: settings.max_body,
             vary: fingerprinter.covered_headers().to_vec(),
             ignored: fingerprinter.ignored_headers().to_vec(),
-            state_ttls: StateTtls::new(&settings.states),
+            state_ttls: Some(settings.states.clone()),
             cookies: settings.credentials.cookies.clone(),
             volatile: volatile.collect(),
         };

@@ -135,7 +135,7 @@ pub(super) fn read(
         // In a table that cannot be read, further findings would be misleading.
         if faults.is_empty() {
             let invalid = invalidation_rules::InvalidationRule::parse(number, &rule).err();
-            faults.extend(invalid.map(|error| (offset, error.to_string())));
+            faults.extend(invalid.map(|error| (offset, error)));
         }
         problems
             .extend(faults.into_iter().map(|(offset, fault)| format!("{}: {fault}", at(offset))));

@@ -261,7 +261,7 @@ pub(super) fn parameters(items: &[String]) -> Result<Vec<String>, String> {
 
 /// A JSON pointer.
 pub(super) fn pointer(text: &str) -> Result<JsonPointer, String> {
-    JsonPointer::parse(text).map_err(|why| why.to_string())
+    JsonPointer::parse(text).map_err(str::to_owned)
 }
 
 /// Keys of the user's own, such as states, and the time of each.

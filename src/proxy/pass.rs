@@ -50,7 +50,7 @@ pub(super) async fn forward_read(
     why: Bypass,
 ) -> Answer {
     context.prepare_request(&mut head, requester.client);
-    let request = Request::from_parts(head, RequestBody::Empty);
+    let request = Request::from_parts(head, RequestBody::EMPTY);
     match context.exchange(relay_informational(request, requester)).await {
         Ok(response) => Answer::new(response.map(Body::Upstream), Verdict::Pass(why)),
         Err(error) => upstream_failure(&error),

@@ -102,7 +102,7 @@ impl ProxyContext {
         let mut head = head.clone();
         self.prepare_request(&mut head, client);
         headers::strip_for_fill(&mut head.headers);
-        Request::from_parts(head, RequestBody::Empty)
+        Request::from_parts(head, RequestBody::EMPTY)
     }
 
     /// Turns a client's request head into the head that goes upstream.
@@ -124,7 +124,7 @@ pub(super) fn relay_informational(
     mut request: Request<RequestBody>,
     Requester { informational, .. }: &Requester,
 ) -> Request<RequestBody> {
-    if matches!(request.body(), RequestBody::Held(_)) || informational.is_accepted() {
+    if request.body().is_held() || informational.is_accepted() {
         let informational = informational.clone();
         upstream::relay_informational(&mut request, move |status, headers| {
             let mut headers = headers.clone();

@@ -11,29 +11,29 @@
 //! credentials by guessing.
 
 mod counted_parts;
-mod credential_key;
 mod fingerprint;
 mod header_roles;
-mod ignored_headers;
-mod joined;
 #[cfg(test)]
 mod tests;
-mod variant;
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use hyper::http::{
     HeaderMap, HeaderName, Uri,
     header::{COOKIE, HOST},
 };
 
-use self::header_roles::{HeaderRole, HeaderRoles, names};
+pub(super) use self::counted_parts::cookie_counts;
+use self::{
+    counted_parts::cookie_member_counts,
+    header_roles::{HeaderRole, HeaderRoles, names},
+};
 pub use self::{
-    credential_key::CredentialKey, fingerprint::Fingerprint, header_roles::may_read_as_another,
-    variant::Variant,
+    fingerprint::{CredentialKey, Fingerprint, Variant},
+    header_roles::may_read_as_another,
 };
 pub use super::settings::CredentialMode as Mode;
-use super::{cookies, query::Query, settings};
+use super::settings::{self, QueryConfig};
 
 /// Greatest number of pairs of one entry that have the same credential. A further one replaces the
 /// oldest of them, so that nobody fills the audience of others.
@@ -79,17 +79,13 @@ pub enum Standing {
 /// Takes the fingerprints of requests.
 #[derive(Clone, Debug)]
 pub struct Fingerprinter {
-    mode: Mode,
+    settings: settings::CredentialsConfig,
     /// Headers that are known to be part of the credential or of the variant, as a whole.
     covered: Vec<HeaderName>,
     /// Headers of `credentials.ignore`.
     ignored: Vec<HeaderName>,
     roles: HeaderRoles,
-    /// Names of the cookies that count; if empty, all cookies count.
-    cookies: Vec<String>,
-    /// How long a membership lasts; if unset, it does not lapse.
-    recheck: Option<Duration>,
-    query: Query,
+    query: QueryConfig,
 }
 
 /// Capacity for the text of a usual request, in bytes.
@@ -110,10 +106,10 @@ const VARIANT_VERSION: [&[u8]; 2] = [b"", b"2"];
 impl Caller {
     /// Returns the format of the store: 64 hexadecimal digits, the credential first.
     pub fn to_hex(self) -> String {
-        let mut hex = [0; 64];
-        self.credential.write_hex(&mut hex[..32]);
-        self.variant.write_hex(&mut hex[32..]);
-        hex.iter().copied().map(char::from).collect()
+        let mut both = [0; 32];
+        both[..16].copy_from_slice(&self.credential.0);
+        both[16..].copy_from_slice(&self.variant.0);
+        blake3::Hash::from_bytes(both).to_hex().as_str().to_owned()
     }
 
     /// Returns the fingerprint of the credential.
@@ -130,11 +126,13 @@ impl Caller {
 impl AudienceMember {
     /// Parses the format of the store; `None` if `text` is not a valid member.
     pub fn parse(text: &str) -> Option<Self> {
-        let (credential, rest) = text.as_bytes().split_first_chunk()?;
-        let (variant, time) = rest.split_first_chunk()?;
-        let credential = Fingerprint::from_hex(credential)?;
-        let variant = Fingerprint::from_hex(variant)?;
-        let time = std::str::from_utf8(time).ok()?.strip_prefix('@');
+        let (hex, time) = text.split_at_checked(64)?;
+        let is_lower = !hex.bytes().any(|digit| digit.is_ascii_uppercase());
+        let both = blake3::Hash::from_hex(hex).ok().filter(|_| is_lower)?;
+        let (credential, variant) = both.as_bytes().split_first_chunk()?;
+        let credential = Fingerprint(*credential);
+        let variant = Fingerprint(variant.try_into().ok()?);
+        let time = time.strip_prefix('@');
         let served_at_ms = time.and_then(|ms| ms.parse().ok()).unwrap_or(0);
         Some(Self { caller: Caller { credential, variant }, served_at_ms })
     }
@@ -170,6 +168,22 @@ impl Audience {
         self.members.iter().filter(same).count()
     }
 
+    /// Returns the members together with a caller that the upstream has just served. A credential with
+    /// too many members loses its own oldest one.
+    pub fn joined_by(&self, caller: Caller, served_at_ms: i64) -> Vec<AudienceMember> {
+        let others = self.members.iter().filter(|member| member.caller != caller);
+        let mut members: Vec<_> =
+            [AudienceMember { caller, served_at_ms }].into_iter().chain(others.copied()).collect();
+        let is_own = |member: &AudienceMember| member.caller.credential == caller.credential;
+        if members.iter().filter(|member| is_own(member)).count() > MAX_PAIRS_OF_CREDENTIAL {
+            let own = members.iter().enumerate().skip(1).filter(|(_, member)| is_own(member));
+            if let Some((at, _)) = own.min_by_key(|(_, member)| member.served_at_ms) {
+                members.remove(at);
+            }
+        }
+        members
+    }
+
     fn has_variant(&self, caller: Caller) -> bool {
         self.members.iter().any(|member| member.caller.variant == caller.variant)
     }
@@ -179,19 +193,17 @@ impl Fingerprinter {
     /// Creates a fingerprinter from the configuration. Queries are covered whole.
     pub fn new(settings: &settings::CredentialsConfig) -> Self {
         Self {
-            mode: settings.mode,
+            settings: settings.clone(),
             covered: HeaderRoles::covered(settings),
             ignored: names(&settings.ignore).collect(),
             roles: HeaderRoles::new(settings),
-            cookies: settings.cookies.clone(),
-            recheck: settings.recheck,
-            query: Query::default(),
+            query: QueryConfig::default(),
         }
     }
 
     /// Leaves out the query parameters that `query` ignores.
     #[must_use]
-    pub fn with_query(self, query: Query) -> Self {
+    pub fn with_query(self, query: QueryConfig) -> Self {
         Self { query, ..self }
     }
 
@@ -209,7 +221,7 @@ impl Fingerprinter {
     /// Returns whether a request must bypass the cache because it carries a credential.
     pub fn must_bypass(&self, headers: &HeaderMap) -> bool {
         let names_caller = |name| self.roles.of(name).credential || may_read_as_another(name);
-        self.mode == Mode::Bypass && headers.keys().any(names_caller)
+        self.settings.mode == Mode::Bypass && headers.keys().any(names_caller)
     }
 
     /// Returns whether a request has a header that nothing is known about.
@@ -276,12 +288,12 @@ impl Fingerprinter {
     /// Returns the coalesce key of a caller. Callers with the same key share upstream reads, because
     /// each of them may get the entry of the other.
     pub fn coalesce_key(&self, caller: Caller) -> Caller {
-        if self.mode == Mode::Shared { caller.waived() } else { caller }
+        if self.settings.mode == Mode::Shared { caller.waived() } else { caller }
     }
 
     /// Decides whether a caller belongs to an audience.
     pub fn standing(&self, audience: &Audience, caller: Caller, now_ms: i64) -> Standing {
-        if self.mode == Mode::Shared || audience.public {
+        if self.settings.mode == Mode::Shared || audience.public {
             // Only the credential is waived, never the variant. A membership that does not depend on
             // the credential cannot lapse.
             let has = audience.has_variant(caller);
@@ -289,7 +301,7 @@ impl Fingerprinter {
         }
         let Some(served_at_ms) = audience.served_at_ms(caller) else { return Standing::Outside };
         let age_ms = u128::try_from(now_ms.saturating_sub(served_at_ms)).unwrap_or(0);
-        match self.recheck {
+        match self.settings.recheck {
             Some(recheck) if age_ms > recheck.as_millis() => Standing::Lapsed,
             _ => Standing::Included,
         }
@@ -313,7 +325,7 @@ impl Fingerprinter {
     ) -> impl Iterator<Item = &'h [u8]> {
         let headers = covered.iter().filter(|header| header.role.credential);
         headers.flat_map(|header| {
-            let some = *header.name == COOKIE && !self.cookies.is_empty();
+            let some = *header.name == COOKIE && !self.settings.cookies.is_empty();
             let whole = (!some).then_some(header.value);
             let cookies = some.then(|| self.counted_cookies(header.value));
             let values = whole.into_iter().chain(cookies.into_iter().flatten());
@@ -344,6 +356,6 @@ impl Fingerprinter {
     /// 6265 4.2.1: cookies are separated by "; ".
     fn counted_cookies<'h>(&'h self, value: &'h [u8]) -> impl Iterator<Item = &'h [u8]> {
         let pairs = value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-        pairs.filter(|pair| cookies::member_counts(&self.cookies, pair))
+        pairs.filter(|pair| cookie_member_counts(&self.settings.cookies, pair))
     }
 }

@@ -3,22 +3,26 @@
 //!
 //! Pure. Removal is careful: a client that lists `X-Forwarded-User` in `Connection` must not be
 //! able to remove what a gateway in front of us added.
+//!
+//! Some logins belong to a connection and not to a request: NTLM, Negotiate and Kerberos. After such a
+//! login the API takes every later request on the same connection for one of that user (RFC 4559 6).
+//! So a connection with such a login must never carry requests of anyone else. `upstream` binds
+//! connections, and `proxy` keeps what is read over them out of the cache.
 
 use hyper::{
     HeaderMap, Method, Version,
     header::{
-        ACCEPT_ENCODING, CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, IF_MATCH,
-        IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE,
-        TE, TRANSFER_ENCODING, UPGRADE, VIA,
+        ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue,
+        IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION, RANGE, TE, TRANSFER_ENCODING, UPGRADE, VIA, WWW_AUTHENTICATE,
     },
     http::header::Entry,
 };
 
-mod cache_status;
+use super::audience::may_read_as_another;
+use crate::transport::Peer;
 
-use crate::{semantics::audience::may_read_as_another, transport::Peer};
-
-pub(crate) use cache_status::{CacheStatus, Forward, cache_status};
+pub(crate) use super::policy::{CacheStatus, Forward, cache_status};
 
 /// The `Via` of jobcache, as the recipient of an HTTP/1.1 message (RFC 9110 7.6.3).
 pub const VIA_JOBCACHE: HeaderValue = HeaderValue::from_static("1.1 jobcache");
@@ -52,27 +56,30 @@ static HOP_BY_HOP: [HeaderName; 9] = [
 ///
 /// "A sender MUST NOT send a connection option corresponding to a field that is intended for all
 /// recipients of the content." RFC 9110 7.6.1
-const END_TO_END: [&str; 19] = [
-    "authorization",
-    "cache-control",
-    "content-encoding",
-    "content-length",
-    "content-type",
-    "cookie",
-    "forwarded",
-    "host",
-    "persistent-auth",
-    "remote-user",
-    "set-cookie",
-    "traceparent",
-    "tracestate",
-    "true-client-ip",
-    "vary",
-    "via",
-    "x-api-key",
-    "x-real-ip",
-    "x-tenant-id",
-];
+fn is_end_to_end(name: &str) -> bool {
+    matches!(
+        name,
+        "authorization"
+            | "cache-control"
+            | "content-encoding"
+            | "content-length"
+            | "content-type"
+            | "cookie"
+            | "forwarded"
+            | "host"
+            | "persistent-auth"
+            | "remote-user"
+            | "set-cookie"
+            | "traceparent"
+            | "tracestate"
+            | "true-client-ip"
+            | "vary"
+            | "via"
+            | "x-api-key"
+            | "x-real-ip"
+            | "x-tenant-id"
+    ) || END_TO_END_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
 
 /// Prefixes of the fields that gateways add.
 const END_TO_END_PREFIXES: [&str; 8] =
@@ -175,7 +182,7 @@ pub(crate) fn set_forwarded_proto(headers: &mut HeaderMap, client: Peer) {
 /// `headers` must hold `Host`: for HTTP/2 the caller copies `:authority` there first.
 pub(crate) fn forward(headers: &mut HeaderMap, client: Peer, version: Version) {
     if let Some(ip) = client.ip {
-        append_to_list(headers, &FORWARDED_FOR, &ip.to_canonical().to_string());
+        join_lines(headers, FORWARDED_FOR, Some(&ip.to_canonical().to_string()), b", ");
     }
     set_forwarded_proto(headers, client);
     if let (false, Some(host)) = (headers.contains_key(FORWARDED_HOST), headers.get(HOST)) {
@@ -190,13 +197,8 @@ pub(crate) fn forward(headers: &mut HeaderMap, client: Peer, version: Version) {
 /// single octet string using the two-octet delimiter of 0x3b, 0x20 (the ASCII string '; ') before
 /// being passed into a non-HTTP/2 context" RFC 9113 8.2.3
 fn join_cookies(headers: &mut HeaderMap) {
-    let lines: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if lines.len() < 2 {
-        return;
-    }
-    // Valid values joined by visible characters form a valid value.
-    if let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
-        headers.insert(COOKIE, joined);
+    if headers.get_all(COOKIE).iter().nth(1).is_some() {
+        join_lines(headers, COOKIE, None, b"; ");
     }
 }
 
@@ -285,16 +287,12 @@ pub(crate) fn offered_protocols(headers: &HeaderMap) -> Option<HeaderValue> {
 /// Returns whether a protocol that a server switches to is one of the offered ones.
 pub(crate) fn is_offered(offered: &HeaderValue, protocol: &HeaderValue) -> bool {
     let protocol = protocol.as_bytes().trim_ascii();
-    let mut offers = offered.as_bytes().split(|&b| b == b',');
-    offers.any(|offer| offer.trim_ascii().eq_ignore_ascii_case(protocol))
+    let mut offers = offered.as_bytes().split(|&b| b == b',').map(<[u8]>::trim_ascii);
+    offers.any(|offer| offer.eq_ignore_ascii_case(protocol))
 }
 
 /// Whether an offer is no name of a protocol with an optional version, or names one that carries HTTP.
 fn carries_http(offer: &[u8]) -> bool {
-    let is_token = |part: &[u8]| {
-        let is_plain = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
-        !part.is_empty() && part.iter().all(is_plain)
-    };
     let name = offer.split(|&b| b == b'/').next().unwrap_or_default();
     let carriers: [&[u8]; 6] = [b"h2c", b"h2", b"h3", b"http", b"tls", b"ssl"];
     !offer.split(|&b| b == b'/').all(is_token)
@@ -302,19 +300,20 @@ fn carries_http(offer: &[u8]) -> bool {
         || carriers.iter().any(|carrier| name.eq_ignore_ascii_case(carrier))
 }
 
+/// `token` of RFC 9110 5.6.2.
+pub(super) fn is_token(text: &[u8]) -> bool {
+    let is_token_char = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+    !text.is_empty() && text.iter().all(is_token_char)
+}
+
 /// Returns the fields that `Connection` lists and that may be removed.
 fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {
-    let end_to_end = |name: &HeaderName| {
-        may_read_as_another(name)
-            || END_TO_END.contains(&name.as_str())
-            || END_TO_END_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
-    };
     let names = members(headers, &CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok());
-    names.filter(|name| !end_to_end(name)).collect()
+    names.filter(|name| !may_read_as_another(name) && !is_end_to_end(name.as_str())).collect()
 }
 
 /// Whether a list field has `token` among its members, ignoring case.
-fn list_contains(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
+pub(crate) fn list_contains(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
     members(headers, name).any(|member| member.eq_ignore_ascii_case(token))
 }
 
@@ -325,226 +324,65 @@ fn members<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item 
     members.map(|member| member.split(|&b| b == b';').next().unwrap_or_default().trim_ascii())
 }
 
-/// Appends a member to a list field and joins its lines into one. Frameworks that keep headers in a
-/// map see only the first or only the last line.
-fn append_to_list(headers: &mut HeaderMap, name: &HeaderName, member: &str) {
-    let mut list = Vec::new();
-    for line in headers.get_all(name) {
-        list.extend_from_slice(line.as_bytes());
-        list.extend_from_slice(b", ");
+/// Joins the lines of a field, and one more line, into one. Frameworks that keep headers in a map see
+/// only the first or only the last line.
+fn join_lines(headers: &mut HeaderMap, name: HeaderName, more: Option<&str>, separator: &[u8]) {
+    let lines = headers.get_all(&name).into_iter().map(HeaderValue::as_bytes);
+    let lines: Vec<&[u8]> = lines.chain(more.map(str::as_bytes)).collect();
+    // Valid values joined by visible characters form a valid value.
+    if let Ok(joined) = HeaderValue::from_bytes(&lines.join(separator)) {
+        headers.insert(name, joined);
     }
-    list.extend_from_slice(member.as_bytes());
-    // Valid values joined with an address form a valid value.
-    if let Ok(value) = HeaderValue::from_bytes(&list) {
-        headers.insert(name, value);
+}
+
+/// Schemes that authenticate the connection.
+const SCHEMES: [&[u8]; 3] = [b"ntlm", b"negotiate", b"kerberos"];
+
+/// States that the connection stays authenticated after the response. Servers also send it with the
+/// value `false`. Its presence alone counts here, because a server that sends it knows such logins.
+pub(crate) const PERSISTENT_AUTH: HeaderName = HeaderName::from_static("persistent-auth");
+
+/// A statement of a response about the identity of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ConnectionIdentity {
+    /// Nothing.
+    Unstated,
+    /// The response asks for a login on this connection.
+    Challenged,
+    /// The connection has an identity.
+    Established,
+}
+
+/// Whether a request carries a login of a scheme that authenticates the connection.
+pub(crate) fn is_login(headers: &HeaderMap) -> bool {
+    headers.get_all(AUTHORIZATION).iter().any(names_scheme)
+}
+
+/// Whether a member of a list of credentials or challenges begins with one of these schemes. "It
+/// uses a case-insensitive token to identify the authentication scheme" RFC 9110 11.1.
+pub(crate) fn names_scheme(value: &HeaderValue) -> bool {
+    value.as_bytes().split(|&b| b == b',').any(|member| {
+        let member = member.trim_ascii();
+        let end = member.iter().position(|b| !b.is_ascii_alphanumeric());
+        let scheme = &member[..end.unwrap_or(member.len())];
+        SCHEMES.iter().any(|known| known.eq_ignore_ascii_case(scheme))
+    })
+}
+
+/// Returns what a response says about the identity of its connection.
+///
+/// jobcache removes `Proxy-Authorization`, so no client can log in to a proxy through it. Such a
+/// challenge is treated like the other one all the same.
+pub(crate) fn identity_of(headers: &HeaderMap) -> ConnectionIdentity {
+    if headers.contains_key(PERSISTENT_AUTH) {
+        return ConnectionIdentity::Established;
     }
+    let challenges = [WWW_AUTHENTICATE, PROXY_AUTHENTICATE];
+    if challenges.iter().flat_map(|name| headers.get_all(name)).any(names_scheme) {
+        return ConnectionIdentity::Challenged;
+    }
+    ConnectionIdentity::Unstated
 }
 
 #[cfg(test)]
-mod tests {
-    use hyper::{
-        HeaderMap, Version,
-        header::{HeaderName, HeaderValue},
-    };
-
-    use super::{
-        Peer, forward, is_upgrade, strip_for_fill, strip_forwarded, strip_hop_by_hop, strip_listed,
-        via,
-    };
-
-    type Lines<'a> = &'a [(&'a str, &'a str)];
-
-    fn strip(headers: &mut HeaderMap) {
-        strip_hop_by_hop(headers, &[HeaderName::from_static("x-me")]);
-    }
-
-    fn headers(lines: Lines<'_>) -> HeaderMap {
-        let line = |&(name, value): &(&str, &str)| {
-            let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
-            (HeaderName::from_bytes(name.as_bytes()).unwrap(), value)
-        };
-        lines.iter().map(line).collect()
-    }
-
-    #[track_caller]
-    fn check(change: impl Fn(&mut HeaderMap), before: Lines<'_>, after: Lines<'_>) {
-        let mut got = headers(before);
-        change(&mut got);
-        // Compare as lists: maps compare equal in any order.
-        let list = |headers: &HeaderMap| -> Vec<_> {
-            headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
-        };
-        assert_eq!(list(&got), list(&headers(after)), "{before:?}");
-    }
-
-    #[test]
-    fn hop_by_hop_fields_end_here() {
-        for name in ["Keep-Alive", "Proxy-Connection", "Transfer-Encoding", "HTTP2-Settings"] {
-            check(strip, &[(name, "x"), ("a", "1")], &[("a", "1")]);
-        }
-        check(strip, &[("upgrade", "h2c"), ("connection", "upgrade")], &[]);
-        check(strip, &[("proxy-authorization", "x")], &[]);
-        check(strip, &[("trailer", "x")], &[("trailer", "x")]);
-    }
-
-    #[test]
-    fn fields_that_connection_lists_end_here() {
-        let before = [("connection", "close, X-Hop"), ("connection", ",x-hop2 "), ("x-hop", "1")];
-        check(strip, &[&before[..], &[("x-hop2", "1"), ("b", "2")]].concat(), &[("b", "2")]);
-    }
-
-    #[test]
-    fn a_lookup_does_not_see_fields_that_connection_lists_and_sees_the_others() {
-        let strip = |headers: &mut HeaderMap| {
-            strip_listed(headers, &[HeaderName::from_static("x-me")]);
-        };
-        let connection = ("connection", "close, X-Hop, x-me, upgrade, expect, authorization");
-        let kept = [("x-me", "1"), ("upgrade", "a"), ("expect", "b"), ("authorization", "c")];
-        let before = [&[connection, ("x-hop", "1")], &kept[..]].concat();
-        check(strip, &before, &[&[connection], &kept[..]].concat());
-        let usual = [("connection", "Keep-Alive, TE"), ("te", "trailers"), ("x-hop", "1")];
-        check(strip, &usual, &usual);
-    }
-
-    #[test]
-    fn end_to_end_fields_stay_whatever_connection_lists() {
-        for name in ["authorization", "host", "cookie", "content-length", "x-forwarded-for"] {
-            check(strip, &[("connection", name), (name, "1")], &[(name, "1")]);
-        }
-        for name in
-            ["Forwarded", "X-Auth-Request-User", "X-Api-Key", "X-User-Id", "Remote-User", "X-Me"]
-        {
-            check(strip, &[("connection", name), (name, "1")], &[(name, "1")]);
-        }
-    }
-
-    #[test]
-    fn malformed_connection_values_remove_nothing() {
-        for value in ["a b", "é", "\"a\"", "", ",,", "a=b"] {
-            check(strip, &[("connection", value), ("a", "1")], &[("a", "1")]);
-        }
-    }
-
-    #[test]
-    fn te_is_reduced_to_trailers() {
-        let after = [("te", "trailers"), ("connection", "te")];
-        check(strip, &[("te", "gzip, Trailers;q=0.5")], &after);
-        check(strip, &[("te", "trailers"), ("connection", "TE")], &after);
-        check(strip, &[("te", "gzip")], &[]);
-    }
-
-    #[test]
-    fn order_and_repeated_fields_are_kept() {
-        let lines = [("b", "1"), ("a", "2"), ("a", "3"), ("c", "4")];
-        check(strip, &lines, &lines);
-        let (hop, listed) = (("connection", "x"), ("x", "1"));
-        let before = [hop, lines[0], listed, lines[1], ("keep-alive", "1"), lines[2], lines[3]];
-        check(strip, &before, &lines);
-    }
-
-    #[track_caller]
-    fn check_forward(ip: &str, before: Lines<'_>, after: Lines<'_>) {
-        let client =
-            Peer { ip: ip.parse().ok(), is_tls: false, is_trusted: true, connection: None };
-        check(|headers| forward(headers, client, Version::HTTP_11), before, after);
-    }
-
-    #[test]
-    fn the_upstream_learns_who_asked() {
-        let via = ("via", "1.1 jobcache");
-        let (host, proto) = (("host", "a:1"), ("x-forwarded-proto", "http"));
-        check_forward("::1", &[], &[("x-forwarded-for", "::1"), proto, via]);
-        let after =
-            [host, ("x-forwarded-for", "10.0.0.1"), proto, ("x-forwarded-host", "a:1"), via];
-        check_forward("10.0.0.1", &[host], &after);
-        check_forward("::ffff:10.0.0.1", &[host], &after);
-    }
-
-    #[test]
-    fn what_a_gateway_said_is_kept() {
-        let before = [("x-forwarded-proto", "https"), ("x-forwarded-host", "b"), ("host", "a")];
-        let added = [("x-forwarded-for", "::1"), ("via", "1.1 jobcache")];
-        check_forward("::1", &before, &[&before[..], &added].concat());
-        let before = [("x-forwarded-for", "1.1.1.1, 2.2.2.2"), ("x-forwarded-for", "3.3.3.3")];
-        let list = ("x-forwarded-for", "1.1.1.1, 2.2.2.2, 3.3.3.3, ::1");
-        check_forward("::1", &before, &[list, ("x-forwarded-proto", "http"), added[1]]);
-    }
-
-    #[test]
-    fn who_comes_without_an_address_is_not_named() {
-        check_forward("", &[], &[("x-forwarded-proto", "http"), ("via", "1.1 jobcache")]);
-    }
-
-    #[test]
-    fn what_a_stranger_says_of_others_goes() {
-        let forwarding = [
-            ("x-forwarded-for", "1.1.1.1"),
-            ("X-Forwarded-User", "alice"),
-            ("forwarded", "for=1.1.1.1"),
-            ("x-real-ip", "1.1.1.1"),
-            ("x_forwarded_user", "alice"),
-            ("x-real.ip", "1.1.1.1"),
-        ];
-        let own = [("authorization", "x"), ("x-forwarded", "1"), ("x-user-id", "7")];
-        check(strip_forwarded, &[&own[..], &forwarding].concat(), &own);
-    }
-
-    #[test]
-    fn via_is_appended() {
-        let before = [("via", "1.0 a")];
-        check(
-            |headers| via(headers, Version::HTTP_2),
-            &before,
-            &[before[0], ("via", "2.0 jobcache")],
-        );
-        check(|headers| via(headers, Version::HTTP_10), &[], &[("via", "1.0 jobcache")]);
-    }
-
-    #[test]
-    fn a_fill_asks_for_the_whole_representation() {
-        let before = [
-            ("if-none-match", "\"a\""),
-            ("if-modified-since", "x"),
-            ("accept-encoding", "gzip"),
-            ("range", "bytes=0-1"),
-            ("if-range", "x"),
-            ("accept", "*/*"),
-        ];
-        check(strip_for_fill, &before, &[("accept", "*/*")]);
-    }
-
-    #[track_caller]
-    fn check_upgrade(lines: Lines<'_>, want: bool) {
-        assert_eq!(is_upgrade(&headers(lines)), want, "{lines:?}");
-    }
-
-    #[test]
-    fn only_protocols_without_http_in_them_are_forwarded_and_may_be_switched_to() {
-        let connection = ("connection", "Upgrade");
-        let lines = [connection, ("upgrade", "h2c"), ("upgrade", "websocket, \"h2c\", foo/2")];
-        let offered = super::offered_protocols(&headers(&lines)).expect("an offer");
-        assert_eq!(offered, "websocket, foo/2");
-        for (protocol, want) in [("WebSocket", true), ("foo/2", true), ("h2c", false), ("", false)]
-        {
-            let protocol = HeaderValue::from_static(protocol);
-            assert_eq!(super::is_offered(&offered, &protocol), want, "{protocol:?}");
-        }
-    }
-
-    #[test]
-    fn an_upgrade_needs_both_fields_and_another_protocol_than_h2c() {
-        let connection = ("connection", "keep-alive, Upgrade");
-        check_upgrade(&[connection, ("upgrade", "websocket")], true);
-        check_upgrade(&[connection, ("upgrade", "h2c, websocket")], true);
-        check_upgrade(&[connection, ("upgrade", "H2C")], false);
-        for carrier in
-            ["\"h2c\"", "h2c/1", "HTTP/2.0", "TLS/1.0", "h2", "web socket", "a/b/c", "/1"]
-        {
-            check_upgrade(&[connection, ("upgrade", carrier)], false);
-        }
-        check_upgrade(&[connection, ("upgrade", "")], false);
-        check_upgrade(&[connection], false);
-        check_upgrade(&[("upgrade", "websocket")], false);
-        check_upgrade(&[("connection", "close"), ("upgrade", "websocket")], false);
-    }
-}
+mod tests;

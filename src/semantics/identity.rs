@@ -25,14 +25,7 @@ impl fmt::Display for IdentityHash {
 
 /// The position of a route in the configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RouteIndex(usize);
-
-impl RouteIndex {
-    /// Returns the route at this position of `routes`.
-    pub fn new(index: usize) -> Self {
-        Self(index)
-    }
-}
+pub struct RouteIndex(pub(super) usize);
 
 /// What an entry is of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

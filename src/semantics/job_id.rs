@@ -159,11 +159,14 @@ fn is_plainly_canonical(raw: &str) -> bool {
 }
 
 fn has_id_syntax(raw: &str) -> bool {
-    // RFC 3986 2.3, unreserved characters: a URI never needs to encode them.
+    raw.len() <= MAX_ID_LEN && is_unreserved(raw)
+}
+
+/// Whether a segment has only unreserved characters (RFC 3986 2.3), which a client has no reason to
+/// encode.
+pub(super) fn is_unreserved(segment: &str) -> bool {
     let unreserved = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'~' | b'-');
-    (1..=MAX_ID_LEN).contains(&raw.len())
-        && raw.bytes().all(unreserved)
-        && !matches!(raw, "." | "..")
+    !segment.is_empty() && segment.bytes().all(unreserved) && !matches!(segment, "." | "..")
 }
 
 /// Returns the canonical UUID if a UUID parser accepts `text`: 32 hexadecimal digits, with hyphens

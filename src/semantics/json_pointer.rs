@@ -22,19 +22,10 @@ pub struct JsonPointer {
     tokens: Vec<String>,
 }
 
-/// Why a text is not a pointer. The message continues a sentence that begins with the text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidPointer {
-    /// The text does not begin with `/`.
-    #[error("is not a JSON pointer (RFC 6901); begin it with '/', as in '/job/id'")]
-    Relative,
-    /// A `~` is followed by neither 0 nor 1.
-    #[error("is not a JSON pointer (RFC 6901); write '~' as '~0' and '/' within a name as '~1'")]
-    Escape,
-    /// The text is longer than 256 bytes (`MAX_LEN`).
-    #[error("is too long for a JSON pointer; use at most {MAX_LEN} bytes")]
-    TooLong,
-}
+const RELATIVE: &str = "is not a JSON pointer (RFC 6901); begin it with '/', as in '/job/id'";
+const ESCAPE: &str =
+    "is not a JSON pointer (RFC 6901); write '~' as '~0' and '/' within a name as '~1'";
+const TOO_LONG: &str = "is too long for a JSON pointer; use at most 256 bytes";
 
 /// Formats the pointer as it is written, with its escapes.
 impl fmt::Display for JsonPointer {
@@ -46,15 +37,15 @@ impl fmt::Display for JsonPointer {
 
 impl JsonPointer {
     /// Parses a pointer such as `/status` or `/items/0/state`. The empty pointer is the whole
-    /// document.
-    pub fn parse(text: &str) -> Result<Self, InvalidPointer> {
+    /// document. An error continues a sentence that begins with the text.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
         // "a sequence of zero or more reference tokens, each prefixed by a '/'" RFC 6901 3
         if text.is_empty() {
             return Ok(Self { tokens: Vec::new() });
         }
-        let tokens = text.strip_prefix('/').ok_or(InvalidPointer::Relative)?;
+        let tokens = text.strip_prefix('/').ok_or(RELATIVE)?;
         if text.len() > MAX_LEN {
-            return Err(InvalidPointer::TooLong);
+            return Err(TOO_LONG);
         }
         Ok(Self { tokens: tokens.split('/').map(token).collect::<Result<_, _>>()? })
     }
@@ -86,12 +77,12 @@ impl JsonPointer {
     }
 }
 
-fn token(text: &str) -> Result<String, InvalidPointer> {
+fn token(text: &str) -> Result<String, &'static str> {
     // "Because the characters '~' (%x7E) and '/' (%x2F) have special meanings in JSON Pointer,
     // '~' needs to be encoded as '~0' and '/' needs to be encoded as '~1'" RFC 6901 3
     let mut escapes = text.split('~').skip(1);
     if escapes.any(|rest| !rest.starts_with(['0', '1'])) {
-        return Err(InvalidPointer::Escape);
+        return Err(ESCAPE);
     }
     // "by first transforming any occurrence of the sequence '~1' to '/', and then transforming
     // any occurrence of the sequence '~0' to '~'" RFC 6901 4
@@ -108,26 +99,15 @@ fn index(token: &str) -> Option<usize> {
 /// Recurses at most once per token, and never deeper than the document.
 fn follow(tokens: &[String], value: &Value, found: &mut impl FnMut(&Value)) {
     let Some((token, rest)) = tokens.split_first() else { return found(value) };
+    let follow_rest = |value| follow(rest, value, found);
     match value {
-        Value::Object(members) if token == EVERY => {
-            for value in members.values() {
-                follow(rest, value, found);
-            }
-        }
-        Value::Array(elements) if token == EVERY => {
-            for value in elements {
-                follow(rest, value, found);
-            }
-        }
+        Value::Object(members) if token == EVERY => members.values().for_each(follow_rest),
+        Value::Array(elements) if token == EVERY => elements.iter().for_each(follow_rest),
         Value::Object(members) => {
-            if let Some(value) = members.get(token) {
-                follow(rest, value, found);
-            }
+            members.get(token).map(follow_rest);
         }
         Value::Array(elements) => {
-            if let Some(value) = index(token).and_then(|index| elements.get(index)) {
-                follow(rest, value, found);
-            }
+            index(token).and_then(|index| elements.get(index)).map(follow_rest);
         }
         _ => {}
     }
@@ -241,7 +221,7 @@ impl Visitor<'_> for Name<'_> {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::{InvalidPointer, JsonPointer, MAX_LEN};
+    use super::{ESCAPE, JsonPointer, MAX_LEN, RELATIVE, TOO_LONG};
 
     #[track_caller]
     fn check(pointer: &str, json: &str, want: Option<&str>) {
@@ -308,13 +288,13 @@ mod tests {
     #[test]
     fn a_pointer_begins_with_a_slash_and_knows_two_escapes() {
         for text in ["status", "a/b", "#/status", "$.id"] {
-            assert_eq!(JsonPointer::parse(text), Err(InvalidPointer::Relative), "{text:?}");
+            assert_eq!(JsonPointer::parse(text), Err(RELATIVE), "{text:?}");
         }
         for text in ["/~", "/a~", "/a~2", "/~x", "/~x/b", "/~é"] {
-            assert_eq!(JsonPointer::parse(text), Err(InvalidPointer::Escape), "{text:?}");
+            assert_eq!(JsonPointer::parse(text), Err(ESCAPE), "{text:?}");
         }
         assert!(JsonPointer::parse(&"/".repeat(MAX_LEN)).is_ok());
-        assert_eq!(JsonPointer::parse(&"/".repeat(MAX_LEN + 1)), Err(InvalidPointer::TooLong));
+        assert_eq!(JsonPointer::parse(&"/".repeat(MAX_LEN + 1)), Err(TOO_LONG));
         assert_eq!(JsonPointer::parse("/status"), Ok(JsonPointer::member("status")));
     }
 

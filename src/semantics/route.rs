@@ -11,16 +11,17 @@
 use std::sync::Arc;
 
 use hyper::{HeaderMap, Method, Request, Response};
-
+use invalidation_rules::{InvalidationRule, InvalidationRules};
+use method_override::{is_method_override, is_url_override, other_urls};
+use path_variants::Scope;
+use template::{MAX_TEMPLATES, Template};
 use thiserror::Error;
 
 use super::{
-    connection_auth::names_scheme,
-    headers::is_upgrade,
+    headers::{is_upgrade, names_scheme},
     identity::RouteIndex,
     job_id::JobId,
     policy::Bypass,
-    query::Query,
     settings::{InvalidateRule, QueryConfig},
 };
 
@@ -29,19 +30,13 @@ pub mod invalidation_rules;
 mod location_targets;
 mod method_override;
 mod path_variants;
-mod query_names;
 mod template;
-mod unclaimed_shape;
 mod write_names;
 
 pub use id_parts::MAX_NAMED;
-use invalidation_rules::{InvalidRule, InvalidationRule, InvalidationRules};
+use id_parts::path_and_query;
 pub use location_targets::WriteTarget;
-use method_override::{is_method_override, is_url_override, other_urls};
 pub use method_override::{is_unsafe, overrides_method};
-use path_variants::Scope;
-pub use template::InvalidTemplate;
-use template::{MAX_TEMPLATES, Template};
 
 /// How the proxy handles a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,16 +49,10 @@ pub enum Route {
     Pass(Bypass),
 }
 
-/// Why routes or rules cannot be used.
+/// Why routes or rules cannot be used, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum InvalidRoutes {
-    /// A template is invalid.
-    #[error(transparent)]
-    Template(#[from] InvalidTemplate),
-    /// A rule of `[[invalidate]]` is invalid.
-    #[error(transparent)]
-    Rule(#[from] InvalidRule),
-}
+#[error("{0}")]
+pub struct InvalidRoutes(String);
 
 /// The jobs and rules of a write, as far as its head tells. It is never empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,7 +73,7 @@ pub struct WriteScope {
 pub struct Routes {
     templates: Vec<Template>,
     rules: InvalidationRules,
-    query: Query,
+    query: QueryConfig,
 }
 
 impl Routes {
@@ -94,21 +83,25 @@ impl Routes {
         rules: &[InvalidateRule],
         query: &QueryConfig,
     ) -> Result<Self, InvalidRoutes> {
-        let routes = Self::parse(templates)?.with_query(Query::new(query));
-        Ok(routes.with_rules(InvalidationRules::parse(rules)?))
+        let routes = Self::parse(templates)?.with_query(query.clone());
+        Ok(routes.with_rules(InvalidationRules::parse(rules).map_err(InvalidRoutes)?))
     }
 
     /// Parses path templates such as `/jobs/{id}` or `/x/{id}/status`. A template is absolute and
     /// has exactly one segment `{id}`; its other segments are literal.
-    pub fn parse<S: AsRef<str>>(templates: &[S]) -> Result<Self, InvalidTemplate> {
-        match templates.len() {
-            0 => return Err(InvalidTemplate::Missing),
-            1..=MAX_TEMPLATES => {}
-            count => return Err(InvalidTemplate::TooMany { count }),
-        }
-        let templates = templates.iter().map(|template| Template::parse(template.as_ref()));
-        let templates = templates.collect::<Result<_, _>>()?;
-        Ok(Self { templates, rules: InvalidationRules::default(), query: Query::default() })
+    pub fn parse<S: AsRef<str>>(templates: &[S]) -> Result<Self, InvalidRoutes> {
+        let count = templates.len();
+        let templates = match count {
+            0 => Err("no route given; give at least one such as '/jobs/{id}'".to_owned()),
+            1..=MAX_TEMPLATES => {
+                templates.iter().map(|text| Template::parse(text.as_ref())).collect()
+            }
+            _ => Err(format!(
+                "{count} routes given, at most {MAX_TEMPLATES} are allowed; remove some"
+            )),
+        };
+        let templates = templates.map_err(InvalidRoutes)?;
+        Ok(Self { templates, rules: InvalidationRules::default(), query: QueryConfig::default() })
     }
 
     /// Sets the rules for writes with a path that does not name the jobs they change.
@@ -119,7 +112,7 @@ impl Routes {
 
     /// Sets the parameters that the query of a cached read may have.
     #[must_use]
-    pub fn with_query(self, query: Query) -> Self {
+    pub fn with_query(self, query: QueryConfig) -> Self {
         Self { query, ..self }
     }
 
@@ -154,9 +147,8 @@ impl Routes {
     /// matches.
     fn find<'p>(&self, path: &'p str) -> Option<(&'p str, RouteIndex)> {
         let mut templates = self.templates.iter().enumerate();
-        let found = |(index, template): (usize, &Template)| {
-            Some((template.id(path)?, RouteIndex::new(index)))
-        };
+        let found =
+            |(index, template): (usize, &Template)| Some((template.id(path)?, RouteIndex(index)));
         templates.find_map(found)
     }
 
@@ -185,7 +177,7 @@ impl Routes {
     ///
     /// `path` may also be an absolute URL. Its query is ignored.
     pub fn jobs(&self, path: &str) -> Vec<JobId> {
-        self.named_by_path(path, Scope::Place).into_scope().into_jobs()
+        self.named_by_targets(&[], Scope::Place, [(path, None)]).into_scope().into_jobs()
     }
 
     /// Returns the jobs that `Location` and `Content-Location` of the response to a write name, in
@@ -211,7 +203,7 @@ impl Routes {
             return Route::Pass(Bypass::Upgrade);
         }
         let Some((id, route)) = self.find(path) else {
-            return Route::Pass(self.named_by_path(path, Scope::Place).bypass());
+            return Route::Pass(self.named_by_targets(&[], Scope::Place, [(path, None)]).bypass());
         };
         let Some(id) = JobId::canonical(id) else {
             return Route::Pass(Bypass::Spelling);
@@ -240,10 +232,6 @@ impl Routes {
         let scope = named.into_scope();
         if scope == WriteScope::default() { Route::Pass(why) } else { Route::Write(scope) }
     }
-}
-
-fn path_and_query(target: &str) -> (&str, Option<&str>) {
-    target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)))
 }
 
 /// Returns why the headers of a read make it pass, if they do. The first such header counts.

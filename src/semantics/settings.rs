@@ -1,9 +1,12 @@
 //! The settings of the pure parts: how callers are distinguished, which reads are cached, and for how
 //! long.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
-use super::{json_pointer::JsonPointer, secret::Secret};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use percent_encoding::percent_decode_str;
+
+use super::json_pointer::JsonPointer;
 
 /// How callers are distinguished, and what follows from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +51,9 @@ impl CredentialMode {
 }
 
 /// Query parameters of reads. A read with any other parameter passes uncached.
+///
+/// Frameworks read queries differently: some also split at `;`, some ignore the case of names, and
+/// some read `_[a]` as `_`. So a query is recognised narrowly: any doubt costs only a miss.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueryConfig {
     /// Names of parameters that do not change the answer.
@@ -56,13 +62,49 @@ pub struct QueryConfig {
     pub allow: Vec<String>,
 }
 
-/// Lifetimes of entries by the state of the job, which the body states.
+impl QueryConfig {
+    /// Returns whether a query consists only of ignored and allowed parameters. An empty query does
+    /// not.
+    pub fn admits(&self, query: &str) -> bool {
+        let known = |parameter| {
+            contains_name(&self.ignore, parameter) || contains_name(&self.allow, parameter)
+        };
+        !query.contains(';') && query.split('&').all(known)
+    }
+
+    /// Returns the parameters that may change the answer, as spelled and in their order.
+    pub fn counted<'q>(&self, query: &'q str) -> impl Iterator<Item = &'q str> {
+        query.split('&').filter(|parameter| !contains_name(&self.ignore, parameter))
+    }
+}
+
+fn contains_name(list: &[String], parameter: &str) -> bool {
+    let name = parameter.split('=').next().unwrap_or_default();
+    list.iter().any(|known| percent_decode_str(name).eq(known.bytes()))
+}
+
+/// Greatest TTL of an entry, by the state of its job, which is read from the body.
+///
+/// After a lost purge, clients see the old state until the TTL ends. That matters while a job runs,
+/// but not once it has finished. So each state may have its own limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateTtlConfig {
     /// Place of the state in the body.
     pub pointer: JsonPointer,
     /// Each state, as text, and its lifetime; if it is empty, states do not matter.
     pub map: Vec<(String, Duration)>,
+}
+
+impl StateTtlConfig {
+    /// Returns the limit for a job with this body; `None` if no state has one. The shortest limit is
+    /// for a state in which a job may change often: one that is not in the map or cannot be found,
+    /// also because the body is not JSON.
+    pub fn ttl(&self, body: &[u8]) -> Option<Duration> {
+        let shortest = self.map.iter().map(|(_, ttl)| *ttl).min()?;
+        let state = self.pointer.scalar(body);
+        let entry = self.map.iter().rev().find(|(known, _)| Some(known) == state.as_ref());
+        Some(entry.map_or(shortest, |(_, ttl)| *ttl))
+    }
 }
 
 /// Further jobs that a write changes, where its path does not name them.
@@ -108,5 +150,152 @@ impl Default for InvalidateRule {
             max_body: 64 << 10,
             on_miss: OnMiss::All,
         }
+    }
+}
+
+/// A secret; `Debug` hides it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps `text` unchecked: the limits of a configured secret are those of its setting.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The secret itself, for the one place that compares or signs with it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Key of Standard Webhooks signatures: the decoded base64 after `whsec_`, or else the bytes as
+    /// they are. None if the base64 is not valid.
+    pub fn key(&self) -> Option<Vec<u8>> {
+        match self.0.strip_prefix("whsec_") {
+            Some(encoded) => STANDARD.decode(encoded).ok(),
+            None => Some(self.0.clone().into_bytes()),
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{JsonPointer, QueryConfig, StateTtlConfig};
+
+    fn query() -> QueryConfig {
+        QueryConfig {
+            ignore: vec!["_".to_owned(), "utm_source".to_owned()],
+            allow: vec!["view".to_owned(), "v".to_owned()],
+        }
+    }
+
+    #[track_caller]
+    fn check(text: &str, want: bool) {
+        assert_eq!(query().admits(text), want, "{text:?}");
+    }
+
+    #[test]
+    fn what_is_ignored_does_not_count_and_what_is_allowed_does_as_it_is_spelled() {
+        let check = |text: &str, want: &[&str]| {
+            check(text, true);
+            assert_eq!(query().counted(text).collect::<Vec<_>>(), want, "{text:?}");
+        };
+        check("_=1", &[]);
+        check("view=short", &["view=short"]);
+        check("v=2&_=1&view=a,b&v=3", &["v=2", "view=a,b", "v=3"]);
+        check("%76=2&v", &["%76=2", "v"]);
+        check("view=_", &["view=_"]);
+    }
+
+    #[test]
+    fn a_query_of_ignored_parameters_alone_is_covered() {
+        check("_", true);
+        check("_=", true);
+        check("_=1718000000", true);
+        check("_=1&_=2", true);
+        check("utm_source=a&_=b=c", true);
+        check("%5F=1&utm%5fsource", true);
+        check("_=%3B%26fields=a", true);
+    }
+
+    #[test]
+    fn a_query_with_anything_else_is_not_covered() {
+        for query in
+            ["fields=a", "_=1&fields=a", "fields=a&_=1", "__=1", "_[a]=1", "_.a=1", "%255F=1"]
+        {
+            check(query, false);
+        }
+        // Case and spaces count, even where the upstream ignores them.
+        for query in ["UTM_SOURCE=a", "+_=1", "_+=1", "%20_=1", "_%00=1", "_%"] {
+            check(query, false);
+        }
+    }
+
+    #[test]
+    fn what_some_upstreams_split_otherwise_is_not_covered() {
+        check("_=1;fields=a", false);
+        check("_;_", false);
+    }
+
+    #[test]
+    fn an_empty_parameter_is_not_covered() {
+        for query in ["", "&", "_=1&", "&_=1", "_=1&&_=2", "=", "=1"] {
+            check(query, false);
+        }
+    }
+
+    #[test]
+    fn without_names_no_query_is_covered() {
+        for query in ["", "_", "_=1"] {
+            assert!(!QueryConfig::default().admits(query), "{query:?}");
+        }
+    }
+
+    fn config(map: &[(&str, u64)]) -> StateTtlConfig {
+        let pointer = JsonPointer::parse("/job/status").unwrap();
+        let ttl =
+            |&(state, seconds): &(&str, u64)| (state.to_owned(), Duration::from_secs(seconds));
+        StateTtlConfig { pointer, map: map.iter().map(ttl).collect() }
+    }
+
+    #[track_caller]
+    fn check_state(body: &str, seconds: u64) {
+        let map = [("completed", 300), ("running", 10), ("true", 60), ("3", 30)];
+        let ttl = config(&map).ttl(body.as_bytes());
+        assert_eq!(ttl, Some(Duration::from_secs(seconds)), "{body}");
+    }
+
+    #[test]
+    fn each_state_has_its_own_life() {
+        check_state(r#"{"job":{"status":"completed"}}"#, 300);
+        check_state(r#"{"job":{"status":"running"}}"#, 10);
+        check_state(r#"{"job":{"status":true}}"#, 60);
+        check_state(r#"{"job":{"status":3}}"#, 30);
+        check_state(r#"{"job":{"status":"3"}}"#, 30);
+    }
+
+    #[test]
+    fn what_is_not_known_has_the_shortest() {
+        for status in ["\"paused\"", "\"Completed\"", "false", "4", "3.0", "null", "{}", "[3]"] {
+            check_state(&format!(r#"{{"job":{{"status":{status}}}}}"#), 10);
+        }
+        check_state(r#"{"job":{}}"#, 10);
+        check_state(r#"{"status":"completed"}"#, 10);
+        check_state(r#"{"job":{"status":"completed"}"#, 10);
+        check_state("completed", 10);
+        check_state("", 10);
+    }
+
+    #[test]
+    fn without_states_there_is_no_such_limit() {
+        assert_eq!(config(&[]).ttl(br#"{"job":{"status":3}}"#), None);
     }
 }

@@ -13,13 +13,14 @@
 //!   +---------------------------------+
 //!   | RepeatStream  repeat_fast_path  |  answers a head that repeats an earlier one
 //!   | InformationalStream             |  puts 1xx responses between two messages
-//!   |               informational_io  |
-//!   | ProgressStream  header_timeout  |  notes what arrives and whether a write has to wait
-//!   | RewoundStream           detect  |  yields the bytes once more that named the protocol
+//!   |                     http1_conn  |
+//!   | ProgressStream                  |  notes what arrives and whether a write has to wait
+//!   |               request_progress  |
+//!   | RewoundStream        handshake  |  yields the bytes once more that named the protocol
 //!   +---------------------------------+
 //!   | TlsStream         (if there is) |
 //!   | WriteTimeoutStream              |  fails a write that the client does not accept
-//!   |                  write_timeout  |
+//!   |                          layer  |
 //!   | Socket            transport.rs  |
 //!   +---------------------------------+
 //!          client ^    | bytes
@@ -39,7 +40,7 @@
 //! what it changes.
 //!
 //! An HTTP/2 connection ends at the detection: hyper gets the `RewoundStream`. Pings take the place of
-//! the header timeout, and each stream has a write timeout of its own (`stream_timeout`).
+//! the header timeout, and each stream has a write timeout of its own.
 //!
 //! # Who owns what
 //!
@@ -58,42 +59,35 @@
 //!
 //! The client; a handshake or a head that takes longer than `server.header_timeout`; a write that
 //! waits longer than `server.write_timeout`; hyper, after an error of the client; and a drain, between
-//! two answers (`drain_grace`). The timer and the drain are a `side_task`: they cost a request nothing.
+//! two answers (`service.rs`). The timer and the drain are a `side_task`: they cost a request nothing.
 
-mod connection_error;
-mod detect;
-mod drain_grace;
+mod connection_metrics;
 mod handshake;
-mod header_timeout;
 mod http1_conn;
 mod http2_conn;
-mod informational_io;
 mod layer;
-mod open_connection;
 mod proxy_protocol;
 mod repeat_fast_path;
+mod request_progress;
 mod side_task;
-mod stream_timeout;
-mod write_timeout;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tokio::time::timeout;
 use tokio_rustls::rustls::ServerConfig;
 use tracing::debug;
 
+pub use self::connection_metrics::ServerMetrics;
 use self::{
-    connection_error::ConnectionError,
-    detect::ClientProtocol,
-    drain_grace::silent_during_drain,
-    handshake::{Handshake, OpenedConnection},
+    connection_metrics::ConnectionError,
+    handshake::{ClientProtocol, Handshake, OpenedConnection},
     http1_conn::Http1Config,
     http2_conn::Http2Config,
 };
 use crate::{
     config,
-    server::metrics::ServerMetrics,
-    service::{Drain, Service},
+    limits::GaugeGuard,
+    service::{Drain, Service, silent_during_drain},
     tls::Renewed,
     transport::{RemoteAddress, Socket},
 };
@@ -101,27 +95,18 @@ use crate::{
 /// The settings that every connection of a server is served with.
 pub(super) struct ConnectionConfig {
     handshake: Handshake,
-    header_timeout: Duration,
     http1: Http1Config,
     http2: Http2Config,
 }
 
 impl ConnectionConfig {
-    pub(super) fn new(config: &config::ServerConfig) -> Self {
-        Self {
-            handshake: Handshake::new(config),
-            header_timeout: config.header_timeout,
-            http1: Http1Config::new(config),
-            http2: Http2Config::new(config),
-        }
-    }
-
-    pub(super) fn set_tls(&mut self, tls: Option<Arc<Renewed<ServerConfig>>>) {
-        self.handshake.tls = tls;
-    }
-
-    pub(super) fn expect_no_proxy_header(&mut self) {
-        self.handshake.use_proxy_protocol = false;
+    pub(super) fn new(
+        config: config::ServerConfig,
+        tls: Option<Arc<Renewed<ServerConfig>>>,
+    ) -> Self {
+        let http1 = Http1Config::new(&config);
+        let http2 = Http2Config::new(&config);
+        Self { handshake: Handshake { config, tls }, http1, http2 }
     }
 }
 
@@ -130,7 +115,9 @@ pub(super) struct ClientConnection<S> {
     config: Arc<ConnectionConfig>,
     service: S,
     drain: Drain,
-    open: OpenGuard,
+    metrics: Arc<ServerMetrics>,
+    #[expect(dead_code, reason = "held, not read")]
+    open: GaugeGuard,
 }
 
 impl<S: Service> ClientConnection<S> {
@@ -140,15 +127,20 @@ impl<S: Service> ClientConnection<S> {
         drain: &Drain,
         metrics: &Arc<ServerMetrics>,
     ) -> Self {
-        let open = OpenGuard::new(metrics);
-        Self { config: Arc::clone(config), service: service.clone(), drain: drain.clone(), open }
+        Self {
+            config: Arc::clone(config),
+            service: service.clone(),
+            drain: drain.clone(),
+            metrics: Arc::clone(metrics),
+            open: GaugeGuard::increment(&metrics.connections),
+        }
     }
 
     /// Serves the connection to its end and counts its error, if any.
     pub(super) async fn serve(mut self, socket: Socket, remote: RemoteAddress) {
         if let Err(error) = self.try_serve(socket, remote).await {
             debug!(%error, "client connection ended");
-            self.open.record_error(&error);
+            self.metrics.record_error(&error);
         }
     }
 
@@ -157,41 +149,21 @@ impl<S: Service> ClientConnection<S> {
         socket: Socket,
         remote: RemoteAddress,
     ) -> Result<(), ConnectionError> {
-        let ConnectionConfig { handshake, header_timeout, http1, http2 } = &*self.config;
+        let ConnectionConfig { handshake, http1, http2 } = &*self.config;
+        let limit = handshake.config.header_timeout;
         let opened = tokio::select! {
-            opened = timeout(*header_timeout, handshake.open(socket, remote)) => opened,
+            opened = timeout(limit, handshake.open(socket, remote)) => opened,
             () = silent_during_drain(&mut self.drain) => return Ok(()),
         };
         let OpenedConnection { protocol, stream, peer } =
-            opened.map_err(|_| ConnectionError::Timeout(*header_timeout))??;
+            opened.map_err(|_| ConnectionError::Timeout(limit))??;
         let (service, drain) = (self.service.clone(), &mut self.drain);
         match protocol {
             ClientProtocol::Http1 => http1.serve(stream, peer, service, drain).await?,
             ClientProtocol::Http2 => {
-                http2.serve(stream, peer, service, drain, &self.open.0.limits).await?;
+                http2.serve(stream, peer, service, drain, &self.metrics.limits).await?;
             }
         }
         Ok(())
-    }
-}
-
-/// Counts a connection as open until it is dropped.
-struct OpenGuard(Arc<ServerMetrics>);
-
-impl OpenGuard {
-    fn new(metrics: &Arc<ServerMetrics>) -> Self {
-        metrics.connections.inc();
-        Self(Arc::clone(metrics))
-    }
-
-    fn record_error(&self, fault: &ConnectionError) {
-        self.0.errors.inc([fault.as_str()]);
-        fault.limit().inspect(|&limit| self.0.limits.count(limit));
-    }
-}
-
-impl Drop for OpenGuard {
-    fn drop(&mut self) {
-        self.0.connections.dec();
     }
 }

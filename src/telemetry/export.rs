@@ -38,7 +38,7 @@ use crate::{
         throttle::Throttle,
     },
     tls::{TlsError, TlsMetrics},
-    upstream::collector::{Collector, CollectorError, CollectorReply},
+    upstream::collector::{Collector, CollectorReply},
 };
 
 /// Delay before the first retry; it doubles with each further retry.
@@ -263,12 +263,12 @@ impl SpanSender {
 
     fn outcome(
         &self,
-        attempt: Result<Result<CollectorReply, CollectorError>, tokio::time::error::Elapsed>,
+        attempt: Result<Result<CollectorReply, String>, tokio::time::error::Elapsed>,
     ) -> Result<CollectorReply, String> {
         match attempt {
             Ok(Ok(answer)) if answer.status.is_success() => Ok(answer),
             Ok(Ok(answer)) => Err(format!("the answer is {}", answer.status)),
-            Ok(Err(error)) => Err(error.to_string()),
+            Ok(Err(error)) => Err(error),
             Err(_) => Err(format!("no answer within {:?}", self.traces.timeout)),
         }
     }

@@ -50,29 +50,6 @@ pub(crate) struct CollectorReply {
     pub(crate) body: Bytes,
 }
 
-/// Why there is no response.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum CollectorError {
-    #[error("cannot connect: {0}")]
-    Connect(io::Error),
-    #[error("the exchange with the collector broke off: {0}")]
-    Broken(#[from] hyper::Error),
-    #[error("cannot read the collector's answer: {0}")]
-    UnreadableReply(Box<dyn std::error::Error + Send + Sync>),
-}
-
-/// Leaves out the text about the upstream, because the error is about the collector.
-impl From<UpstreamError> for CollectorError {
-    fn from(error: UpstreamError) -> Self {
-        match error {
-            UpstreamError::Connect { source, .. } | UpstreamError::Tls { source, .. } => {
-                Self::Connect(source)
-            }
-            _ => Self::Connect(io::ErrorKind::TimedOut.into()),
-        }
-    }
-}
-
 impl Collector {
     /// Reads the certificates. Does not connect yet.
     pub(crate) fn new(traces: &TracesConfig, metrics: TlsMetrics) -> Result<Self, TlsError> {
@@ -90,23 +67,34 @@ impl Collector {
         Ok(Self { connector, target: traces.target.clone(), headers })
     }
 
-    /// Posts one message. The caller limits the time.
-    pub(crate) async fn post(&self, message: Bytes) -> Result<CollectorReply, CollectorError> {
-        let io = TokioIo::new(self.connector.connect(UpstreamProtocol::Http1).await?);
-        let (mut sender, connection) = http1::handshake(io).await?;
+    /// Posts one message. The caller limits the time. An error says why there is no response.
+    pub(crate) async fn post(&self, message: Bytes) -> Result<CollectorReply, String> {
+        let stream = self.connector.connect(UpstreamProtocol::Http1).await;
+        let stream = stream.map_err(|error| format!("cannot connect: {}", cause(error)))?;
+        let broken = |error| format!("the exchange with the collector broke off: {error}");
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let _connection_task = AbortOnDropHandle::new(tokio::spawn(connection));
         let mut request = Request::new(Full::new(message));
         *request.method_mut() = Method::POST;
         // Always parses, because it was part of a URL.
         *request.uri_mut() = self.target.parse().unwrap_or_default();
         *request.headers_mut() = self.headers.clone();
-        let (head, body) = sender.send_request(request).await?.into_parts();
+        let (head, body) = sender.send_request(request).await.map_err(broken)?.into_parts();
         let body = Limited::new(body, MAX_REPLY_BYTES)
             .collect()
             .await
-            .map_err(CollectorError::UnreadableReply)?;
+            .map_err(|error| format!("cannot read the collector's answer: {error}"))?;
         let seconds = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         let retry_after = seconds.and_then(|text| text.parse().ok()).map(Duration::from_secs);
         Ok(CollectorReply { status: head.status, retry_after, body: body.to_bytes() })
+    }
+}
+
+/// Leaves out the text about the upstream, because the error is about the collector.
+fn cause(error: UpstreamError) -> io::Error {
+    match error {
+        UpstreamError::Connect { source, .. } | UpstreamError::Tls { source, .. } => source,
+        _ => io::ErrorKind::TimedOut.into(),
     }
 }

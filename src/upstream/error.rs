@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::activity::{UploadActivity, UploadState};
+use super::upload::{UploadActivity, UploadState};
 
 /// Why the upstream gave no response. `proxy::answer` maps each error to a status.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,13 @@
-//! Requests to the upstream with their bodies.
+//! Requests to the upstream with their bodies, and the end of an upload: a write is complete only when
+//! its upload has ended, which may be after its response.
+//!
+//! The exchange with the upstream ends when the client breaks its upload off. It ends a moment later,
+//! so that an upstream that judges a client by the head alone can still refuse the write. Without its
+//! answer the outcome would be unknown, and a client without any permission could keep jobs uncached
+//! by breaking off uploads.
 
 use std::{
+    future::Future as _,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -13,179 +20,180 @@ use hyper::{
     body::{Body, Frame, Incoming, SizeHint},
     header::{HeaderValue, TRANSFER_ENCODING},
 };
-use tokio::time::Instant;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, Sleep, sleep},
+};
 
 use super::{
-    activity::{UploadActivity, UploadState},
     error::UploadError,
-    expect::{Expectation, HeldUpload},
-    upload_end::{UploadEnd, UploadGuard},
+    upload::{CONTINUE_TIMEOUT, Expectation, HeldUpload, UploadActivity, UploadState},
 };
 use crate::limits::BufferedFrames;
 
-/// The body of a request to the upstream.
+/// The body of a request to the upstream: an upload of a client, or none.
 #[derive(Debug)]
-pub enum RequestBody {
-    /// No body.
-    Empty,
-    /// The body from the client, as it arrives.
-    Client(Incoming, Arc<UploadActivity>),
-    /// The body that the client sends only once it is asked to.
-    Held(Box<HeldUpload>),
-    /// The frames of a body that were already read, then the rest as it arrives.
-    Resumed(BufferedFrames, Box<RequestBody>),
-    /// A body that reports its end.
-    Tracked(Box<RequestBody>, UploadGuard),
+pub struct RequestBody(Option<Box<ClientUpload>>);
+
+#[derive(Debug)]
+struct ClientUpload {
+    /// Frames that were already read; they come first.
+    read: Option<BufferedFrames>,
+    /// The rest, as it arrives.
+    incoming: Incoming,
+    activity: Arc<UploadActivity>,
+    /// Set while the client waits to be asked for the body. hyper asks it at the first poll.
+    held: Option<HeldUpload>,
+    /// Reports the end of the upload.
+    guard: Option<UploadGuard>,
 }
 
 impl RequestBody {
+    /// No body.
+    pub const EMPTY: Self = Self(None);
+
     /// Passes a client's body on. `expects` is true if the client waits to be asked for it.
-    pub fn from_client(body: Incoming, expects: bool) -> Self {
-        if body.is_end_stream() {
-            return Self::Empty;
+    pub fn from_client(incoming: Incoming, expects: bool) -> Self {
+        if incoming.is_end_stream() {
+            return Self::EMPTY;
         }
-        if expects {
-            return Self::Held(Box::new(HeldUpload::new(body)));
-        }
-        Self::Client(body, Arc::new(UploadActivity::with_head_start(Duration::ZERO)))
+        let head_start = if expects { CONTINUE_TIMEOUT } else { Duration::ZERO };
+        Self(Some(Box::new(ClientUpload {
+            read: None,
+            incoming,
+            activity: Arc::new(UploadActivity::with_head_start(head_start)),
+            held: expects.then(HeldUpload::new),
+            guard: None,
+        })))
+    }
+
+    /// Whether the client waits to be asked for the body.
+    pub fn is_held(&self) -> bool {
+        self.expectation().is_some()
     }
 
     /// Puts frames that were already read in front of the rest of the body.
     #[must_use]
-    pub fn resumed(self, read: BufferedFrames) -> Self {
-        if read.is_empty() { self } else { Self::Resumed(read, Box::new(self)) }
+    pub fn resumed(mut self, read: BufferedFrames) -> Self {
+        if let Some(upload) = &mut self.0 {
+            upload.read = Some(read);
+        }
+        self
     }
 
     /// Reports the end of the upload. Returns `None` if there is no upload.
-    pub fn tracked(self) -> (Self, Option<UploadEnd>) {
-        if self.is_end_stream() {
-            return (self, None);
-        }
-        let (guard, end) = UploadGuard::new();
-        (Self::Tracked(Box::new(self), guard), Some(end))
+    pub fn tracked(mut self) -> (Self, Option<UploadEnd>) {
+        let end = self.0.as_mut().filter(|upload| !upload.is_end_stream()).map(|upload| {
+            let (guard, end) = UploadGuard::new();
+            upload.guard = Some(guard);
+            end
+        });
+        (self, end)
     }
 
     pub(super) fn activity(&self) -> Option<Arc<UploadActivity>> {
-        match self {
-            Self::Empty => None,
-            Self::Client(_, activity) => Some(Arc::clone(activity)),
-            Self::Held(held) => Some(Arc::clone(&held.activity)),
-            Self::Resumed(_, rest) | Self::Tracked(rest, _) => rest.activity(),
-        }
+        self.0.as_ref().map(|upload| Arc::clone(&upload.activity))
     }
 
     pub(super) fn expectation(&self) -> Option<Arc<Expectation>> {
-        match self {
-            Self::Held(held) => Some(Arc::clone(&held.expectation)),
-            Self::Resumed(_, rest) | Self::Tracked(rest, _) => rest.expectation(),
-            Self::Empty | Self::Client(..) => None,
-        }
+        let held = self.0.as_ref().and_then(|upload| upload.held.as_ref());
+        held.map(|held| Arc::clone(&held.expectation))
     }
 
     /// Begins an upload that is held back. Returns whether it was. The next poll asks the client
     /// for it.
     pub fn begin(&mut self) -> bool {
-        match std::mem::replace(self, Self::Empty) {
-            Self::Held(held) => {
-                held.activity.enter(UploadState::WaitsForUpstream, Instant::now());
-                *self = Self::Client(held.incoming, held.activity);
-                true
-            }
-            Self::Tracked(mut body, guard) => {
-                let began = body.begin();
-                *self = Self::Tracked(body, guard);
-                began
-            }
-            other => {
-                *self = other;
-                false
-            }
-        }
+        self.0.as_mut().is_some_and(|upload| upload.begin())
     }
 }
+
+impl ClientUpload {
+    fn begin(&mut self) -> bool {
+        let was_held = self.held.take().is_some();
+        if was_held {
+            self.activity.enter(UploadState::WaitsForUpstream, Instant::now());
+        }
+        was_held
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PolledFrame {
+        if self.guard.as_ref().is_none_or(|guard| guard.broken_off.is_none()) {
+            let frame = ready!(self.poll_next(cx));
+            // hyper does not ask for more than the announced length.
+            let is_last = match &frame {
+                Some(Ok(_)) => self.is_end_stream(),
+                end => end.is_none(),
+            };
+            match (frame, &mut self.guard) {
+                (Some(Err(UploadError::Client(error))), Some(guard)) => {
+                    let grace = Box::pin(sleep(BROKEN_OFF_GRACE));
+                    guard.broken_off = Some(BrokenOff { error, grace });
+                }
+                (frame, Some(guard)) if is_last => {
+                    guard.outcome = UploadOutcome::Complete;
+                    return Poll::Ready(frame);
+                }
+                (frame, _) => return Poll::Ready(frame),
+            }
+        }
+        let guard = self.guard.as_mut().map(|guard| guard.poll_broken_off(cx));
+        guard.unwrap_or(Poll::Pending).map(|error| Some(Err(error.into())))
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> PolledFrame {
+        if let Some(frame) = self.read.as_mut().and_then(BufferedFrames::pop) {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        if let Some(held) = &mut self.held {
+            if !ready!(held.poll_begin(cx)) {
+                return Poll::Ready(Some(Err(UploadError::Unrequested)));
+            }
+            self.begin();
+        }
+        let frame = Pin::new(&mut self.incoming).poll_frame(cx);
+        let now = Instant::now();
+        match &frame {
+            Poll::Pending => self.activity.enter(UploadState::WaitsForClient, now),
+            Poll::Ready(Some(Err(_))) => self.activity.enter(UploadState::Broken, now),
+            Poll::Ready(None) => self.activity.enter(UploadState::WaitsForUpstream, now),
+            Poll::Ready(Some(Ok(frame))) => {
+                self.activity.received(frame.data_ref().map_or(0, Bytes::len), now);
+            }
+        }
+        frame.map_err(UploadError::Client)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.read.as_ref().is_none_or(BufferedFrames::is_empty) && self.incoming.is_end_stream()
+    }
+}
+
+type PolledFrame = Poll<Option<Result<Frame<Bytes>, UploadError>>>;
 
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = UploadError;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
-        let this = self.get_mut();
-        if let Self::Held(held) = this {
-            if !ready!(held.poll_begin(cx)) {
-                return Poll::Ready(Some(Err(UploadError::Unrequested)));
-            }
-            this.begin();
-        }
-        match this {
-            Self::Empty | Self::Held(_) => Poll::Ready(None),
-            Self::Client(body, activity) => {
-                let frame = Pin::new(body).poll_frame(cx);
-                let now = Instant::now();
-                match &frame {
-                    Poll::Pending => activity.enter(UploadState::WaitsForClient, now),
-                    Poll::Ready(Some(Err(_))) => activity.enter(UploadState::Broken, now),
-                    Poll::Ready(None) => activity.enter(UploadState::WaitsForUpstream, now),
-                    Poll::Ready(Some(Ok(frame))) => {
-                        activity.received(frame.data_ref().map_or(0, Bytes::len), now);
-                    }
-                }
-                frame.map_err(UploadError::Client)
-            }
-            Self::Resumed(read, rest) => match read.pop() {
-                Some(frame) => Poll::Ready(Some(Ok(frame))),
-                None => Pin::new(&mut **rest).poll_frame(cx),
-            },
-            Self::Tracked(body, guard) => {
-                if !guard.is_broken_off() {
-                    match ready!(Pin::new(&mut **body).poll_frame(cx)) {
-                        Some(Err(UploadError::Client(error))) => guard.break_off(error),
-                        frame => {
-                            // hyper does not ask for more than the announced length.
-                            if frame.is_none()
-                                || matches!(frame, Some(Ok(_)) if body.is_end_stream())
-                            {
-                                guard.complete();
-                            }
-                            return Poll::Ready(frame);
-                        }
-                    }
-                }
-                guard.poll_broken_off(cx).map(|error| Some(Err(error.into())))
-            }
-        }
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame {
+        self.0.as_mut().map_or(Poll::Ready(None), |upload| upload.poll_frame(cx))
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Empty => true,
-            Self::Client(body, _) => body.is_end_stream(),
-            Self::Held(held) => held.incoming.is_end_stream(),
-            Self::Resumed(read, rest) => read.is_empty() && rest.is_end_stream(),
-            Self::Tracked(body, _) => body.is_end_stream(),
-        }
+        self.0.as_ref().is_none_or(|upload| upload.is_end_stream())
     }
 
     /// A body of known length keeps it, and a chunked one stays chunked.
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Empty => SizeHint::with_exact(0),
-            Self::Client(body, _) => body.size_hint(),
-            Self::Held(held) => held.incoming.size_hint(),
-            Self::Tracked(body, _) => body.size_hint(),
-            Self::Resumed(read, rest) => {
-                let sizes = read.data().map(|data| data.len() as u64);
-                let (size, rest) = (sizes.sum::<u64>(), rest.size_hint());
-                let mut hint = SizeHint::new();
-                hint.set_lower(size + rest.lower());
-                if let Some(upper) = rest.upper() {
-                    hint.set_upper(size + upper);
-                }
-                hint
-            }
+        let Some(upload) = &self.0 else { return SizeHint::with_exact(0) };
+        let read = upload.read.iter().flat_map(BufferedFrames::data);
+        let read: u64 = read.map(|data| data.len() as u64).sum();
+        let rest = upload.incoming.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(read + rest.lower());
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(read + upper);
         }
+        hint
     }
 }
 
@@ -201,10 +209,10 @@ pub(super) fn announce_body(request: &mut Request<RequestBody>) {
 /// automatically retry non-idempotent requests"; only safe ones are repeated here.
 pub(super) fn retry_copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     let safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
-    if !safe || !matches!(request.body(), RequestBody::Empty) {
+    if !safe || request.body().0.is_some() {
         return None;
     }
-    let mut copy = Request::new(RequestBody::Empty);
+    let mut copy = Request::new(RequestBody::EMPTY);
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.headers_mut() = request.headers().clone();
@@ -225,4 +233,98 @@ pub fn relay_informational(
         }
         _ => sink(response.status(), response.headers()),
     });
+}
+
+/// Time that the upstream has to answer after the client broke off its upload.
+const BROKEN_OFF_GRACE: Duration = Duration::from_secs(1);
+
+/// How an upload ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UploadOutcome {
+    /// The whole body was passed to the connection.
+    Complete,
+    /// The client broke it off, or the connection to the upstream closed before its end.
+    Truncated,
+}
+
+/// Resolves when an upload has ended.
+#[derive(Debug)]
+pub struct UploadEnd(oneshot::Receiver<UploadOutcome>);
+
+/// Held by the body of a request. The connection drops the body as soon as it has passed it on.
+#[derive(Debug)]
+struct UploadGuard {
+    outcome: UploadOutcome,
+    end: Option<oneshot::Sender<UploadOutcome>>,
+    broken_off: Option<BrokenOff>,
+}
+
+/// An upload that the client broke off, and the time that the upstream still has to answer.
+#[derive(Debug)]
+struct BrokenOff {
+    error: hyper::Error,
+    grace: Pin<Box<Sleep>>,
+}
+
+impl UploadGuard {
+    fn new() -> (Self, UploadEnd) {
+        let (sender, end) = oneshot::channel();
+        let outcome = UploadOutcome::Truncated;
+        (Self { outcome, end: Some(sender), broken_off: None }, UploadEnd(end))
+    }
+
+    /// Waits for the end of the grace, which ends the exchange with the upstream.
+    fn poll_broken_off(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Error> {
+        if let Some(broken_off) = &mut self.broken_off {
+            ready!(broken_off.grace.as_mut().poll(cx));
+        }
+        match self.broken_off.take() {
+            Some(BrokenOff { error, .. }) => Poll::Ready(error),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for UploadGuard {
+    fn drop(&mut self) {
+        if let Some(end) = self.end.take() {
+            // If nobody waits for the end, the write does not depend on it.
+            let _ = end.send(self.outcome);
+        }
+    }
+}
+
+impl UploadEnd {
+    /// Returns how the upload ended, if it has ended by now.
+    pub fn try_outcome(&mut self) -> Option<UploadOutcome> {
+        match self.0.try_recv() {
+            Ok(outcome) => Some(outcome),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => Some(UploadOutcome::Truncated),
+        }
+    }
+
+    /// Waits until the upload has ended.
+    pub async fn outcome(self) -> UploadOutcome {
+        self.0.await.unwrap_or(UploadOutcome::Truncated)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_upload_ends_when_its_body_is_dropped() {
+        let (mut guard, mut end) = UploadGuard::new();
+        assert_eq!(end.try_outcome(), None);
+        guard.outcome = UploadOutcome::Complete;
+        assert_eq!(end.try_outcome(), None);
+        drop(guard);
+        assert_eq!(end.outcome().await, UploadOutcome::Complete);
+
+        let (guard, mut end) = UploadGuard::new();
+        drop(guard);
+        assert_eq!(end.try_outcome(), Some(UploadOutcome::Truncated));
+    }
 }

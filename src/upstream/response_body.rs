@@ -12,9 +12,9 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
-    bound::{ConnectionHome, ConnectionPermit, PooledConnection},
     error::BodyError,
-    expect::UnrequestedUpload,
+    pool::{ConnectionHome, ConnectionPermit, PooledConnection},
+    upload::UnrequestedUpload,
 };
 
 /// The body of a response. Gives its connection to its home at its end.

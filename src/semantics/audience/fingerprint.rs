@@ -1,6 +1,9 @@
-//! A fingerprint: the keyed hash of a list of parts.
+//! A fingerprint: the keyed hash of a list of parts. The key, and the text of a variant's fingerprint,
+//! from which that of another path is made.
 
-use super::credential_key::CredentialKey;
+use std::{fmt, ops::Range};
+
+use crate::semantics::settings::Secret;
 
 /// Keyed BLAKE3 hash, cut to 128 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,28 +37,6 @@ impl Fingerprint {
         bytes.copy_from_slice(&blake3::keyed_hash(key.bytes(), text).as_bytes()[..16]);
         Self(bytes)
     }
-
-    pub(super) fn from_hex(hex: &[u8; 32]) -> Option<Self> {
-        let digit = |digit: u8| match digit {
-            b'0'..=b'9' => Some(digit - b'0'),
-            b'a'..=b'f' => Some(digit - b'a' + 10),
-            _ => None,
-        };
-        let mut bytes = [0; 16];
-        for (byte, digits) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
-            *byte = digit(digits[0])? << 4 | digit(digits[1])?;
-        }
-        Some(Self(bytes))
-    }
-
-    /// Writes the fingerprint as 32 hexadecimal digits.
-    pub(super) fn write_hex(self, hex: &mut [u8]) {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        for (digits, byte) in hex.chunks_exact_mut(2).zip(self.0) {
-            digits[0] = DIGITS[usize::from(byte >> 4)];
-            digits[1] = DIGITS[usize::from(byte & 15)];
-        }
-    }
 }
 
 /// Appends a part, preceded by its length.
@@ -68,4 +49,92 @@ pub(super) fn push_part(text: &mut Vec<u8>, part: &[u8]) {
         }
     }
     text.extend_from_slice(part);
+}
+
+/// The key of the credential fingerprints. All sidecars of one store share it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CredentialKey([u8; 32]);
+
+impl CredentialKey {
+    /// Makes a key of these bytes.
+    pub const fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Makes a random key.
+    pub(crate) fn random() -> Self {
+        Self(std::array::from_fn(|_| fastrand::u8(..)))
+    }
+
+    /// Derives the key from a configured secret.
+    fn derived(secret: &str) -> Self {
+        Self(blake3::derive_key("jobcache credential fingerprints v1", secret.as_bytes()))
+    }
+
+    /// Returns the key of a process before its store provides one that all sidecars share.
+    pub(crate) fn initial(secret: Option<&Secret>) -> Self {
+        secret.map_or_else(Self::random, |secret| Self::derived(secret.expose()))
+    }
+
+    /// Returns the bytes of the key, for the hash.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for CredentialKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// The text that a variant's fingerprint was made from. It gives the fingerprint of another path with
+/// the same headers, because nothing else differs then.
+#[derive(Clone, Debug)]
+pub struct Variant {
+    pub(super) key: CredentialKey,
+    /// The parts, each preceded by its length. The first is the path.
+    pub(super) text: Vec<u8>,
+    pub(super) path: Range<usize>,
+}
+
+impl Variant {
+    /// Returns the path that the text was made for.
+    pub fn path(&self) -> &[u8] {
+        &self.text[self.path.clone()]
+    }
+
+    /// Returns the parts after the path, in pairs of a name and a value.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let mut rest = &self.text[self.path.end..];
+        std::iter::from_fn(move || Some((take_part(&mut rest)?, take_part(&mut rest)?)))
+    }
+
+    /// Changes the path and returns the new fingerprint.
+    pub(super) fn retarget(&mut self, path: &[u8]) -> Fingerprint {
+        if path.len() == self.path.len() {
+            self.text[self.path.clone()].copy_from_slice(path);
+        } else {
+            let mut text = Vec::with_capacity(self.text.len() + path.len());
+            push_part(&mut text, path);
+            let end = text.len();
+            text.extend_from_slice(&self.text[self.path.end..]);
+            (self.text, self.path) = (text, end - path.len()..end);
+        }
+        Fingerprint::of_text(&self.key, &self.text)
+    }
+}
+
+/// Takes a part that [`push_part`] has appended from the front of a text; `None` if there is none.
+fn take_part<'t>(text: &mut &'t [u8]) -> Option<&'t [u8]> {
+    let (len, rest) = text.split_first()?;
+    let (len, rest) = if *len < u8::MAX {
+        (usize::from(*len), rest)
+    } else {
+        let (len, rest) = rest.split_first_chunk()?;
+        (usize::try_from(u64::from_le_bytes(*len)).ok()?, rest)
+    };
+    let (part, rest) = rest.split_at_checked(len)?;
+    *text = rest;
+    Some(part)
 }

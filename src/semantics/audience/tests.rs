@@ -1,5 +1,7 @@
 //! Which requests get different fingerprints, and which share entries.
 
+use std::time::Duration;
+
 use hyper::{Request, http::request};
 
 use super::*;
@@ -223,7 +225,11 @@ fn an_entry_is_for_its_pairs_and_modes_waive_only_the_credential() {
 fn a_pair_lapses_when_it_was_served_too_long_ago() {
     let caller = caller("/jobs/x", &[("authorization", "a")]);
     let recheck = Some(Duration::from_secs(30));
-    let fingerprinter = |mode| Fingerprinter { recheck, ..fingerprinter(mode, &[]) };
+    let fingerprinter = |mode| {
+        let mut fingerprinter = fingerprinter(mode, &[]);
+        fingerprinter.settings.recheck = recheck;
+        fingerprinter
+    };
     let check = |mode, public, ago, want| {
         let audience = Audience::of(caller, public, NOW_MS - ago);
         assert_eq!(fingerprinter(mode).standing(&audience, caller, NOW_MS), want, "{mode:?} {ago}");
@@ -244,7 +250,7 @@ fn a_pair_without_a_time_is_believed_only_where_none_lapses() {
     let audience = Audience { members: Box::new([member]), public: false };
     let mut fingerprinter = fingerprinter(Mode::Partition, &[]);
     assert_eq!(fingerprinter.standing(&audience, caller, NOW_MS), Standing::Included);
-    fingerprinter.recheck = Some(Duration::from_secs(30));
+    fingerprinter.settings.recheck = Some(Duration::from_secs(30));
     assert_eq!(fingerprinter.standing(&audience, caller, NOW_MS), Standing::Lapsed);
 }
 
@@ -267,4 +273,24 @@ fn requests_with_credentials_bypass_in_bypass_mode_only() {
     assert!(fingerprinter(Mode::Bypass, &[]).must_bypass(&other.headers));
     assert!(!fingerprinter(Mode::Partition, &[]).must_bypass(&request.headers));
     assert!(!fingerprinter(Mode::Bypass, &[]).must_bypass(&head("/jobs/x", &[]).headers));
+}
+
+fn member_caller(credential: u8, variant: u8) -> Caller {
+    Caller { credential: Fingerprint([credential; 16]), variant: Fingerprint([variant; 16]) }
+}
+
+#[test]
+fn a_caller_joins_once_and_pushes_out_its_own_oldest_variant_only() {
+    let mut audience = Audience::of(member_caller(1, 0), false, 5);
+    let mut join = |who, at| {
+        audience.members = audience.joined_by(who, at).into();
+        let times = audience.members.iter().map(|member| member.served_at_ms);
+        times.collect::<Vec<_>>()
+    };
+    assert_eq!(join(member_caller(2, 0), 6), [6, 5]);
+    assert_eq!(join(member_caller(1, 0), 7), [7, 6]);
+    for variant in 1..8 {
+        join(member_caller(1, variant), 7 + i64::from(variant));
+    }
+    assert_eq!(join(member_caller(1, 8), 20), [20, 14, 13, 12, 11, 10, 9, 8, 6]);
 }

@@ -8,6 +8,8 @@ use hyper::{
     header::{CACHE_CONTROL, HeaderName, PRAGMA},
 };
 
+use crate::semantics::headers::is_token;
+
 /// "If a cache receives a delta-seconds value greater than the greatest integer it can represent,
 /// or if any of its subsequent calculations overflows, the cache MUST consider the value to be
 /// 2147483648 (2^31) or the greatest positive integer it can conveniently represent."
@@ -119,8 +121,7 @@ fn directive(member: &str) -> Result<Directive<'_>, Malformed> {
         Some((name, argument)) => (name.trim(), Some(unquote(argument.trim()))),
         None => (member.trim(), None),
     };
-    let is_token = !name.is_empty() && name.bytes().all(is_token_char);
-    is_token.then_some(Directive { name, argument }).ok_or(Malformed)
+    is_token(name.as_bytes()).then_some(Directive { name, argument }).ok_or(Malformed)
 }
 
 /// "For the directives defined below that define arguments, recipients ought to accept both forms,
@@ -129,11 +130,6 @@ fn directive(member: &str) -> Result<Directive<'_>, Malformed> {
 /// Escapes are kept: no argument that is used here needs them.
 fn unquote(argument: &str) -> &str {
     argument.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(argument)
-}
-
-/// `tchar` of RFC 9110 5.6.2.
-fn is_token_char(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
 }
 
 /// Cache directives of a request (RFC 9111 5.2.1).

@@ -10,8 +10,8 @@ use hyper::{
 
 use super::{
     NoStore, Policy,
-    conditional::http_date,
     directives::{Directive, delta_seconds, directives, tokens},
+    http_date,
     storable::{storable, varies_by_caller},
 };
 
@@ -30,8 +30,8 @@ impl Freshness {
     /// Shortens the TTL to the limit for the state of the job that the body shows.
     #[must_use]
     pub fn limited_by_state(self, body: &[u8], policy: &Policy) -> Self {
-        let limit = policy.state_ttls.as_ref().map_or(self.ttl, |states| states.ttl(body));
-        Self { ttl: self.ttl.min(limit), ..self }
+        let limit = policy.state_ttls.as_ref().and_then(|states| states.ttl(body));
+        Self { ttl: limit.map_or(self.ttl, |limit| limit.min(self.ttl)), ..self }
     }
 }
 
@@ -45,7 +45,7 @@ impl Freshness {
 /// Returns the reason if the response may not be stored.
 pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Freshness, NoStore> {
     storable(head, policy)?;
-    let stated = stated_lifetime(&head.headers, now)?;
+    let stated = stated_lifetimes(&head.headers, now)?.shared;
     // "A cache MUST NOT store a response to a request unless [...] the response contains at least one
     // of the following: [...] a status code that is defined as heuristically cacheable" RFC 9111 3.
     // 200 is such a status. So a configured lifetime is allowed, and it is needed for upstreams that
@@ -111,12 +111,8 @@ pub struct StatedLifetimes {
     pub private: Option<Duration>,
 }
 
-/// Returns the freshness lifetime that the response states, if any, in the order of RFC 9111 4.2.1.
-fn stated_lifetime(headers: &HeaderMap, now: SystemTime) -> Result<Option<Duration>, NoStore> {
-    stated_lifetimes(headers, now).map(|stated| stated.shared)
-}
-
-/// Returns both lifetimes that the response states. `now` stands for a missing `Date`.
+/// Returns both lifetimes that the response states, in the order of RFC 9111 4.2.1. `now` stands for a
+/// missing `Date`.
 ///
 /// # Errors
 ///
@@ -200,10 +196,7 @@ mod tests {
     use hyper::{Response, http::response::Parts};
 
     use super::{NoStore, Policy, freshness};
-    use crate::{
-        config,
-        semantics::{json_pointer::JsonPointer, policy::StateTtls},
-    };
+    use crate::{config, semantics::json_pointer::JsonPointer};
 
     const POLICY: Policy = Policy {
         ttl: Duration::from_mins(5),
@@ -407,10 +400,7 @@ mod tests {
     fn the_state_of_the_job_only_shortens_its_life() {
         let map = vec![("running".to_owned(), Duration::from_secs(10))];
         let pointer = JsonPointer::member("status");
-        let policy = Policy {
-            state_ttls: StateTtls::new(&config::StateTtlConfig { pointer, map }),
-            ..POLICY
-        };
+        let policy = Policy { state_ttls: Some(config::StateTtlConfig { pointer, map }), ..POLICY };
         let check = |stated: &str, body: &[u8], want| {
             let head = head(&[("cache-control", stated)]);
             let fresh = freshness(&head, &policy, at(NOW)).unwrap().limited_by_state(body, &policy);

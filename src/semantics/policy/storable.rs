@@ -3,17 +3,17 @@
 use hyper::{
     HeaderMap, StatusCode,
     header::{
-        CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, SET_COOKIE, TRAILER, VARY,
+        CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, SET_COOKIE,
+        TRAILER, VARY,
     },
     http::response::Parts,
 };
 
 use super::{
-    super::cookies,
     NoStore, Policy,
     directives::{directives, tokens},
 };
-use crate::semantics::connection_auth::PERSISTENT_AUTH;
+use crate::semantics::{audience::cookie_counts, headers::PERSISTENT_AUTH};
 
 /// Request headers that a response may vary by in every configuration: headers that fingerprints
 /// cover as a whole, `Accept-Encoding`, which fills do not send, and those that only the preflight
@@ -80,7 +80,7 @@ pub fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
 fn sets_counted_cookie(value: &HeaderValue, names: &[String]) -> bool {
     let value = value.as_bytes();
     let name = value.iter().position(|&b| b == b'=').map(|end| value[..end].trim_ascii());
-    names.is_empty() || name.is_none_or(|name| cookies::name_counts(names, name))
+    names.is_empty() || name.is_none_or(|name| cookie_counts(names, name))
 }
 
 /// Checks for directives that forbid storing a response or serving it without validation.
@@ -112,11 +112,8 @@ fn check_directives(headers: &HeaderMap) -> Result<(), NoStore> {
 /// header that fingerprints do not cover.
 fn check_vary(headers: &HeaderMap, policy: &Policy) -> Result<(), NoStore> {
     let known = |name: &str| {
-        if policy.ignored.iter().any(|ignored| ignored.as_str().eq_ignore_ascii_case(name)) {
-            return false;
-        }
-        VARY_BY.iter().any(|known| known.eq_ignore_ascii_case(name))
-            || policy.vary.iter().any(|known| known.as_str().eq_ignore_ascii_case(name))
+        let is = |listed: &HeaderName| listed.as_str().eq_ignore_ascii_case(name);
+        !policy.ignored.iter().any(is) && (is_variant(name) || policy.vary.iter().any(is))
     };
     let all = tokens(headers, &VARY).all(|name| name.is_ok_and(known));
     if all { Ok(()) } else { Err(NoStore::Vary) }
@@ -124,8 +121,11 @@ fn check_vary(headers: &HeaderMap, policy: &Policy) -> Result<(), NoStore> {
 
 /// Returns whether a response varies by a header outside `VARY_BY`, such as one of the credential.
 pub(super) fn varies_by_caller(headers: &HeaderMap) -> bool {
-    let known = |name: &str| VARY_BY.iter().any(|known| known.eq_ignore_ascii_case(name));
-    !tokens(headers, &VARY).all(|name| name.is_ok_and(known))
+    !tokens(headers, &VARY).all(|name| name.is_ok_and(is_variant))
+}
+
+fn is_variant(name: &str) -> bool {
+    VARY_BY.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
 /// Checks that the body is neither coded nor endless.

@@ -14,8 +14,8 @@ use hyper::{
 };
 
 use super::{
-    conditional::http_date,
     directives::{Directive, directives},
+    http_date,
     volatile::is_volatile,
 };
 

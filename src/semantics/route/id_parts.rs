@@ -4,6 +4,8 @@
 //! of these an API reads is not known here, so a text is cut at every character that no id in its
 //! canonical spelling has, and at `~`. Every part counts that may be an id, in the case sent, in
 //! lower and in upper case. A part without a digit is a word (`cancel`) and no id.
+//!
+//! The parameters of a query, by which a write may name jobs, are taken apart here too.
 
 use std::{borrow::Cow, collections::HashSet};
 
@@ -31,36 +33,28 @@ const SPELLING_COST: usize = 750;
 /// Units for a byte of a part. Parsers copy it several times.
 const PART_BYTE_COST: usize = 8;
 
-/// The CPU that may still be spent on reading one target.
-#[derive(Debug)]
-pub(super) struct Effort {
-    left: usize,
-}
-
-impl Default for Effort {
-    fn default() -> Self {
-        Self { left: MAX_EFFORT }
-    }
-}
+/// The CPU that was spent on reading one target, in units.
+#[derive(Debug, Default)]
+pub(super) struct Effort(usize);
 
 impl Effort {
     /// Spends some units. Returns whether there were as many.
     pub(super) fn spend(&mut self, units: usize) -> bool {
-        let rest = self.left.checked_sub(units);
-        self.left = rest.unwrap_or(0);
-        rest.is_some()
+        self.0 = self.0.saturating_add(units);
+        self.0 <= MAX_EFFORT
     }
 
     /// Whether something was left out because it would have cost too much.
     pub(super) fn is_spent(&self) -> bool {
-        self.left == 0
+        self.0 >= MAX_EFFORT
     }
 }
 
 /// The ids that the texts of one target name, without repeats.
 #[derive(Debug, Default)]
 pub(super) struct NamedIds {
-    ids: Vec<JobId>,
+    /// The first found first.
+    pub(super) ids: Vec<JobId>,
     known: HashSet<JobId>,
     /// Whether there were more ids than are invalidated one by one.
     pub(super) has_more: bool,
@@ -97,11 +91,6 @@ impl NamedIds {
         }
         self.known.insert(id.clone());
         self.ids.push(id);
-    }
-
-    /// Returns the ids, the first found first.
-    pub(super) fn into_ids(self) -> Vec<JobId> {
-        self.ids
     }
 
     fn add_part(&mut self, part: &str, effort: &mut Effort) {
@@ -162,9 +151,28 @@ fn for_each_part(text: &str, each: &mut impl FnMut(&str)) {
     }
 }
 
+pub(super) fn path_and_query(target: &str) -> (&str, Option<&str>) {
+    target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)))
+}
+
+/// Returns the parameters of a query as it was sent, each as name and value. A parameter without a
+/// `=` is a value without a name.
+pub(super) fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    let pairs = query.split(['&', ';']).filter(|pair| !pair.is_empty());
+    pairs.map(|pair| pair.split_once('=').unwrap_or(("", pair)))
+}
+
+/// Whether a parameter has one of these names, in any letter case. `ids[]` and `ids[0]` are lists
+/// named `ids`.
+pub(super) fn is_named<S: AsRef<str>>(name: &str, names: &[S]) -> bool {
+    let decoded = percent_decode_str(name).decode_utf8_lossy();
+    let name = decoded.split('[').next().unwrap_or_default();
+    names.iter().any(|given| given.as_ref().eq_ignore_ascii_case(name))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{is_named, parameters, *};
 
     fn named(text: &str) -> NamedIds {
         let mut named = NamedIds::default();
@@ -174,7 +182,7 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, want: &[&str]) {
-        let ids = named(text).into_ids();
+        let ids = named(text).ids;
         assert_eq!(ids.iter().map(JobId::as_str).collect::<Vec<_>>(), want, "{text}");
     }
 
@@ -235,9 +243,9 @@ mod tests {
             ids.map(|id| id.to_string()).collect::<Vec<_>>().join(",")
         };
         let most = named(&list(1..=MAX_NAMED));
-        assert!(!most.has_more && most.into_ids().len() == MAX_NAMED);
+        assert!(!most.has_more && most.ids.len() == MAX_NAMED);
         let more = named(&format!("{},1,2", list(1..=MAX_NAMED + 1)));
-        assert!(more.has_more && more.into_ids().len() == MAX_NAMED);
+        assert!(more.has_more && more.ids.len() == MAX_NAMED);
     }
 
     #[test]
@@ -246,6 +254,23 @@ mod tests {
             let mut effort = Effort::default();
             NamedIds::default().add_text(&text, &mut effort);
             assert!(effort.is_spent());
+        }
+    }
+
+    #[test]
+    fn a_query_is_read_as_names_and_values() {
+        let got: Vec<_> = parameters("id=7&ids=8;x&a=b=c&").collect();
+        assert_eq!(got, [("id", "7"), ("ids", "8"), ("", "x"), ("a", "b=c")]);
+    }
+
+    #[test]
+    fn a_name_counts_encoded_and_as_a_list() {
+        let names = ["ids".to_owned()];
+        for name in ["ids", "Ids", "ids[]", "ids%5B0%5D", "%69ds"] {
+            assert!(is_named(name, &names), "{name}");
+        }
+        for name in ["", "id", "idsx"] {
+            assert!(!is_named(name, &names), "{name}");
         }
     }
 }

@@ -7,12 +7,11 @@ use std::sync::Arc;
 
 use hyper::{Method, http::HeaderMap};
 use serde_json::Value;
-use thiserror::Error;
 
 use super::{id_parts::MAX_NAMED, method_override::overrides, template::ID};
 use crate::semantics::{
     job_id::{JobId, possible_ids},
-    json_pointer::{InvalidPointer, JsonPointer},
+    json_pointer::JsonPointer,
     settings::{InvalidateRule, OnMiss},
 };
 
@@ -64,79 +63,9 @@ pub enum BodySide {
     Response,
 }
 
-/// A rule that cannot be used. The message names the rule.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("[[invalidate]] rule {number}: {why}")]
-pub struct InvalidRule {
-    /// The number of the rule, from 1.
-    pub number: usize,
-    /// Why it cannot be used.
-    pub why: RuleProblem,
-}
-
-/// Why a rule cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum RuleProblem {
-    /// The rule has no path.
-    #[error("it has no path; give it one such as path = \"/uploads/{{id}}/finish\"")]
-    NoPath,
-    /// The path does not begin with a slash.
-    #[error("path = {0:?} is not absolute; begin it with '/'")]
-    Relative(String),
-    /// The path has a segment that no request could match.
-    #[error(
-        "path = {path:?} has the segment {segment:?}; use {{any_name}}, or {{id}} and one or more of \
-         A-Z a-z 0-9 . _ ~ - : ; , @ ! $ & ' ( ) * + = |, not '.' or '..', and no slash at the end"
-    )]
-    Segment {
-        /// The path of the rule.
-        path: String,
-        /// The invalid segment.
-        segment: String,
-    },
-    /// The path has `{id}` more than once.
-    #[error("path = {0:?} has more than one segment {{id}}; give the others another name")]
-    Ids(String),
-    /// A method is not a valid method name.
-    #[error("{0:?} is not a method; give names such as \"POST\"")]
-    Method(String),
-    /// A method is safe, so it changes nothing.
-    #[error("{0} changes nothing; leave it out: GET, HEAD, OPTIONS and TRACE are never matched")]
-    SafeMethod(String),
-    /// A JSON pointer is invalid.
-    #[error("{pointer:?} {why}")]
-    Pointer {
-        /// The pointer as given.
-        pointer: String,
-        /// Why it is invalid, and what to do.
-        why: InvalidPointer,
-    },
-    /// One body has too many pointers.
-    #[error("it has {0} pointers into one body, at most {MAX_POINTERS} are allowed; remove some")]
-    Pointers(usize),
-    /// The rule would never invalidate anything.
-    #[error(
-        "it names no job; give it {{id}} in its path, request or response with JSON pointers, \
-         query with parameters, or all = true"
-    )]
-    NoSource,
-    /// The rule drops every job and names some as well.
-    #[error("all = true already drops every job; remove request, response and query")]
-    AllAndMore,
-    /// A query parameter has no name.
-    #[error("query has an empty name; give the names of parameters, such as \"ids\"")]
-    Parameter,
-    /// The rule has too many query parameters.
-    #[error("it has {0} query parameters, at most {MAX_PARAMETERS} are allowed; remove some")]
-    Parameters(usize),
-    /// There are more rules than are compared with every write.
-    #[error("there are too many rules, at most {MAX_RULES} are allowed; remove some")]
-    TooMany,
-}
-
 impl InvalidationRules {
     /// Parses the configured rules.
-    pub fn parse(rules: &[InvalidateRule]) -> Result<Self, InvalidRule> {
+    pub fn parse(rules: &[InvalidateRule]) -> Result<Self, String> {
         let rules = rules
             .iter()
             .enumerate()
@@ -159,14 +88,16 @@ impl InvalidationRules {
 }
 
 impl InvalidationRule {
-    /// Parses the `number`th rule, counted from 1.
-    pub fn parse(number: usize, rule: &InvalidateRule) -> Result<Self, InvalidRule> {
-        Self::checked(number, rule).map_err(|why| InvalidRule { number, why })
+    /// Parses the `number`th rule, counted from 1. An error names it, and says what to write instead.
+    pub fn parse(number: usize, rule: &InvalidateRule) -> Result<Self, String> {
+        Self::checked(number, rule).map_err(|why| format!("[[invalidate]] rule {number}: {why}"))
     }
 
-    fn checked(number: usize, rule: &InvalidateRule) -> Result<Self, RuleProblem> {
+    fn checked(number: usize, rule: &InvalidateRule) -> Result<Self, String> {
         if number > MAX_RULES {
-            return Err(RuleProblem::TooMany);
+            return Err(format!(
+                "there are too many rules, at most {MAX_RULES} are allowed; remove some"
+            ));
         }
         let path = segments(&rule.path)?;
         let methods = rule.methods.iter().map(|name| method(name)).collect::<Result<_, _>>()?;
@@ -175,10 +106,14 @@ impl InvalidationRule {
         let query = checked_parameters(&rule.query)?;
         let has_places = !request.is_empty() || !response.is_empty() || !query.is_empty();
         if rule.all && has_places {
-            return Err(RuleProblem::AllAndMore);
+            let why = "all = true already drops every job; remove request, response and query";
+            return Err(why.to_owned());
         }
         if !rule.all && !has_places && !path.iter().any(Segment::is_id) {
-            return Err(RuleProblem::NoSource);
+            return Err(format!(
+                "it names no job; give it {ID} in its path, request or response with JSON pointers, \
+                 query with parameters, or all = true"
+            ));
         }
         let all = rule.all;
         let (max_body, on_miss) = (rule.max_body, rule.on_miss);
@@ -339,23 +274,30 @@ fn is_inexact(value: &Value) -> bool {
     value.is_f64() && value.as_f64().is_some_and(|number| number.abs() >= EXACT)
 }
 
-fn segments(path: &str) -> Result<Vec<Segment>, RuleProblem> {
+fn segments(path: &str) -> Result<Vec<Segment>, String> {
     if path.is_empty() {
-        return Err(RuleProblem::NoPath);
+        return Err(
+            r#"it has no path; give it one such as path = "/uploads/{id}/finish""#.to_owned()
+        );
     }
-    let rest = path.strip_prefix('/').ok_or_else(|| RuleProblem::Relative(path.to_owned()))?;
+    let Some(rest) = path.strip_prefix('/') else {
+        return Err(format!("path = {path:?} is not absolute; begin it with '/'"));
+    };
     if rest.is_empty() {
         return Ok(Vec::new());
     }
-    let segments: Vec<Segment> = rest
-        .split('/')
-        .map(|text| {
-            segment(text)
-                .ok_or_else(|| RuleProblem::Segment { path: path.into(), segment: text.into() })
-        })
-        .collect::<Result<_, _>>()?;
+    let invalid = |text| {
+        format!(
+            "path = {path:?} has the segment {text:?}; use {{any_name}}, or {ID} and one or more of \
+             A-Z a-z 0-9 . _ ~ - : ; , @ ! $ & ' ( ) * + = |, not '.' or '..', and no slash at the end"
+        )
+    };
+    let segments = rest.split('/').map(|text| segment(text).ok_or_else(|| invalid(text)));
+    let segments = segments.collect::<Result<_, _>>()?;
     if path.matches(ID).count() > 1 {
-        return Err(RuleProblem::Ids(path.to_owned()));
+        return Err(format!(
+            "path = {path:?} has more than one segment {ID}; give the others another name"
+        ));
     }
     Ok(segments)
 }
@@ -388,33 +330,39 @@ fn is_literal_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"._~-".contains(&byte) || LITERAL_MARKS.contains(&byte)
 }
 
-fn method(name: &str) -> Result<Method, RuleProblem> {
-    let method =
-        Method::from_bytes(name.as_bytes()).map_err(|_| RuleProblem::Method(name.to_owned()))?;
+fn method(name: &str) -> Result<Method, String> {
     let safe = ["GET", "HEAD", "OPTIONS", "TRACE", "CONNECT"];
     if safe.iter().any(|safe| safe.eq_ignore_ascii_case(name)) {
-        return Err(RuleProblem::SafeMethod(name.to_owned()));
+        return Err(format!(
+            "{name} changes nothing; leave it out: GET, HEAD, OPTIONS and TRACE are never matched"
+        ));
     }
-    Ok(method)
+    let method = Method::from_bytes(name.as_bytes());
+    method.map_err(|_| format!("{name:?} is not a method; give names such as \"POST\""))
 }
 
-fn checked_parameters(names: &[String]) -> Result<Vec<String>, RuleProblem> {
+fn checked_parameters(names: &[String]) -> Result<Vec<String>, String> {
     if names.len() > MAX_PARAMETERS {
-        return Err(RuleProblem::Parameters(names.len()));
+        let count = names.len();
+        return Err(format!(
+            "it has {count} query parameters, at most {MAX_PARAMETERS} are allowed; remove some"
+        ));
     }
     if names.iter().any(String::is_empty) {
-        return Err(RuleProblem::Parameter);
+        let why = "query has an empty name; give the names of parameters, such as \"ids\"";
+        return Err(why.to_owned());
     }
     Ok(names.to_vec())
 }
 
-fn pointers(texts: &[String]) -> Result<Vec<JsonPointer>, RuleProblem> {
+fn pointers(texts: &[String]) -> Result<Vec<JsonPointer>, String> {
     if texts.len() > MAX_POINTERS {
-        return Err(RuleProblem::Pointers(texts.len()));
+        let count = texts.len();
+        return Err(format!(
+            "it has {count} pointers into one body, at most {MAX_POINTERS} are allowed; remove some"
+        ));
     }
-    let pointer = |text: &String| {
-        JsonPointer::parse(text).map_err(|why| RuleProblem::Pointer { pointer: text.clone(), why })
-    };
+    let pointer = |text: &String| JsonPointer::parse(text).map_err(|why| format!("{text:?} {why}"));
     texts.iter().map(pointer).collect()
 }
 

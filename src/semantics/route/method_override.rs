@@ -5,7 +5,7 @@ use hyper::{
     header::{ACCESS_CONTROL_REQUEST_METHOD, HeaderName, HeaderValue},
 };
 
-use super::query_names::{is_named, parameters};
+use super::id_parts::{is_named, parameters};
 
 /// Headers by which frameworks let a client name another method (Symfony, Rack, Microsoft). They do
 /// so whatever their value is.

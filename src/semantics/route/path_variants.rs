@@ -285,7 +285,7 @@ impl Search<'_, '_> {
             let mut parts = NamedIds::default();
             parts.add_text(text, self.effort);
             self.named.elsewhere.has_more |= parts.has_more;
-            parts.into_ids().into_iter().for_each(|job| self.named.add_job(job));
+            parts.ids.into_iter().for_each(|job| self.named.add_job(job));
         }
     }
 

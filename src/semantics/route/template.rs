@@ -1,68 +1,13 @@
 //! A path template: `/jobs/{id}`.
 
-use thiserror::Error;
-
 use super::id_parts::is_cut;
+use crate::semantics::job_id::is_unreserved;
 
 /// Largest number of templates. Each is compared with every path.
 pub(super) const MAX_TEMPLATES: usize = 64;
 
 /// The segment that stands for the id of the job.
 pub(super) const ID: &str = "{id}";
-
-/// Why a template cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum InvalidTemplate {
-    /// No template is given.
-    #[error("no route given; give at least one such as '/jobs/{{id}}'")]
-    Missing,
-    /// There are more templates than can be compared with every request.
-    #[error("{count} routes given, at most {MAX_TEMPLATES} are allowed; remove some")]
-    TooMany {
-        /// The number of templates given.
-        count: usize,
-    },
-    /// The template does not begin with a slash.
-    #[error("route '{}' is not absolute; begin it with '/'", template.escape_debug())]
-    Relative {
-        /// The template.
-        template: String,
-    },
-    /// The id is written in the syntax of a framework.
-    #[error(
-        "route '{}' has another placeholder for the job's id; write {{id}} instead: '{}'",
-        template.escape_debug(), suggestion.escape_debug()
-    )]
-    OtherPlaceholder {
-        /// The template.
-        template: String,
-        /// The same template with `{id}`.
-        suggestion: String,
-    },
-    /// The template does not have exactly one segment `{id}`.
-    #[error(
-        "route '{}' has {count} segments '{{id}}'; give it exactly one",
-        template.escape_debug()
-    )]
-    IdCount {
-        /// The template.
-        template: String,
-        /// The number of segments `{id}`.
-        count: usize,
-    },
-    /// A segment is not literal, so no request could match it.
-    #[error(
-        "route '{}' has the segment '{}'; use one or more of A-Z a-z 0-9 . _ ~ -, \
-         not '.' or '..', and no slash at the end",
-        template.escape_debug(), segment.escape_debug()
-    )]
-    Segment {
-        /// The template.
-        template: String,
-        /// The segment that is not literal.
-        segment: String,
-    },
-}
 
 /// The literal segments of a template, before and after its `{id}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,28 +20,33 @@ pub(super) struct Template {
 }
 
 impl Template {
-    pub(super) fn parse(template: &str) -> Result<Self, InvalidTemplate> {
+    /// An error says what is wrong, and what to write instead.
+    pub(super) fn parse(template: &str) -> Result<Self, String> {
+        let shown = template.escape_debug();
         let Some(path) = template.strip_prefix('/') else {
-            return Err(InvalidTemplate::Relative { template: template.to_owned() });
+            return Err(format!("route '{shown}' is not absolute; begin it with '/'"));
         };
         let segments: Vec<&str> = path.split('/').collect();
         if let Some(suggested) = suggestion(&segments) {
-            return Err(InvalidTemplate::OtherPlaceholder {
-                template: template.to_owned(),
-                suggestion: suggested,
-            });
+            return Err(format!(
+                "route '{shown}' has another placeholder for the job's id; write {ID} instead: '{}'",
+                suggested.escape_debug()
+            ));
         }
-        if let Some(segment) =
-            segments.iter().find(|segment| **segment != ID && !is_literal(segment))
-        {
-            let template = template.to_owned();
-            let segment = (*segment).to_owned();
-            return Err(InvalidTemplate::Segment { template, segment });
+        let is_valid = |segment: &&&str| **segment == ID || is_unreserved(segment);
+        if let Some(segment) = segments.iter().find(|segment| !is_valid(segment)) {
+            return Err(format!(
+                "route '{shown}' has the segment '{}'; use one or more of A-Z a-z 0-9 . _ ~ -, \
+                 not '.' or '..', and no slash at the end",
+                segment.escape_debug()
+            ));
         }
         let mut parts = segments.split(|segment| *segment == ID);
         let (Some(before), Some(after), None) = (parts.next(), parts.next(), parts.next()) else {
             let count = segments.iter().filter(|segment| **segment == ID).count();
-            return Err(InvalidTemplate::IdCount { template: template.to_owned(), count });
+            return Err(format!(
+                "route '{shown}' has {count} segments '{ID}'; give it exactly one"
+            ));
         };
         let owned = |part: &[&str]| part.iter().map(|&segment| segment.to_owned()).collect();
         let start: String = before.iter().flat_map(|segment| ["/", segment]).collect();
@@ -178,7 +128,7 @@ fn suggestion(segments: &[&str]) -> Option<String> {
     let (Some(id), None) = (named.next(), named.next()) else { return None };
     let suggested: Vec<_> =
         segments.iter().map(|segment| if segment == id { ID } else { segment }).collect();
-    let literal = suggested.iter().filter(|segment| is_literal(segment)).count();
+    let literal = suggested.iter().filter(|segment| is_unreserved(segment)).count();
     (*id != ID && literal + 1 == suggested.len()).then(|| format!("/{}", suggested.join("/")))
 }
 
@@ -190,13 +140,6 @@ fn same(segments: &[&str], literals: &[String]) -> bool {
             .all(|(segment, literal)| segment.eq_ignore_ascii_case(literal))
 }
 
-/// Whether a segment has only unreserved characters (RFC 3986 2.3), which a client has no reason to
-/// encode.
-pub(super) fn is_literal(segment: &str) -> bool {
-    let unreserved = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'~' | b'-');
-    !segment.is_empty() && segment.bytes().all(unreserved) && !matches!(segment, "." | "..")
-}
-
 #[cfg(test)]
 mod tests {
     use super::Template;
@@ -204,7 +147,7 @@ mod tests {
     #[test]
     fn a_refusal_shows_what_cannot_be_seen_and_forges_no_line() {
         for template in ["/b\x1f/{id}", "b\n/{id}", "/\u{1b}[1m"] {
-            let refusal = Template::parse(template).unwrap_err().to_string();
+            let refusal = Template::parse(template).unwrap_err();
             assert!(!refusal.chars().any(char::is_control), "{refusal:?}");
         }
     }

@@ -1,15 +1,27 @@
 //! Write names: everything that the target of a write names, from its path and its query.
+//!
+//! A write at the jobs that names none of them (`POST /jobs/cancel-all`) may change every job, and
+//! nothing here knows. Its unclaimed shape stands for the path in a log message that proposes a rule,
+//! so it contains no id.
 
 use std::{collections::HashSet, sync::Arc};
 
+use percent_encoding::percent_decode_str;
+
 use super::{
     Routes, WriteScope,
-    id_parts::{Effort, MAX_NAMED, NamedIds},
-    invalidation_rules::InvalidationRule,
+    id_parts::{Effort, MAX_NAMED, NamedIds, is_named, parameters, path_and_query},
+    invalidation_rules::{InvalidationRule, is_rule_literal},
     path_variants::{NamedJobs, Scope, read_path},
-    query_names::{is_named, parameters},
+    template::{ID, Template},
 };
 use crate::semantics::{job_id::JobId, policy::Bypass};
+
+/// Longest segment that a shape shows.
+const MAX_SEGMENT: usize = 48;
+
+/// Most segments of a shape. Longer paths are not at the jobs in any usual API.
+const MAX_SEGMENTS: usize = 16;
 
 /// The jobs that a target names, and the effort of finding them.
 #[derive(Debug, Default)]
@@ -21,14 +33,6 @@ pub(super) struct TargetNames {
 }
 
 impl Routes {
-    /// Reads a path without a query.
-    pub(super) fn named_by_path(&self, path: &str, scope: Scope) -> TargetNames {
-        let mut names = TargetNames::default();
-        let TargetNames { named, effort, .. } = &mut names;
-        read_path(&self.templates, &[], path, scope, (named, effort));
-        names
-    }
-
     /// Reads the targets of a write: its own and those that headers name. Each is a path and a query.
     pub(super) fn named_by_targets<'t>(
         &self,
@@ -45,6 +49,54 @@ impl Routes {
             }
         }
         names
+    }
+
+    /// Returns the shape of a target at, above or below a collection of jobs that names no job;
+    /// `None` for every other target. Rules are not considered.
+    pub fn unclaimed_shape(&self, target: &str) -> Option<String> {
+        let (path, query) = path_and_query(target);
+        let decoded = percent_decode_str(path).decode_utf8_lossy();
+        let segments: Vec<&str> = decoded.split('/').filter(|part| !part.is_empty()).collect();
+        let is_near = |template: &Template| {
+            template.is_at_or_above(&segments) || template.after_collection(&segments).is_some()
+        };
+        if segments.len() > MAX_SEGMENTS || !self.templates.iter().any(is_near) {
+            return None;
+        }
+        let query = query.map(naming_parameters);
+        let scope =
+            self.named_by_targets(&[], Scope::Target, [(path, query.as_deref())]).into_scope();
+        scope.names_no_job().then(|| self.shape(&segments))
+    }
+
+    /// Returns whether jobs are directly below a path.
+    pub fn is_collection(&self, path: &str) -> bool {
+        let is_above = |template: &Template| {
+            template.text().split_once("/{id}").is_some_and(|(collection, _)| collection == path)
+        };
+        self.templates.iter().any(is_above)
+    }
+
+    fn shape(&self, segments: &[&str]) -> String {
+        if segments.is_empty() {
+            return "/".to_owned();
+        }
+        let mut has_id = false;
+        let mut shape = String::new();
+        for (at, &segment) in segments.iter().enumerate() {
+            shape.push('/');
+            let has_digit = segment.bytes().any(|byte| byte.is_ascii_digit());
+            let is_shown = segment.len() <= MAX_SEGMENT && is_rule_literal(segment) && !has_digit;
+            if is_shown || self.templates.iter().any(|route| route.has_literal(at, segment)) {
+                shape.push_str(segment);
+            } else if has_digit && !has_id {
+                has_id = true;
+                shape.push_str(ID);
+            } else {
+                shape.push_str("{any}");
+            }
+        }
+        shape
     }
 }
 
@@ -81,8 +133,8 @@ impl TargetNames {
             jobs.into_iter().filter(|job| known.insert(job.clone())).collect()
         };
         let mut jobs = new(place);
-        jobs.extend(new(by_rules.into_ids()));
-        let mut elsewhere = new(elsewhere.into_ids());
+        jobs.extend(new(by_rules.ids));
+        let mut elsewhere = new(elsewhere.ids);
         too_many |= jobs.len() + elsewhere.len() > MAX_NAMED;
         elsewhere.truncate(MAX_NAMED.saturating_sub(jobs.len()));
         WriteScope { jobs, elsewhere, too_many, rules }
@@ -99,5 +151,55 @@ impl WriteScope {
     /// Returns all jobs, those at the place of the id first.
     pub(super) fn into_jobs(self) -> Vec<JobId> {
         self.jobs.into_iter().chain(self.elsewhere).collect()
+    }
+}
+
+/// Returns the parameters of a query that look as if they named jobs. A write drops whatever any
+/// parameter names, but `?limit=10` does not say which jobs it changes.
+fn naming_parameters(query: &str) -> String {
+    let is_naming = |name: &str| {
+        let name = percent_decode_str(name).decode_utf8_lossy().to_ascii_lowercase();
+        name.is_empty() || name.contains("id") || name.contains("job")
+    };
+    let naming = parameters(query).filter(|(name, _)| is_naming(name));
+    naming.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Routes;
+
+    #[track_caller]
+    fn check(target: &str, want: Option<&str>) {
+        let routes = Routes::parse(&["/jobs/{id}", "/api/v1/jobs/{id}", "/x/{id}/status"]).unwrap();
+        assert_eq!(routes.unclaimed_shape(target).as_deref(), want, "{target}");
+    }
+
+    #[test]
+    fn a_target_at_the_jobs_that_names_none_has_a_shape() {
+        check("/jobs", Some("/jobs"));
+        check("/jobs/", Some("/jobs"));
+        check("/JOBS?all=true", Some("/JOBS"));
+        check("/", Some("/"));
+        check("/api/v1", Some("/api/v1"));
+        check("/api/v1/jobs", Some("/api/v1/jobs"));
+        check("/jobs/cancel-all", Some("/jobs/cancel-all"));
+        check("/jobs/cancel-all?limit=10&ts=2026-11-30", Some("/jobs/cancel-all"));
+        check("/jobs/cancel-all?job_ids=7", None);
+        check("/jobs/cancel-all?7", None);
+        check("/jobs:batchCancel", Some("/jobs:batchCancel"));
+        check("/jobs/a%20b", Some("/jobs/{any}"));
+        check(&format!("/jobs/{}", "9".repeat(200)), Some("/jobs/{id}"));
+    }
+
+    #[test]
+    fn other_targets_have_none() {
+        for target in ["/jobs/7", "/jobs/7/cancel", "/jobs/7:cancel", "/jobs?id=7", "/jobs('7')"] {
+            check(target, None);
+        }
+        for target in ["/uploads", "/jobsite", "/api/v2", "/a/jobs", "/api/v1/other"] {
+            check(target, None);
+        }
+        check(&"/jobs".repeat(100), None);
     }
 }

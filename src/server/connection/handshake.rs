@@ -1,17 +1,25 @@
 //! The begin of a connection: who the client is, TLS, and which protocol it speaks.
+//!
+//! The protocol is detected from the first bytes. hyper-util's `auto` is not used: it waits for the 24
+//! bytes of an HTTP/2 preface without any time limit, before hyper's own header timeout begins.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::IpAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
-use ipnet::IpNet;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
 use tokio_util::either::Either;
 use tracing::debug;
 
 use super::{
-    connection_error::ConnectionError,
-    detect::{ClientProtocol, RewoundStream, detect},
+    connection_metrics::ConnectionError,
+    layer::{Layer, Layered, WriteTimeout, WriteTimeoutStream},
     proxy_protocol::{self, ProxySource},
-    write_timeout::WriteTimeoutStream,
 };
 use crate::{
     config,
@@ -32,25 +40,11 @@ pub(super) struct OpenedConnection {
 
 /// The settings by which a connection begins.
 pub(super) struct Handshake {
-    write_timeout: Duration,
-    /// Peers that are trusted to name the client.
-    trusted_proxies: Vec<IpNet>,
-    /// Whether each connection begins with a PROXY protocol header.
-    pub(super) use_proxy_protocol: bool,
+    pub(super) config: config::ServerConfig,
     pub(super) tls: Option<Arc<Renewed<ServerConfig>>>,
 }
 
 impl Handshake {
-    /// Without TLS.
-    pub(super) fn new(config: &config::ServerConfig) -> Self {
-        Self {
-            write_timeout: config.write_timeout,
-            trusted_proxies: config.trusted_proxies.clone(),
-            use_proxy_protocol: config.proxy_protocol,
-            tls: None,
-        }
-    }
-
     /// Determines the peer and the protocol of a new connection. The caller limits the time.
     pub(super) async fn open(
         &self,
@@ -60,7 +54,7 @@ impl Handshake {
         if let Err(error) = prepare(&socket) {
             debug!(%error, "cannot set the options of a client socket");
         }
-        let mut socket = WriteTimeoutStream::new(self.write_timeout, socket);
+        let mut socket = Layered::new(WriteTimeout::new(self.config.write_timeout), socket);
         let (ip, is_trusted) = self.client_address(&mut socket, remote).await?;
         let peer = Peer { ip, is_tls: self.tls.is_some(), is_trusted, connection: None };
         let stream = match &self.tls {
@@ -86,7 +80,7 @@ impl Handshake {
         remote: RemoteAddress,
     ) -> Result<(Option<IpAddr>, bool), ConnectionError> {
         let trusted = self.trusts(remote);
-        let source = match self.use_proxy_protocol {
+        let source = match self.config.proxy_protocol {
             false => ProxySource::Connection,
             true if !trusted => return Err(ConnectionError::UntrustedPeer),
             true => proxy_protocol::read(socket).await?,
@@ -102,7 +96,93 @@ impl Handshake {
         // The permissions of a unix socket decide who can connect to it, so every peer is trusted.
         remote.is_none_or(|remote| {
             let ip = remote.ip().to_canonical();
-            self.trusted_proxies.iter().any(|network| network.contains(&ip))
+            self.config.trusted_proxies.iter().any(|network| network.contains(&ip))
         })
+    }
+}
+
+/// "The client connection preface starts with a sequence of 24 octets" RFC 9113 3.4
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The protocol of a client connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClientProtocol {
+    Http1,
+    Http2,
+}
+
+/// Reads until the protocol is known. The returned stream yields the bytes that were read once
+/// more. The caller limits the time. A connection that ends early counts as HTTP/1: hyper then ends
+/// it without a response.
+async fn detect<S>(mut stream: S) -> io::Result<(ClientProtocol, RewoundStream<S>)>
+where
+    S: AsyncRead + Unpin,
+{
+    let mut read = [0; PREFACE.len()];
+    let mut filled = 0;
+    let protocol = loop {
+        let count = stream.read(&mut read[filled..]).await?;
+        filled += count;
+        match protocol_of(&read[..filled]) {
+            Some(protocol) => break protocol,
+            None if count == 0 => break ClientProtocol::Http1,
+            None => {}
+        }
+    };
+    Ok((protocol, Layered::new(Rewound { prefix: read, next: 0, filled }, stream)))
+}
+
+/// Returns the protocol that begins with these bytes, once that is certain.
+fn protocol_of(read: &[u8]) -> Option<ClientProtocol> {
+    if !PREFACE.starts_with(read) {
+        return Some(ClientProtocol::Http1);
+    }
+    (read.len() == PREFACE.len()).then_some(ClientProtocol::Http2)
+}
+
+/// A stream that yields bytes once more that were already read from it.
+type RewoundStream<S> = Layered<Rewound, S>;
+
+/// The layer of [`RewoundStream`].
+pub(super) struct Rewound {
+    prefix: [u8; PREFACE.len()],
+    next: usize,
+    filled: usize,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Layer<S> for Rewound {
+    fn poll_read(
+        &mut self,
+        below: &mut S,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.next == self.filled {
+            return Pin::new(below).poll_read(cx, buf);
+        }
+        let rest = &self.prefix[self.next..self.filled];
+        let count = rest.len().min(buf.remaining());
+        buf.put_slice(&rest[..count]);
+        self.next += count;
+        // Also read the bytes that follow: a head that arrived whole then reaches hyper whole, and
+        // is not first parsed in part. An error of the stream shows again at the next read.
+        let _ = Pin::new(below).poll_read(cx, buf);
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ClientProtocol, PREFACE, protocol_of};
+
+    #[test]
+    fn a_protocol_is_told_from_as_few_bytes_as_tell_it() {
+        for length in 0..PREFACE.len() {
+            assert_eq!(protocol_of(&PREFACE[..length]), None, "{length}");
+        }
+        assert_eq!(protocol_of(PREFACE), Some(ClientProtocol::Http2));
+        for other in [&b"G"[..], b"PU", b"PRI /", b"PRI * HTTP/1.1", b"\x16\x03"] {
+            assert_eq!(protocol_of(other), Some(ClientProtocol::Http1), "{other:?}");
+        }
     }
 }

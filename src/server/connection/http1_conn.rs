@@ -1,18 +1,27 @@
 //! One HTTP/1 connection between hyper and the service: the state that the two sides share, and the
 //! layers of the stream.
+//!
+//! One of these layers writes the informational (1xx) responses. hyper flushes its stream after each
+//! poll of a connection, and its own buffer is empty by then. While a request is being answered, that
+//! buffer holds no byte of its response. So the layer writes the queued responses in that flush, and
+//! they land between two messages.
 
 use std::{
     convert::Infallible,
+    error::Error,
     future::{Future, poll_fn},
-    pin::pin,
+    io,
+    pin::{Pin, pin},
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
+use bytes::{Buf as _, Bytes};
+use http_body_util::BodyExt as _;
 use hyper::{
     Request, Response, Version,
-    body::{Body as _, Incoming},
+    body::{Body, Incoming},
     server::conn::http1,
     service::service_fn,
     upgrade::OnUpgrade,
@@ -22,18 +31,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::either::Either;
 
 use super::{
-    connection_error::ConnectionError,
-    drain_grace::FirstRequest,
-    header_timeout::{ProgressBody, ProgressStream, RequestProgress},
-    informational_io::InformationalStream,
-    open_connection::OpenConnection,
-    repeat_fast_path::{FastPathState, RepeatStream},
+    connection_metrics::ConnectionError,
+    layer::{Layer, Layered},
+    repeat_fast_path::{RepeatIo, RepeatStream},
+    request_progress::{FastPathState, Progress, ProgressStream, RequestProgress},
     side_task::SideTask,
 };
 use crate::{
     config::{self, HEADERS_ON_STACK},
-    service::{Answered, Drain, Informational, InformationalQueue, Service},
-    transport::Peer,
+    service::{Answered, Drain, FirstRequest, Informational, InformationalQueue, Service},
+    transport::{ConnectionId, Peer},
 };
 
 /// The settings of HTTP/1 connections.
@@ -47,7 +54,7 @@ pub(super) struct Http1Config {
 impl Http1Config {
     pub(super) fn new(config: &config::ServerConfig) -> Self {
         let mut builder = http1::Builder::new();
-        // hyper's own header timeout has a cost for every request. `header_timeout` implements one
+        // hyper's own header timeout has a cost for every request. `request_progress` implements one
         // that has none.
         builder
             .header_read_timeout(None)
@@ -74,8 +81,8 @@ impl Http1Config {
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         S: Service,
     {
-        let open = OpenConnection::new(&service);
-        let peer = Peer { connection: open.id(), ..peer };
+        let open = OpenConnection { service: service.clone(), id: service.open_connection() };
+        let peer = Peer { connection: open.id, ..peer };
         let (conn, stream) = Http1Conn::new(stream, peer, service, self.max_head_bytes);
         let answer = service_fn(|request| conn.answer(request));
         let connection = self.builder.serve_connection(TokioIo::new(stream), answer);
@@ -90,7 +97,7 @@ impl Http1Config {
                 return Poll::Ready(Err(ConnectionError::Timeout(self.header_timeout)));
             }
             if may_close.poll(cx).is_some() {
-                conn.close_fast_path();
+                conn.fast_path.iter().for_each(|fast_path| fast_path.close());
                 close_pending = true;
             }
             loop {
@@ -138,22 +145,17 @@ impl<S: Service> Http1Conn<S> {
         let informational = Arc::new(InformationalQueue::default());
         let fast_path =
             service.is_offered().then(|| Arc::new(FastPathState::new(Arc::clone(&progress))));
-        let stream = ProgressStream::new(stream, Arc::clone(&progress));
-        let stream = InformationalStream::new(stream, Arc::clone(&informational));
+        let stream = Layered::new(Progress(Arc::clone(&progress)), stream);
+        let stream = Layered::new(InformationalIo::new(Arc::clone(&informational)), stream);
         let stream = match &fast_path {
             Some(state) => {
-                let (service, state) = (service.clone(), Arc::clone(state));
-                Either::Left(RepeatStream::new(stream, service, state, max_head_bytes))
+                let layer = RepeatIo::new(service.clone(), Arc::clone(state), max_head_bytes);
+                Either::Left(Layered::new(layer, stream))
             }
             None => Either::Right(stream),
         };
         let first_request = FirstRequest::default();
         (Self { peer, service, informational, progress, fast_path, first_request }, stream)
-    }
-
-    /// Leaves all further requests to hyper.
-    fn close_fast_path(&self) {
-        self.fast_path.iter().for_each(|fast_path| fast_path.close());
     }
 
     /// Whether the fast path is answering a request, which hyper does not see.
@@ -165,7 +167,12 @@ impl<S: Service> Http1Conn<S> {
     fn answer(
         &self,
         mut request: Request<Incoming>,
-    ) -> impl Future<Output = Result<Response<ProgressBody<S::Body>>, Infallible>> + use<S> {
+    ) -> impl Future<
+        Output = Result<
+            Response<impl Body<Data = Bytes, Error: Error + Send + Sync> + use<S>>,
+            Infallible,
+        >,
+    > + use<S> {
         self.first_request.mark_begun();
         let guard = self.progress.begin(!request.body().is_end_stream());
         let number = self.progress.begun();
@@ -184,9 +191,139 @@ impl<S: Service> Http1Conn<S> {
             let Answered { response, repeat } = answer.await;
             informational.close().await;
             if let (Some(fast_path), Some(repeat)) = (fast_path, repeat) {
-                fast_path.keep(number, repeat);
+                fast_path.repeat.put((number, repeat));
             }
-            Ok(response.map(|body| ProgressBody::new(body, guard)))
+            // The closure holds the guard: hyper drops both with the body, after writing its end.
+            let holding = move |error| {
+                let _held = &guard;
+                error
+            };
+            Ok(response.map(|body| body.map_err(holding)))
         }
+    }
+}
+
+/// An open connection. The service learns of its end on drop, however the connection ends.
+struct OpenConnection<S: Service> {
+    service: S,
+    id: Option<ConnectionId>,
+}
+
+impl<S: Service> Drop for OpenConnection<S> {
+    fn drop(&mut self) {
+        self.id.inspect(|&id| self.service.close_connection(id));
+    }
+}
+
+/// A stream that writes the queued informational responses when it is flushed.
+type InformationalStream<S> = Layered<InformationalIo, S>;
+
+/// The layer of [`InformationalStream`].
+struct InformationalIo {
+    queue: Arc<InformationalQueue>,
+    /// Part of the queue is written: the rest must follow before anything else.
+    partly_written: bool,
+    /// The waker that the queue has for the flushing task.
+    waker: Waker,
+}
+
+impl InformationalIo {
+    fn new(queue: Arc<InformationalQueue>) -> Self {
+        Self { queue, partly_written: false, waker: Waker::noop().clone() }
+    }
+
+    fn poll_write_queue<S: AsyncWrite + Unpin>(
+        &mut self,
+        below: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.queue.has_bytes() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut state = self.queue.lock();
+        while !state.bytes.is_empty() {
+            let count = ready!(Pin::new(&mut *below).poll_write(cx, &state.bytes))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            state.bytes.advance(count);
+            self.partly_written = true;
+        }
+        self.partly_written = false;
+        self.queue.mark_written(&state);
+        // The answer may be waiting for the empty queue.
+        cx.waker().wake_by_ref();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Layer<S> for InformationalIo {
+    fn poll_before_write(&mut self, below: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.partly_written { self.poll_write_queue(below, cx) } else { Poll::Ready(Ok(())) }
+    }
+
+    fn poll_flush(&mut self, below: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.waker.will_wake(cx.waker()) {
+            self.waker.clone_from(cx.waker());
+            // Register before looking at the queue: a response that is queued after the look wakes
+            // this task.
+            self.queue.register(cx.waker());
+        }
+        ready!(self.poll_write_queue(below, cx))?;
+        Pin::new(below).poll_flush(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, pin::Pin, sync::Arc};
+
+    use hyper::{HeaderMap, StatusCode, header::HeaderValue};
+    use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _, duplex};
+
+    use super::{InformationalIo, InformationalQueue, InformationalStream};
+    use crate::informational::Informational;
+
+    const HINT: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
+
+    fn hint(informational: &Informational) {
+        let mut headers = HeaderMap::new();
+        headers.insert("link", HeaderValue::from_static("</a>"));
+        informational.send(StatusCode::EARLY_HINTS, &headers);
+    }
+
+    #[tokio::test]
+    async fn an_interim_response_goes_out_with_the_next_flush_and_before_the_answer() {
+        let (near, mut far) = duplex(1024);
+        let queue = Arc::new(InformationalQueue::default());
+        let mut io = InformationalStream::new(InformationalIo::new(Arc::clone(&queue)), near);
+        let informational = queue.open();
+        hint(&informational);
+
+        io.flush().await.unwrap();
+        informational.close().await;
+        io.write_all(b"answer").await.unwrap();
+        drop(io);
+
+        let mut read = Vec::new();
+        far.read_to_end(&mut read).await.unwrap();
+        assert_eq!(read, [HINT, b"answer"].concat());
+    }
+
+    #[tokio::test]
+    async fn what_a_write_finds_half_written_is_ended_first() {
+        let (near, mut far) = duplex(10);
+        let queue = Arc::new(InformationalQueue::default());
+        let mut io = InformationalStream::new(InformationalIo::new(Arc::clone(&queue)), near);
+        hint(&queue.open());
+
+        let begun = poll_fn(|cx| std::task::Poll::Ready(Pin::new(&mut io).poll_flush(cx)));
+        assert!(begun.await.is_pending());
+        let write = tokio::spawn(async move { io.write_all(b"continue").await });
+        let mut read = vec![0; HINT.len() + b"continue".len()];
+        far.read_exact(&mut read).await.unwrap();
+
+        assert_eq!(read, [HINT, b"continue"].concat());
+        write.await.unwrap().unwrap();
     }
 }

@@ -6,10 +6,15 @@
 //! guess whether the protocol header is present or not" (section 2): with `server.proxy_protocol`
 //! every connection must have the header.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
 use ppp::{HeaderResult, PartialResult as _, v1, v2};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+use super::connection_metrics::ConnectionError;
 
 /// "The maximum line lengths the receiver must support including the CRLF" (2.1).
 const MAX_V1_BYTES: usize = 107;
@@ -31,21 +36,10 @@ pub(super) enum ProxySource {
     Unknown,
 }
 
-/// Why the header of a connection could not be read.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ProxyHeaderError {
-    /// The header is missing or malformed.
-    #[error("invalid PROXY protocol header: {0}")]
-    Malformed(String),
-    /// The connection ended or broke within the header.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
 /// Reads the header and not a byte more. The caller limits the time.
 pub(super) async fn read<S: AsyncRead + Unpin>(
     stream: &mut S,
-) -> Result<ProxySource, ProxyHeaderError> {
+) -> Result<ProxySource, ConnectionError> {
     let mut header = vec![0; v2::PROTOCOL_PREFIX.len()];
     stream.read_exact(&mut header).await?;
     if header == v2::PROTOCOL_PREFIX {
@@ -58,13 +52,12 @@ pub(super) async fn read<S: AsyncRead + Unpin>(
 async fn read_v2<S: AsyncRead + Unpin>(
     stream: &mut S,
     mut header: Vec<u8>,
-) -> Result<ProxySource, ProxyHeaderError> {
+) -> Result<ProxySource, ConnectionError> {
     extend(stream, &mut header, V2_PREFIX).await?;
     let length = usize::from(u16::from_be_bytes([header[14], header[15]]));
     if length > MAX_V2_BYTES {
-        return Err(ProxyHeaderError::Malformed(format!(
-            "its length of {length} bytes is more than {MAX_V2_BYTES}"
-        )));
+        let why = format!("its length of {length} bytes is more than {MAX_V2_BYTES}");
+        return Err(ConnectionError::ProxyHeader(why));
     }
     extend(stream, &mut header, V2_PREFIX + length).await?;
     parse(&header)
@@ -75,17 +68,15 @@ async fn read_v2<S: AsyncRead + Unpin>(
 async fn read_v1<S: AsyncRead + Unpin>(
     stream: &mut S,
     mut header: Vec<u8>,
-) -> Result<ProxySource, ProxyHeaderError> {
+) -> Result<ProxySource, ConnectionError> {
     while !header.ends_with(b"\n") {
         if !v1::PROTOCOL_PREFIX.as_bytes().iter().zip(&header).all(|(want, got)| want == got) {
-            return Err(ProxyHeaderError::Malformed(
-                "it begins with the signature of neither version".to_owned(),
-            ));
+            let why = "it begins with the signature of neither version";
+            return Err(ConnectionError::ProxyHeader(why.to_owned()));
         }
         if header.len() == MAX_V1_BYTES {
-            return Err(ProxyHeaderError::Malformed(format!(
-                "no line end within {MAX_V1_BYTES} bytes"
-            )));
+            let why = format!("no line end within {MAX_V1_BYTES} bytes");
+            return Err(ConnectionError::ProxyHeader(why));
         }
         header.push(stream.read_u8().await?);
     }
@@ -103,16 +94,16 @@ async fn extend<S: AsyncRead + Unpin>(
     Ok(())
 }
 
-fn parse(header: &[u8]) -> Result<ProxySource, ProxyHeaderError> {
+fn parse(header: &[u8]) -> Result<ProxySource, ConnectionError> {
     let parsed = HeaderResult::parse(header);
     if parsed.is_incomplete() {
-        return Err(ProxyHeaderError::Malformed("it is too short".to_owned()));
+        return Err(ConnectionError::ProxyHeader("it is too short".to_owned()));
     }
     match parsed {
         HeaderResult::V1(Ok(header)) => Ok(v1_source(header.addresses)),
         HeaderResult::V2(Ok(header)) => Ok(v2_source(&header)),
-        HeaderResult::V1(Err(error)) => Err(ProxyHeaderError::Malformed(error.to_string())),
-        HeaderResult::V2(Err(error)) => Err(ProxyHeaderError::Malformed(error.to_string())),
+        HeaderResult::V1(Err(error)) => Err(ConnectionError::ProxyHeader(error.to_string())),
+        HeaderResult::V2(Err(error)) => Err(ConnectionError::ProxyHeader(error.to_string())),
     }
 }
 
@@ -120,12 +111,8 @@ fn parse(header: &[u8]) -> Result<ProxySource, ProxyHeaderError> {
 /// before the CRLF" (2.1).
 fn v1_source(addresses: v1::Addresses) -> ProxySource {
     match addresses {
-        v1::Addresses::Tcp4(ip) => {
-            ProxySource::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
-        }
-        v1::Addresses::Tcp6(ip) => {
-            ProxySource::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
-        }
+        v1::Addresses::Tcp4(ip) => client(ip.source_address, ip.source_port),
+        v1::Addresses::Tcp6(ip) => client(ip.source_address, ip.source_port),
         v1::Addresses::Unknown => ProxySource::Unknown,
     }
 }
@@ -135,19 +122,19 @@ fn v1_source(addresses: v1::Addresses) -> ProxySource {
 fn v2_source(header: &v2::Header<'_>) -> ProxySource {
     match (header.command, &header.addresses) {
         (v2::Command::Local, _) => ProxySource::Connection,
-        (v2::Command::Proxy, v2::Addresses::IPv4(ip)) => {
-            ProxySource::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
-        }
-        (v2::Command::Proxy, v2::Addresses::IPv6(ip)) => {
-            ProxySource::Client(SocketAddr::new(ip.source_address.into(), ip.source_port))
-        }
-        (v2::Command::Proxy, _) => ProxySource::Unknown,
+        (_, v2::Addresses::IPv4(ip)) => client(ip.source_address, ip.source_port),
+        (_, v2::Addresses::IPv6(ip)) => client(ip.source_address, ip.source_port),
+        (_, v2::Addresses::Unspecified | v2::Addresses::Unix(_)) => ProxySource::Unknown,
     }
+}
+
+fn client(ip: impl Into<IpAddr>, port: u16) -> ProxySource {
+    ProxySource::Client(SocketAddr::new(ip.into(), port))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_V1_BYTES, ProxyHeaderError, ProxySource, read};
+    use super::{ConnectionError, MAX_V1_BYTES, ProxySource, read};
 
     const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
@@ -230,7 +217,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         for header in [&b"PROXY"[..], b"PROXY TCP4 1.2.3.4", V2, &v2(0x21, 0x11, &[0; 4])[..18]] {
             let got = runtime.block_on(read(&mut &header[..]));
-            assert!(matches!(got, Err(ProxyHeaderError::Io(_))), "{header:?}");
+            assert!(matches!(got, Err(ConnectionError::Io(_))), "{header:?}");
         }
     }
 }

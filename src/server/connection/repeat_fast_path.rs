@@ -3,10 +3,10 @@
 //! A poller sends the same header fields again and again. Most of the cost of an answer from this
 //! process's memory is to parse them, to build a map of them and to write another one. So this
 //! module keeps the bytes of a head that hyper has parsed, and the state that the service made from
-//! it (its `Repeat`, which the trait [`RepeatFastPath`] is about). If all bytes of a later head after its request line are the same, its fields
-//! are the same. Then only the request line is read, and the service is asked for an answer to its
-//! path. Every other request, and every one that the service does not answer, goes to hyper
-//! unchanged.
+//! it (its `Repeat`, which the trait [`RepeatFastPath`] is about). If all bytes of a later head after
+//! its request line are the same, its fields are the same. Then only the request line is read, and
+//! the service is asked for an answer to its path. Every other request, and every one that the service
+//! does not answer, goes to hyper unchanged.
 //!
 //! A match requires that hyper waits for a head and holds no byte of one. Otherwise the bytes that
 //! look like a head here could be the middle of something else there. hyper is in that state after
@@ -20,9 +20,9 @@
 //! module deliberately keeps a single head, and no large one. It does not answer a request that is
 //! pipelined, split over several reads or followed by other bytes, nor any request while the
 //! connection is to be closed.
-
-mod fast_path_state;
-mod request_bytes;
+//!
+//! Of the raw bytes only a plain GET is recognised, and none that could be read in two ways. Header
+//! fields are not read here; hyper does that.
 
 use std::{
     io::{self, IoSlice},
@@ -35,20 +35,20 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-pub(super) use self::fast_path_state::FastPathState;
-use self::request_bytes::{REQUEST_LINE, is_single_get, plain_get_path};
-use super::layer::{Layer, Layered};
+use super::{
+    layer::{Layer, Layered},
+    request_progress::FastPathState,
+};
 use crate::service::{FastPathMiss, RepeatFastPath};
 
 /// Largest head that is kept, in bytes.
 const HEAD_MAX: usize = 4 << 10;
 
 /// A stream that answers repeated requests itself.
-pub(super) type RepeatStream<I, P> = Layered<RepeatIo<I, P>>;
+pub(super) type RepeatStream<S, P> = Layered<RepeatIo<P>, S>;
 
 /// The layer of [`RepeatStream`].
-pub(super) struct RepeatIo<I, P: RepeatFastPath> {
-    stream: I,
+pub(super) struct RepeatIo<P: RepeatFastPath> {
     service: P,
     shared: Arc<FastPathState<P::Repeat>>,
     /// Largest head that is answered or kept, in bytes.
@@ -71,7 +71,7 @@ pub(super) struct RepeatIo<I, P: RepeatFastPath> {
 }
 
 /// No field is pinned.
-impl<I: Unpin, P: RepeatFastPath> Unpin for RepeatIo<I, P> {}
+impl<P: RepeatFastPath> Unpin for RepeatIo<P> {}
 
 struct RememberedHead<R> {
     head: Vec<u8>,
@@ -92,16 +92,10 @@ enum RepeatPhase {
     Returning(usize),
 }
 
-impl<I, P: RepeatFastPath> RepeatStream<I, P> {
-    /// Wraps a stream that hyper has read nothing from. Heads may have up to `max_head_bytes` bytes.
-    pub(super) fn new(
-        stream: I,
-        service: P,
-        shared: Arc<FastPathState<P::Repeat>>,
-        limit: usize,
-    ) -> Self {
-        Layered(RepeatIo {
-            stream,
+impl<P: RepeatFastPath> RepeatIo<P> {
+    /// For a stream that hyper has read nothing from, with heads of up to `limit` bytes.
+    pub(super) fn new(service: P, shared: Arc<FastPathState<P::Repeat>>, limit: usize) -> Self {
+        Self {
             service,
             shared,
             max_head_bytes: limit.min(HEAD_MAX),
@@ -114,19 +108,17 @@ impl<I, P: RepeatFastPath> RepeatStream<I, P> {
             head: Vec::new(),
             head_written: 0,
             body: Bytes::new(),
-        })
+        }
     }
-}
 
-impl<I, P: RepeatFastPath> RepeatIo<I, P> {
     /// Whether hyper waits for a head and holds no byte of one.
     fn is_at_head(&self) -> bool {
-        self.empty_after == Some(self.shared.begun()) && self.shared.hyper_waits_for_head()
+        self.empty_after == Some(self.shared.progress.begun()) && self.shared.hyper_waits_for_head()
     }
 
     /// Takes over the state that the service kept, if it belongs to the noted head.
     fn remember(&mut self) {
-        let Some((number, repeat)) = self.shared.take_repeat() else { return };
+        let Some((number, repeat)) = self.shared.repeat.take() else { return };
         let (noted, head) = &mut self.noted;
         let line_end = head.iter().position(|byte| *byte == b'\n').filter(|_| *noted == number);
         if let Some(line_end) = line_end {
@@ -180,7 +172,9 @@ impl<I, P: RepeatFastPath> RepeatIo<I, P> {
 
     /// Leaves the request to hyper.
     fn return_request(&mut self, miss: FastPathMiss) {
-        self.shared.record_miss(miss);
+        if miss != FastPathMiss::default() {
+            self.shared.miss.put(miss);
+        }
         self.returned.clear();
         for part in [REQUEST_LINE.0, self.path.as_bytes(), REQUEST_LINE.1] {
             self.returned.extend_from_slice(part);
@@ -188,7 +182,7 @@ impl<I, P: RepeatFastPath> RepeatIo<I, P> {
         if let Some(remembered) = &self.remembered {
             self.returned.extend_from_slice(&remembered.head[remembered.fields_start..]);
         }
-        self.empty_after = Some(self.shared.begun());
+        self.empty_after = Some(self.shared.progress.begun());
         self.end(RepeatPhase::Returning(0));
     }
 
@@ -212,7 +206,7 @@ impl<I, P: RepeatFastPath> RepeatIo<I, P> {
     /// Notes bytes that hyper gets: the head, and whether hyper can hold a part of another one.
     fn note_given(&mut self, given: &[u8]) {
         let was_at_head = self.is_at_head();
-        let next = self.shared.begun() + 1;
+        let next = self.shared.progress.begun() + 1;
         let alone = is_single_get(given);
         self.empty_after = alone.then_some(next);
         if was_at_head && alone && given.len() <= self.max_head_bytes {
@@ -223,18 +217,20 @@ impl<I, P: RepeatFastPath> RepeatIo<I, P> {
             self.noted.0 = 0;
         }
     }
-}
 
-impl<I: AsyncWrite + Unpin, P: RepeatFastPath> RepeatIo<I, P> {
     /// Writes the rest of the response.
-    fn poll_write_response(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_write_response<S: AsyncWrite + Unpin>(
+        &mut self,
+        below: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.phase != RepeatPhase::Writing {
             return Poll::Ready(Ok(()));
         }
         loop {
             let head = &self.head[self.head_written..];
             let parts = [IoSlice::new(head), IoSlice::new(&self.body)];
-            let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &parts))?;
+            let written = ready!(Pin::new(&mut *below).poll_write_vectored(cx, &parts))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -246,28 +242,23 @@ impl<I: AsyncWrite + Unpin, P: RepeatFastPath> RepeatIo<I, P> {
             }
         }
         self.body = Bytes::new();
-        self.empty_after = Some(self.shared.begun());
+        self.empty_after = Some(self.shared.progress.begun());
         self.end(RepeatPhase::Reading);
         Poll::Ready(Ok(()))
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin, P: RepeatFastPath> Layer for RepeatIo<I, P> {
-    type Below = I;
-
-    fn below(&self) -> &I {
-        &self.stream
-    }
-
-    fn below_mut(&mut self) -> Pin<&mut I> {
-        Pin::new(&mut self.stream)
-    }
-
-    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+impl<S: AsyncRead + AsyncWrite + Unpin, P: RepeatFastPath> Layer<S> for RepeatIo<P> {
+    fn poll_read(
+        &mut self,
+        below: &mut S,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             match self.phase {
                 RepeatPhase::Polling => ready!(self.poll_service(cx)),
-                RepeatPhase::Writing => ready!(self.poll_write_response(cx))?,
+                RepeatPhase::Writing => ready!(self.poll_write_response(below, cx))?,
                 RepeatPhase::Returning(given) => {
                     self.copy_returned(given, buf);
                     return Poll::Ready(Ok(()));
@@ -275,7 +266,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: RepeatFastPath> Layer for RepeatIo<I,
                 RepeatPhase::Reading => {
                     self.remember();
                     let start = buf.filled().len();
-                    ready!(self.below_mut().poll_read(cx, buf))?;
+                    ready!(Pin::new(&mut *below).poll_read(cx, buf))?;
                     let bytes = &buf.filled()[start..];
                     if !self.try_begin(bytes) {
                         self.note_given(bytes);
@@ -287,12 +278,90 @@ impl<I: AsyncRead + AsyncWrite + Unpin, P: RepeatFastPath> Layer for RepeatIo<I,
         }
     }
 
-    fn poll_before_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_write_response(cx)
+    fn poll_before_write(&mut self, below: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_write_response(below, cx)
+    }
+}
+
+/// The parts of a request line before and after the path.
+pub(super) const REQUEST_LINE: (&[u8], &[u8]) = (b"GET ", b" HTTP/1.1\r\n");
+
+/// Returns the path of a request line if every parser reads it the same way: it has no query and no
+/// percent-encoding.
+pub(super) fn plain_get_path(line: &[u8]) -> Option<&str> {
+    let path = line.strip_prefix(REQUEST_LINE.0)?.strip_suffix(REQUEST_LINE.1)?;
+    let is_plain =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'~' | b'/' | b'-');
+    // No early exit, so that several bytes are checked at a time.
+    let invalid = path.iter().fold(0, |invalid, byte| invalid | u8::from(!is_plain(*byte)));
+    let path = path.starts_with(b"/").then_some(path).filter(|_| invalid == 0)?;
+    std::str::from_utf8(path).ok()
+}
+
+/// Whether the bytes begin as a GET and end in the only empty line among them, whatever a parser
+/// accepts as a line end.
+pub(super) fn is_single_get(bytes: &[u8]) -> bool {
+    let Some(rest) = bytes.strip_suffix(b"\r\n\r\n").filter(|rest| rest.starts_with(b"GET "))
+    else {
+        return false;
+    };
+    let equals = |byte: &u8, other: u8| u8::from(*byte == other);
+    let next = rest.iter().skip(1).zip(rest.iter().skip(2));
+    // Looks at each line feed and the two bytes after it. No early exit, as above.
+    let empty = rest.iter().zip(next).fold(0, |empty, (end, (first, second))| {
+        let line = equals(first, b'\n') | equals(first, b'\r') & equals(second, b'\n');
+        empty | equals(end, b'\n') & line
+    });
+    empty == 0 && !rest.ends_with(b"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{is_single_get, plain_get_path};
+
+    #[test]
+    fn a_path_is_read_from_one_form_of_a_request_line() {
+        for (line, want) in [
+            ("GET /jobs/7 HTTP/1.1\r\n", Some("/jobs/7")),
+            ("GET /a.b_c~d-E//x HTTP/1.1\r\n", Some("/a.b_c~d-E//x")),
+            ("GET /jobs/7?a HTTP/1.1\r\n", None),
+            ("GET /jobs/%37 HTTP/1.1\r\n", None),
+            ("GET /jobs/7#a HTTP/1.1\r\n", None),
+            ("GET  /jobs/7 HTTP/1.1\r\n", None),
+            ("GET /jobs/7  HTTP/1.1\r\n", None),
+            ("GET /jobs/7 HTTP/1.0\r\n", None),
+            ("GET /jobs/7 HTTP/1.1\n", None),
+            ("GET /jobs/7 HTTP/1.1\r\nX: HTTP/1.1\r\n", None),
+            ("\r\nGET /jobs/7 HTTP/1.1\r\n", None),
+            ("HEAD /jobs/7 HTTP/1.1\r\n", None),
+            ("get /jobs/7 HTTP/1.1\r\n", None),
+            ("GET http://a/jobs/7 HTTP/1.1\r\n", None),
+            ("GET * HTTP/1.1\r\n", None),
+            ("GET  HTTP/1.1\r\n", None),
+            ("GET /\u{e9} HTTP/1.1\r\n", None),
+        ] {
+            assert_eq!(plain_get_path(line.as_bytes()), want, "{line:?}");
+        }
     }
 
-    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_write_response(cx))?;
-        self.below_mut().poll_shutdown(cx)
+    #[test]
+    fn a_head_alone_ends_in_its_only_empty_line() {
+        for (bytes, want) in [
+            ("GET / HTTP/1.1\r\n\r\n", true),
+            ("GET / HTTP/1.1\r\nA: b\r\nC: d\r\n\r\n", true),
+            ("GET / HTTP/1.1\r\nA: b\n\r\n\r\n", false),
+            ("GET / HTTP/1.1\n\nGET / HTTP/1.1\r\n\r\n", false),
+            ("GET / HTTP/1.1\n\r\nGET / HTTP/1.1\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\n\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\nA: b\r\n", false),
+            ("GET / HTTP/1.1\r\n\n", false),
+            ("POST / HTTP/1.1\r\n\r\n", false),
+            ("T / HTTP/1.1\r\n\r\n", false),
+            ("", false),
+            ("\r\n\r\n", false),
+        ] {
+            assert_eq!(is_single_get(bytes.as_bytes()), want, "{bytes:?}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Input: the query.
 
-use jobcache::{config, semantics::query::Query};
+use jobcache::config::QueryConfig;
 
 const IGNORE: [&str; 2] = ["_", "utm_source"];
 const ALLOW: [&str; 2] = ["view", "v"];
@@ -11,8 +11,8 @@ const ALLOW: [&str; 2] = ["view", "v"];
 pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let names = |names: [&str; 2]| names.map(str::to_owned).to_vec();
-    let query = Query::new(&config::QueryConfig { ignore: names(IGNORE), allow: names(ALLOW) });
-    assert!(!Query::default().admits(text));
+    let query = QueryConfig { ignore: names(IGNORE), allow: names(ALLOW) };
+    assert!(!QueryConfig::default().admits(text));
     let counted: Vec<_> = query.counted(text).collect();
     let admitted = query.admits(text);
     for (name, _) in url::form_urlencoded::parse(text.as_bytes()) {

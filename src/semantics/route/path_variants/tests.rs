@@ -45,14 +45,14 @@ fn words(ids: &[JobId]) -> Vec<String> {
 
 fn jobs(path: &str) -> Vec<String> {
     let (NamedJobs { jobs, elsewhere, .. }, _) = named(path, Scope::Place);
-    let passed = elsewhere.into_ids().into_iter().filter(|job| !jobs.contains(job));
+    let passed = elsewhere.ids.into_iter().filter(|job| !jobs.contains(job));
     words(&jobs.iter().cloned().chain(passed).collect::<Vec<_>>())
 }
 
 #[track_caller]
 fn check_target(path: &str, place: &[&str], elsewhere: &[&str]) {
     let (named, _) = named(path, Scope::Target);
-    let elsewhere_words = words(&named.elsewhere.into_ids());
+    let elsewhere_words = words(&named.elsewhere.ids);
     assert_eq!((words(&named.jobs), elsewhere_words), (list(place), list(elsewhere)), "{path}");
 }
 
@@ -99,7 +99,7 @@ fn few_jobs_of_one_target_are_kept_fenced() {
     let path = format!("/jobs/{}", list.join(","));
     let (named, _) = named(&path, Scope::Target);
     assert_eq!(named.jobs.len(), MAX_SETTLED);
-    assert_eq!(words(&named.elsewhere.into_ids()), list[MAX_SETTLED..]);
+    assert_eq!(words(&named.elsewhere.ids), list[MAX_SETTLED..]);
 }
 
 #[track_caller]
@@ -184,7 +184,7 @@ fn a_job_that_a_path_only_passes_is_not_kept_fenced() {
     let path = (0..99).fold(String::new(), |path, id| path + &format!("/jobs/{id}/../.."));
     let (named, _) = named(&format!("{path}/jobs/last1"), Scope::Target);
     assert_eq!(words(&named.jobs)[0], "last1");
-    assert_eq!(named.elsewhere.into_ids().len(), 99);
+    assert_eq!(named.elsewhere.ids.len(), 99);
 }
 
 #[test]

@@ -1,11 +1,64 @@
-//! How a client connection failed, and which limit it reached.
+//! What is counted of client connections: those that are open, and how others failed.
 
-use std::{error::Error, io, time::Duration};
+use std::{error::Error, io, sync::Arc, time::Duration};
 
 use h2::Reason;
+use prometheus_client::metrics::gauge::Gauge;
 
-use super::proxy_protocol::ProxyHeaderError;
-use crate::limits::Limit;
+use crate::{
+    limits::{Limit, LimitHits},
+    observe::metrics::{Counters, Registry},
+    tls::TlsMetrics,
+};
+
+/// The kinds of errors: `malformed` and `head-too-large` (answered with a bare 400, 414 or 431),
+/// `timeout`, `unread` (the client read nothing of its response for too long), `flood` (HTTP/2
+/// resets, continuations and the like), `incomplete` (the client hung up within a message), `tls`
+/// and `proxy-protocol` (the handshake or the header is missing or malformed) or `broken`.
+const KINDS: [&str; 9] = [
+    "malformed",
+    "head-too-large",
+    "timeout",
+    "unread",
+    "flood",
+    "incomplete",
+    "tls",
+    "proxy-protocol",
+    "broken",
+];
+
+/// The metrics of the client connections of all listeners.
+#[derive(Debug)]
+pub struct ServerMetrics {
+    /// Open client connections.
+    pub(crate) connections: Gauge,
+    errors: Counters<1>,
+    pub(in crate::server) limits: Arc<LimitHits>,
+    pub(crate) tls: TlsMetrics,
+}
+
+impl ServerMetrics {
+    /// Registers the metrics.
+    pub fn register(r: &mut Registry) -> Self {
+        Self {
+            connections: r.gauge("connections", "Open client connections"),
+            errors: r.counters_by(
+                "kind",
+                "connection_errors",
+                "Client connections that ended with an error, by kind",
+                KINDS,
+            ),
+            limits: LimitHits::shared(r),
+            tls: TlsMetrics::shared(r),
+        }
+    }
+
+    /// Counts the error of a connection, and the limit that it reached.
+    pub(super) fn record_error(&self, error: &ConnectionError) {
+        self.errors.inc([error.as_str()]);
+        error.limit().inspect(|&limit| self.limits.count(limit));
+    }
+}
 
 /// How a client connection failed. hyper has already answered it where that is possible, with a
 /// bare 400, 414 or 431 that no service sees.
@@ -17,8 +70,9 @@ pub(super) enum ConnectionError {
     /// The connection does not come from a load balancer that is trusted to name the client.
     #[error("PROXY protocol header refused: the peer is not in server.trusted_proxies")]
     UntrustedPeer,
-    #[error(transparent)]
-    ProxyHeader(#[from] ProxyHeaderError),
+    /// The header is missing or malformed.
+    #[error("invalid PROXY protocol header: {0}")]
+    ProxyHeader(String),
     #[error("the TLS handshake failed: {0}")]
     Tls(#[source] io::Error),
     #[error(transparent)]
@@ -32,9 +86,7 @@ impl ConnectionError {
     pub(super) fn as_str(&self) -> &'static str {
         match self {
             Self::Timeout(_) => "timeout",
-            Self::UntrustedPeer | Self::ProxyHeader(ProxyHeaderError::Malformed(_)) => {
-                "proxy-protocol"
-            }
+            Self::UntrustedPeer | Self::ProxyHeader(_) => "proxy-protocol",
             Self::Tls(_) => "tls",
             Self::Http(error) if error.is_timeout() => "timeout",
             Self::Http(error) if error.is_parse_too_large() => "head-too-large",
@@ -42,7 +94,7 @@ impl ConnectionError {
             Self::Http(error) if error.is_incomplete_message() => "incomplete",
             Self::Http(error) if is_unread(error) => "unread",
             Self::Http(error) if is_flood(error) => "flood",
-            Self::Http(_) | Self::Io(_) | Self::ProxyHeader(ProxyHeaderError::Io(_)) => "broken",
+            Self::Http(_) | Self::Io(_) => "broken",
         }
     }
 

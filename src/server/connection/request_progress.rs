@@ -1,4 +1,5 @@
-//! The time limit of a request head and of the silence before it, without a cost per request.
+//! The progress of the requests on an HTTP/1 connection: by it a head has a time limit, without a cost
+//! per request, and the repeat fast path knows what hyper waits for.
 //!
 //! hyper's own limit (`header_read_timeout`) creates a timer for every head, and polls the
 //! connection once more after every response to set it: a tenth of the cost of a hit. Here requests
@@ -10,14 +11,13 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
-use hyper::body::{Body, Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     task::coop,
@@ -25,6 +25,7 @@ use tokio::{
 };
 
 use super::layer::{Layer, Layered};
+use crate::service::FastPathMiss;
 
 /// Checks per limit.
 const CHECKS_PER_LIMIT: u32 = 4;
@@ -67,16 +68,6 @@ impl RequestProgress {
     /// The number of heads that have arrived.
     pub(super) fn begun(&self) -> u64 {
         self.begun.load(Ordering::Relaxed)
-    }
-
-    /// Records the head of a request that hyper does not see.
-    pub(super) fn begin_fast_path(&self) {
-        bump(&self.begun);
-    }
-
-    /// Records that such a request is answered, or is left to hyper after all.
-    pub(super) fn end_fast_path(&self) {
-        bump(&self.ended);
     }
 
     /// Whether the last request has arrived as a whole and its response is complete.
@@ -122,6 +113,118 @@ fn bump(count: &AtomicU64) {
     add(count, 1);
 }
 
+/// A load and a store suffice, because there is only one writer.
+fn add(count: &AtomicU64, more: u64) {
+    count.store(count.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+}
+
+/// Records the end of one response when it is dropped.
+pub(super) struct RequestGuard(Arc<RequestProgress>);
+
+impl Drop for RequestGuard {
+    fn drop(&mut self) {
+        bump(&self.0.ended);
+    }
+}
+
+/// The state that the stream and the service of a connection share about the repeat fast path. Only
+/// the task of the connection uses it.
+#[derive(Debug)]
+pub(super) struct FastPathState<R> {
+    pub(super) progress: Arc<RequestProgress>,
+    /// Whether the protocol may change after the last request that hyper has taken. Otherwise only a
+    /// head can follow.
+    may_switch: AtomicBool,
+    /// The state that the service made from a request, with the number of that.
+    pub(super) repeat: Slot<(u64, R)>,
+    /// Whether a request is being answered that hyper does not see.
+    busy: AtomicBool,
+    /// Whether the connection is to be closed.
+    closing: AtomicBool,
+    /// What is to be reported of the request that hyper takes next.
+    pub(super) miss: Slot<FastPathMiss>,
+}
+
+impl<R> FastPathState<R> {
+    pub(super) fn new(progress: Arc<RequestProgress>) -> Self {
+        Self {
+            progress,
+            may_switch: AtomicBool::new(false),
+            repeat: Slot::default(),
+            busy: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            miss: Slot::default(),
+        }
+    }
+
+    /// Records that hyper has taken a request. `may_switch` says whether the protocol may change
+    /// after it. Returns what the fast path reports about the request.
+    pub(super) fn request_taken(&self, may_switch: bool) -> Option<FastPathMiss> {
+        self.may_switch.store(may_switch, Ordering::Relaxed);
+        self.miss.take()
+    }
+
+    /// Whether hyper has dealt with all requests that it has taken, and takes a head next.
+    pub(super) fn hyper_waits_for_head(&self) -> bool {
+        self.progress.is_between_requests() && !self.may_switch.load(Ordering::Relaxed)
+    }
+
+    /// Records that the answer of a request begins that hyper does not see.
+    pub(super) fn begin(&self) {
+        bump(&self.progress.begun);
+        self.busy.store(true, Ordering::Relaxed);
+    }
+
+    /// Records that this request is answered, or is left to hyper after all.
+    pub(super) fn end(&self) {
+        bump(&self.progress.ended);
+        self.busy.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the connection is to be closed.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    /// Ends the fast path: hyper takes all further requests.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a request is being answered that hyper does not see.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
+    }
+}
+
+/// A place for a value that is there rarely: most looks take no lock.
+#[derive(Debug)]
+pub(super) struct Slot<T> {
+    is_full: AtomicBool,
+    value: Mutex<Option<T>>,
+}
+
+impl<T> Default for Slot<T> {
+    fn default() -> Self {
+        Self { is_full: AtomicBool::new(false), value: Mutex::new(None) }
+    }
+}
+
+impl<T> Slot<T> {
+    pub(super) fn put(&self, value: T) {
+        *self.value.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+        self.is_full.store(true, Ordering::Release);
+    }
+
+    pub(super) fn take(&self) -> Option<T> {
+        if !self.is_full.load(Ordering::Acquire) {
+            return None;
+        }
+        self.is_full.store(false, Ordering::Relaxed);
+        self.value.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// Bytes that count as one more operation of a task.
 const BYTES_PER_OPERATION: usize = 4 << 10;
 
@@ -139,51 +242,23 @@ fn charge_budget(bytes: usize, cx: &mut Context<'_>) {
     }
 }
 
-/// A load and a store suffice, because there is only one writer.
-fn add(count: &AtomicU64, more: u64) {
-    count.store(count.load(Ordering::Relaxed) + more, Ordering::Relaxed);
-}
-
-/// Records the end of one response when it is dropped.
-pub(super) struct RequestGuard(Arc<RequestProgress>);
-
-impl Drop for RequestGuard {
-    fn drop(&mut self) {
-        bump(&self.0.ended);
-    }
-}
-
 /// A stream that records when bytes arrive and when a write has to wait.
-pub(super) type ProgressStream<S> = Layered<Progress<S>>;
+pub(super) type ProgressStream<S> = Layered<Progress, S>;
 
 /// The layer of [`ProgressStream`].
-pub(super) struct Progress<S> {
-    stream: S,
-    progress: Arc<RequestProgress>,
-}
+pub(super) struct Progress(pub(super) Arc<RequestProgress>);
 
-impl<S> ProgressStream<S> {
-    pub(super) fn new(stream: S, progress: Arc<RequestProgress>) -> Self {
-        Self(Progress { stream, progress })
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Layer for Progress<S> {
-    type Below = S;
-
-    fn below(&self) -> &S {
-        &self.stream
-    }
-
-    fn below_mut(&mut self) -> Pin<&mut S> {
-        Pin::new(&mut self.stream)
-    }
-
-    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Layer<S> for Progress {
+    fn poll_read(
+        &mut self,
+        below: &mut S,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let filled = buf.filled().len();
-        let read = self.below_mut().poll_read(cx, buf);
+        let read = Pin::new(below).poll_read(cx, buf);
         let received = buf.filled().len() - filled;
-        add(&self.progress.received_bytes, received as u64);
+        add(&self.0.received_bytes, received as u64);
         charge_budget(received, cx);
         read
     }
@@ -193,47 +268,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Layer for Progress<S> {
         _cx: &mut Context<'_>,
         written: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        self.progress.record_write(&written);
+        self.0.record_write(&written);
         written
     }
 
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(&mut self, below: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // TLS accepts all bytes at once, and has sent them only after a flush.
-        let flushed = self.below_mut().poll_flush(cx);
-        self.progress.record_write(&flushed);
+        let flushed = Pin::new(below).poll_flush(cx);
+        self.0.record_write(&flushed);
         flushed
-    }
-}
-
-/// The body of a response. hyper drops it after writing its end.
-pub(super) struct ProgressBody<B> {
-    body: B,
-    _guard: RequestGuard,
-}
-
-impl<B> ProgressBody<B> {
-    pub(super) fn new(body: B, turn: RequestGuard) -> Self {
-        Self { body, _guard: turn }
-    }
-}
-
-impl<B: Body + Unpin> Body for ProgressBody<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -269,7 +312,7 @@ mod tests {
     async fn an_answer_that_is_not_taken_yet_is_no_silence() {
         let turns = Arc::new(RequestProgress::default());
         let (server, mut client) = duplex(16);
-        let mut server = ProgressStream::new(server, Arc::clone(&turns));
+        let mut server = ProgressStream::new(Progress(Arc::clone(&turns)), server);
         drop(turns.begin(false));
         let send = async { server.write_all(&[0; 17]).await };
         let send = async {
@@ -317,7 +360,7 @@ mod tests {
     #[tokio::test]
     async fn who_sends_without_end_lets_others_have_their_turn() {
         let endless = tokio::io::join(tokio::io::repeat(b'0'), tokio::io::sink());
-        let mut stream = ProgressStream::new(endless, Arc::new(RequestProgress::default()));
+        let mut stream = ProgressStream::new(Progress(Arc::default()), endless);
         let mut part = vec![0; 64 << 10];
         let read_in_a_turn = tokio::spawn(async move {
             std::future::poll_fn(|cx| {
