@@ -67,29 +67,32 @@
 //! | the pending set overflows | hits, except in the slots of keys that did not fit | those jobs are not cached here until all is purged |
 
 pub mod barrier;
-mod batch_outcome;
-mod budget;
 mod errors;
 pub mod journal;
-mod key_state;
-mod lease;
 pub mod memory;
 mod metrics;
 pub mod near;
-mod near_metrics;
-mod node_address;
-mod node_status;
 mod operations;
 pub mod pending;
-mod receipt;
 pub mod redis;
 mod retry_queue;
-mod sibling_watch;
 mod sidecar_record;
 mod slots;
-mod tokens;
 mod words;
 mod write;
+
+pub use self::{
+    barrier::BarrierWait,
+    errors::{Budget, NodeAddress, Redirect, StoreError},
+    metrics::NearMetrics,
+    pending::JournalStatus,
+    sidecar_record::{RecordMismatch, SidecarRecord},
+    words::{
+        CredentialKey, Ended, Epoch, Fill, Grant, IdentityHash, Key, KeyState, Lease, LeaseState,
+        MAX_PAIRS_OF_CREDENTIAL, NodeStatus, Replacement, Seen, StoredValue, Token,
+    },
+    write::{KeyReceipt, Purged, RemovedEntry, Write},
+};
 
 use std::{
     fmt,
@@ -101,27 +104,12 @@ use std::{
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-pub use self::{
-    barrier::BarrierWait,
-    budget::Budget,
-    errors::{Redirect, StoreError},
-    key_state::{KeyState, LeaseState},
-    lease::{Grant, Lease},
-    near_metrics::NearMetrics,
-    node_address::NodeAddress,
-    node_status::NodeStatus,
-    pending::sibling_bypass::JournalStatus,
-    receipt::{KeyReceipt, Purged, RemovedEntry},
-    sidecar_record::{RecordMismatch, SidecarRecord},
-    words::{
-        CredentialKey, Ended, Epoch, Fill, IdentityHash, Key, MAX_PAIRS_OF_CREDENTIAL, Replacement,
-        Seen, StoredValue, Token,
-    },
-    write::Write,
-};
 use self::{
-    memory::Memory, metrics::StoreMetrics, near::Watcher, redis::Redis, tokens::Tokens,
-    words::unix_ms,
+    memory::Memory,
+    metrics::StoreMetrics,
+    near::Watcher,
+    redis::Redis,
+    words::{Tokens, unix_ms},
 };
 use crate::{
     clock, config,

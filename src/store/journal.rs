@@ -6,10 +6,9 @@
 //! it has grown long. A last line that was cut off by a crash is ignored, because its write was never
 //! answered; any other unreadable line makes every job pending, because it may have named any job.
 //!
-//! A process locks its file (`journal/lock.rs`). Another one with the same setting takes `<path>.1`, and so on;
-//! each reads what the others have not confirmed (`journal/siblings.rs`), and takes it over when they end.
+//! A process locks its file. Another one with the same setting takes `<path>.1`, and so on; each reads
+//! what the others have not confirmed, and takes it over when they end (`journal/siblings.rs`).
 
-mod lock;
 pub(super) mod records;
 pub(super) mod siblings;
 
@@ -28,9 +27,8 @@ use tokio::{sync::watch, time::timeout};
 use tracing::warn;
 
 use self::{
-    lock::{LockOutcome, MAX_PROCESSES, Missing, lock, numbered, with_suffix},
     records::{JournalOwner, Record, encode, read},
-    siblings::Siblings,
+    siblings::{LockOutcome, MAX_PROCESSES, Missing, Siblings, lock, numbered, with_suffix},
 };
 use crate::observe::throttle::Throttle;
 

@@ -1,5 +1,6 @@
 //! Metrics of the store: its operations, what is pending, and the breaker that keeps requests from a
-//! store that is down.
+//! store that is down; of near entries, of tracking with the read barrier, and of the masters of a
+//! Redis Cluster.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,10 +9,7 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use super::{
-    errors::StoreError,
-    redis::{cluster::metrics::ClusterMetrics, tracking::metrics::TrackingMetrics},
-};
+use super::errors::StoreError;
 use crate::{
     observe::{
         events::{EventKind, Events},
@@ -188,6 +186,140 @@ impl BreakerMetrics {
     /// Records that a connection could not be made, or that the store is not what it should be.
     pub(super) fn fail(&self, error: &StoreError) {
         self.failures.inc([error.as_str()]);
+    }
+}
+
+/// The metrics of the near entries.
+#[derive(Debug)]
+pub struct NearMetrics {
+    /// Size of the entries in this process, in bytes.
+    pub bytes: Gauge,
+    /// Entries in this process.
+    pub entries: Gauge,
+    /// Entries that left this process for lack of space.
+    pub(super) evictions: Counter,
+    /// Times that all entries left this process: tracking began or was lost, or all keys were
+    /// dropped.
+    pub(super) flushes: Counter,
+    lookups: Counters<1>,
+    /// The counter of hits, looked up once because most lookups are hits.
+    hits: Counter,
+}
+
+impl NearMetrics {
+    /// Registers the metrics.
+    pub fn register(r: &mut Registry) -> Self {
+        let lookups = r.counters_by(
+            "outcome",
+            "near_lookups",
+            "Lookups in this process by outcome",
+            ["miss", "evicted", "untracked", "hit"],
+        );
+        Self {
+            hits: lookups.handle(["hit"]),
+            lookups,
+            bytes: r.bytes("near", "Size of the entries in this process"),
+            entries: r.gauge("near_entries", "Entries in this process"),
+            evictions: r
+                .counter("near_evictions", "Entries that left this process for lack of space"),
+            flushes: r.counter("near_flushes", "Times that all entries left this process"),
+        }
+    }
+
+    /// Counts a lookup in this process by outcome.
+    pub fn count_lookup(&self, outcome: &'static str) {
+        if outcome == "hit" {
+            self.hits.inc();
+        } else {
+            self.lookups.inc([outcome]);
+        }
+    }
+}
+
+/// Bucket bounds of rounds of the read barrier, in seconds. A round is a round trip to Redis and
+/// nothing else.
+const ROUND_BUCKETS: [f64; 11] =
+    [0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.25];
+
+/// The metrics of tracking.
+pub(crate) struct TrackingMetrics {
+    /// 1 while changes in the store are tracked.
+    pub(crate) up: Gauge,
+    /// Names of changed keys that the store reported.
+    pub(super) news: Counter,
+    /// Rounds of the read barrier that began.
+    pub(super) rounds: Counter,
+    /// Time of an answered round of the read barrier. A lookup waits for at most two: the round
+    /// under way and its own.
+    pub(super) round_seconds: Histogram,
+    /// Lookups that waited for a round of the read barrier.
+    pub(super) waits: Counter,
+}
+
+impl TrackingMetrics {
+    pub(in crate::store) fn register(r: &mut Registry) -> Self {
+        Self {
+            rounds: r
+                .counter("barrier_rounds", "Rounds of the read barrier, each a PING and its reply"),
+            round_seconds: r.seconds(
+                "barrier_round",
+                "Time of a round of the read barrier",
+                ROUND_BUCKETS,
+            ),
+            waits: r
+                .counter("barrier_waits", "Lookups that waited for a round of the read barrier"),
+            up: r.gauge("tracking_up", "1 while changes in the store are tracked"),
+            news: r.counter("tracking_news", "Names of changed keys that the store reported"),
+        }
+    }
+}
+
+/// The redirections, as the server spells them.
+const KINDS: [&str; 4] = ["moved", "ask", "tryagain", "clusterdown"];
+
+/// The metrics of a Redis Cluster; all zero for any other store.
+pub(crate) struct ClusterMetrics {
+    up: Gauge,
+    down: Gauge,
+    /// Slots that no master owns.
+    unowned: Gauge,
+    pub(in crate::store) redirections: Counters<1>,
+    /// Times that the slot map was refreshed.
+    pub(super) refreshes: Counter,
+}
+
+impl ClusterMetrics {
+    pub(in crate::store) fn register(r: &mut Registry) -> Self {
+        let shards = r.add(
+            "store_shards",
+            "Masters of the Redis Cluster by whether they are trusted",
+            Family::<[(&str, &str); 1], Gauge>::default(),
+        );
+        let shards = |state| shards.get_or_create_owned(&[("state", state)]);
+        Self {
+            up: shards("up"),
+            down: shards("down"),
+            unowned: r
+                .gauge("store_slots_unowned", "Slots of the Redis Cluster that no master owns"),
+            redirections: r.counters_by(
+                "kind",
+                "store_redirections",
+                "Operations that a node of the Redis Cluster redirected, by kind",
+                KINDS,
+            ),
+            refreshes: r.counter(
+                "store_topology_refreshes",
+                "Times that the slot map of the Redis Cluster was refreshed",
+            ),
+        }
+    }
+
+    /// Sets the numbers of trusted masters, of other masters, and of slots without a master.
+    pub(in crate::store) fn set_shards(&self, up: usize, down: usize, unowned: usize) {
+        let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        self.up.set(number(up));
+        self.down.set(number(down));
+        self.unowned.set(number(unowned));
     }
 }
 

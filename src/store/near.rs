@@ -27,7 +27,7 @@ use quick_cache::{
 use tokio::sync::Notify;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{near_metrics::NearMetrics, words::Key};
+use super::{metrics::NearMetrics, words::Key};
 use crate::{
     mutants::{self, Mutant},
     observe::events::Events,

@@ -11,14 +11,12 @@ use bytes::Bytes;
 use super::{
     Engine, Store,
     barrier::{BarrierDown, BarrierWait},
-    budget::Budget,
-    errors::StoreError,
-    key_state::KeyState,
-    lease::{Grant, Lease},
+    errors::{Budget, StoreError},
     metrics::StoreOp,
-    receipt::Purged,
-    words::{Ended, Fill, IdentityHash, Key, Replacement, Seen, StoredValue},
-    write::{Begun, Write},
+    words::{
+        Ended, Fill, Grant, IdentityHash, Key, KeyState, Lease, Replacement, Seen, StoredValue,
+    },
+    write::{Begun, Purged, Write},
 };
 
 impl Store {

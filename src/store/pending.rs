@@ -1,13 +1,15 @@
 //! Invalidations that the store has not confirmed: a bounded set of keys, bypassed until it has.
+//!
+//! While another process with the same journal lives, this one only bypasses its jobs. When it has
+//! ended, they are added here and repeated as if they had always been ours.
 
 mod inner;
-mod item;
-mod pending_slots;
-pub(super) mod sibling_bypass;
+
+pub(super) use self::inner::{PendingItem, PurgeAllTask};
 
 use std::{
     fmt, io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -16,14 +18,14 @@ use std::{
 };
 
 use tokio::time::Instant;
+use tracing::{info, warn};
 
-use self::{inner::Inner, item::Due, pending_slots::PendingSlots};
-pub(super) use self::{item::PendingItem, pending_slots::PurgeAllTask};
+use self::inner::{Due, Inner, PendingSlots};
 use super::{
     journal::{
         Durability, Journal, OpenedJournal,
-        records::{JournalOwner, Record},
-        siblings::Siblings,
+        records::{JournalOwner, LiveRecords, Record},
+        siblings::{EndedJournal, SiblingState, Siblings},
     },
     slots::{SlotSet, slot_of_key},
     words::{Key, Token},
@@ -330,6 +332,110 @@ impl PendingSet {
         // No code that holds the lock panics half-way through a change.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The journal of this process, for operators.
+#[derive(Clone, Debug)]
+pub struct JournalStatus {
+    /// The file that this process writes.
+    pub path: PathBuf,
+    /// Number of other processes with unconfirmed invalidations.
+    pub siblings: usize,
+    /// Number of their invalidations, where all of some slots count as one.
+    pub sibling_invalidations: usize,
+}
+
+impl PendingSet {
+    /// Returns the state of the journal, if there is one.
+    pub(in crate::store) fn journal_status(&self) -> Option<JournalStatus> {
+        let path = self.journal.as_ref()?.path().to_owned();
+        let inner = self.lock();
+        let count = |live: &LiveRecords| live.keys.len() + usize::from(!live.slots.is_empty());
+        let sibling_invalidations = inner.siblings.values().map(count).sum();
+        Some(JournalStatus { path, siblings: inner.siblings.len(), sibling_invalidations })
+    }
+
+    /// Bypasses what the siblings have not confirmed by a scan of them, whether they live or not.
+    pub(in crate::store) fn bypass_siblings(&self, scan: Vec<(usize, SiblingState)>) {
+        self.update(|inner| {
+            // This scan has found them wherever they are now.
+            inner.leaving.clear();
+            for (number, state) in scan {
+                match state {
+                    SiblingState::Live(live) | SiblingState::Ended(live, _) if !live.is_empty() => {
+                        inner.set_sibling(number, Some(live));
+                    }
+                    SiblingState::Unchanged => {}
+                    _ => inner.set_sibling(number, None),
+                }
+            }
+        });
+    }
+
+    /// Takes over what a process has left that has ended. Its file may be emptied once this returns
+    /// true: the records are on the disk here. Until then they are in this process only.
+    pub(in crate::store) async fn adopt(&self, number: usize, live: LiveRecords) -> bool {
+        if live.is_empty() {
+            self.update(|inner| inner.set_sibling(number, None));
+            return true;
+        }
+        let queued = self.update(|inner| {
+            // Under one lock, so that no reader finds the keys neither there nor here.
+            inner.set_sibling(number, None);
+            let records = self.insert_all(inner, live);
+            self.write_journal(inner, records, Durability::Awaited)
+        });
+        self.synced(queued).await
+    }
+
+    fn insert_all(&self, inner: &mut Inner, live: LiveRecords) -> Vec<Record> {
+        let mut slots = SlotSet::NONE;
+        let mut records = Vec::with_capacity(live.keys.len() + 1);
+        for (key, (write, linger)) in live.keys {
+            if self.insert(inner, &key, &write, linger) == Added::Overflow {
+                slots.insert(slot_of_key(&key));
+            }
+            records.push(Record::added(key.main(), write.as_str(), linger));
+        }
+        if !live.slots.is_empty() {
+            inner.insert_slots(&live.slots);
+            slots.insert_all(&live.slots);
+        }
+        if !slots.is_empty() {
+            records.push(Record::slots_added(&slots));
+        }
+        records
+    }
+
+    /// Writes everything that is pending to the journal again. Returns whether it is on the disk.
+    pub(in crate::store) async fn persist(&self) -> bool {
+        let queued = self.update(|inner| {
+            let journal = self.journal.as_ref()?;
+            Some(journal.rewrite(inner.records(), Durability::Awaited))
+        });
+        self.synced(queued).await
+    }
+}
+
+/// Empties a journal that was taken over.
+pub(in crate::store) fn empty(ended: EndedJournal) {
+    let path = ended.path.clone();
+    let is_ours = ended.is_ours();
+    match ended.empty() {
+        Ok(()) if !is_ours => {}
+        Ok(()) => {
+            info!(path = %path.display(), "took over the journal of a process that has ended");
+        }
+        Err(error) => warn_unemptied(&path, &error),
+    }
+}
+
+fn warn_unemptied(path: &std::path::Path, error: &io::Error) {
+    warn!(
+        %error,
+        path = %path.display(),
+        "cannot empty the journal of a process that has ended; its jobs are invalidated again and again"
+    );
 }
 
 #[cfg(test)]

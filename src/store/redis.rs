@@ -2,63 +2,65 @@
 //! cluster.
 //!
 //! Each server is a shard (`redis/shard.rs`) with a supervisor, a session, an epoch, a tracking
-//! connection and its rounds. The topology (`redis/topology.rs`) tells which shard owns a key: one
+//! connection and its rounds. The topology (`redis/engine.rs`) tells which shard owns a key: one
 //! owns all, or each master of a cluster (`redis/cluster.rs`) owns some of the slots. Invalidations
-//! (`redis/invalidate.rs`), purges of all and retries (`redis/retry_worker.rs`) ask the topology,
-//! and are the same for any number of shards.
+//! (`redis/invalidate.rs`) and purges of all (`redis/purge_all.rs`) ask the topology, and are the
+//! same for any number of shards.
+//!
+//! The retry worker repeats what was not confirmed. The process has one retry queue. An item goes to the current owner of its key each time it is
+//! repeated. A purge of all goes to every master that owns pending slots, and each confirms its
+//! own: a lost master, or a slot without an owner, does not delay the jobs of the others. Nothing is
+//! repeated while no server is trusted; one that becomes trusted makes everything due.
 
-mod by_key;
-mod classify;
-pub(super) mod cluster;
-mod cluster_member;
-mod connect;
-mod context;
+mod cluster;
 mod dial;
 mod engine;
-mod grace;
 mod invalidate;
 mod master_source;
 mod purge_all;
 mod recently_confirmed;
-mod reconnect;
-mod record_keeper;
-mod retry_worker;
 mod sentinel;
 mod server_info;
 mod session;
 mod shard;
+mod shared_keys;
 mod state;
-mod status;
 mod supervisor;
-mod temp_connection;
-mod topology;
-pub(super) mod tracking;
+mod tracking;
 
 use std::{convert::Infallible, fmt, ops::Deref, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
+use tokio::time::timeout;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tracing::info;
 
 use self::{
-    cluster::{Cluster, topology_refresh::refresh_topology},
-    connect::connect_master,
-    context::StoreContext,
-    engine::RedisEngine,
+    cluster::{
+        Cluster,
+        topology_refresh::{probe_seeds, refresh_topology},
+    },
+    engine::{RedisEngine, Topology},
+    invalidate::END_BATCH,
     master_source::MasterSource,
-    retry_worker::retry_forever,
     shard::Shard,
-    status::publish_changes,
-    topology::Topology,
+    state::StoreContext,
+    supervisor::connect_master,
 };
 use super::{
-    errors::StoreError,
+    errors::{DETACHED_TIMEOUT, StoreError},
     metrics::StoreMetrics,
     near::Watcher,
+    pending::PendingItem,
     sidecar_record::{RecordMismatch, SidecarRecord},
     slots::OwnedSlots,
 };
 use crate::{
     config::{Config, StoreUrl},
-    observe::{events::Events, metrics::Registry},
+    observe::{
+        events::{EventKind, Events},
+        metrics::Registry,
+    },
     tls::TlsMetrics,
 };
 
@@ -112,7 +114,7 @@ impl Redis {
 
     /// Tries a last time to confirm what is pending, within `deadline`.
     pub(super) async fn close(&self, deadline: Duration) {
-        retry_worker::close(&self.engine, deadline).await;
+        close(&self.engine, deadline).await;
     }
 }
 
@@ -124,10 +126,108 @@ fn forever(task: impl Future<Output = Infallible> + Send + 'static) -> AbortOnDr
 /// Connects as a session would, reads the records of other sidecars, and disconnects.
 pub(super) async fn probe(config: &Config) -> Result<Vec<RecordMismatch>, StoreError> {
     if let StoreUrl::Cluster(seeds) = &config.store.url {
-        return cluster::probe::probe(seeds, config).await;
+        return probe_seeds(seeds, config).await;
     }
     let source = MasterSource::new(config, &TlsMetrics::shared(&mut Registry::default()))?;
     let records = connect_master(&source).await?.records(&config.store.prefix).await;
     let ours = SidecarRecord::of(config);
     Ok(records.iter().filter_map(|record| ours.mismatch(record)).collect())
+}
+
+/// Runs for ever.
+pub(super) async fn retry_forever(engine: Arc<RedisEngine>) -> Infallible {
+    let queue = &engine.context.retry_queue;
+    loop {
+        if engine.topology.is_any_up() {
+            retry_due(&engine).await;
+            queue.due().await;
+        } else {
+            queue.woken().await;
+        }
+    }
+}
+
+/// Repeats what is due. Failures are postponed, so that this comes to an end.
+async fn retry_due(engine: &RedisEngine) {
+    let queue = &engine.context.retry_queue;
+    if let Some(sweep) = queue.pending.due_purge_all() {
+        engine.sweep(&sweep).await;
+    }
+    loop {
+        let batch = queue.pending.batch(END_BATCH);
+        if batch.is_empty() {
+            break;
+        }
+        join_all(batch.iter().map(|item| repeat(engine, item))).await;
+        queue.update_gauge();
+    }
+    queue.update_gauge();
+}
+
+async fn repeat(engine: &RedisEngine, item: &PendingItem) {
+    engine.context.events.expect_own_change(item.key.main());
+    let end = timeout(DETACHED_TIMEOUT, engine.end_key(&item.key, &item.write, item.linger));
+    let ended = end.await.unwrap_or(Err(StoreError::Timeout));
+    if ended.is_ok() {
+        engine.context.events.record(item.key.main(), EventKind::Confirmed, "");
+    }
+    engine.context.retry_queue.record(item, ended);
+}
+
+/// Tries a last time to confirm what is pending, within `deadline`.
+pub(super) async fn close(engine: &RedisEngine, deadline: Duration) {
+    let queue = &engine.context.retry_queue;
+    if queue.pending.is_empty() {
+        return;
+    }
+    let last_try = async {
+        if !engine.topology.is_any_up() {
+            let shards = engine.topology.shards_with_slots();
+            join_all(shards.iter().map(|(shard, _)| shard.connect_once())).await;
+        }
+        queue.pending.make_all_due();
+        retry_due(engine).await;
+    };
+    let _ = timeout(deadline, last_try).await;
+    queue.log_remaining();
+}
+
+/// Publishes the status whenever a server becomes trusted or tracked, or stops being so.
+pub(super) async fn publish_changes(engine: Arc<RedisEngine>) -> Infallible {
+    let mut up_before = 0;
+    let mut unowned_before = 0;
+    loop {
+        engine.context.status_changed.notified().await;
+        let (masters, up, unowned) = publish_status(&engine);
+        if unowned < unowned_before {
+            // Retries in slots that have an owner again can succeed now.
+            engine.context.retry_queue.pending.make_all_due();
+            engine.context.retry_queue.wake();
+        }
+        if up != up_before && engine.topology.cluster().is_some() {
+            info!(up, masters, "the number of trusted masters has changed");
+        }
+        up_before = up;
+        unowned_before = unowned;
+    }
+}
+
+/// Publishes how many masters are trusted and how many slots have no owner, and returns the
+/// number of masters and both. The store is up when all masters are trusted and all slots have
+/// an owner.
+fn publish_status(engine: &RedisEngine) -> (usize, usize, usize) {
+    let (metrics, events) = (&engine.context.metrics, &engine.context.events);
+    let (masters, up, tracked, unowned) = engine.topology.with_shards(|shards, unowned| {
+        let up = shards.iter().filter(|shard| shard.is_up()).count();
+        let tracked = shards.iter().filter(|shard| shard.is_tracked()).count();
+        (shards.len(), up, tracked, unowned)
+    });
+    let is_whole = masters > 0 && unowned == 0;
+    if engine.topology.cluster().is_some() {
+        metrics.cluster.set_shards(up, masters - up, unowned);
+    }
+    metrics.set_up(is_whole && up == masters, events);
+    let kinds = (EventKind::TrackingUp, EventKind::TrackingDown);
+    events.set_state(&metrics.tracking.up, is_whole && tracked == masters, kinds);
+    (masters, up, unowned)
 }

@@ -1,8 +1,11 @@
-//! A write in flight.
+//! A write in flight, and the receipts of its end: what each invalidation found and removed.
 
 use std::{collections::HashSet, time::Duration};
 
-use super::words::{Key, Token};
+use super::{
+    errors::StoreError,
+    words::{Ended, Key, Token},
+};
 
 /// A write in flight over some keys.
 #[derive(Debug)]
@@ -66,6 +69,97 @@ impl Write {
     }
 }
 
+/// The outcome of a purge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Purged {
+    /// The outcome for all keys together.
+    pub ended: Ended,
+    /// The receipt of each key, in the order of the keys; `None` if the store has not confirmed it.
+    pub receipts: Vec<Option<KeyReceipt>>,
+}
+
+/// The contents of a key that an invalidation removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyReceipt {
+    /// A value that was an entry, or could have been taken for one.
+    pub entry: Option<RemovedEntry>,
+    /// A reader held a lease to fill the key; the lease was voided.
+    pub filling: bool,
+}
+
+/// An entry that was removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemovedEntry {
+    /// Size of its body in bytes.
+    pub size: usize,
+    /// The token under which it was stored; `None` if the value is not ours.
+    pub generation: Option<String>,
+    /// Its age in ms; `None` if the value is not ours.
+    pub age_ms: Option<i64>,
+}
+
+impl RemovedEntry {
+    /// Builds it from the fields of meta; `times` are `stored_at_ms` and `age_ms`.
+    pub(super) fn new(size: usize, generation: &str, times: [Option<i64>; 2], now_ms: i64) -> Self {
+        let [stored_at_ms, age_ms] = times;
+        // Saturates, because a third party may have written these fields.
+        let age = |stored_at_ms: i64| {
+            age_ms.unwrap_or(0).saturating_add(now_ms.saturating_sub(stored_at_ms).max(0))
+        };
+        Self {
+            size,
+            generation: (!generation.is_empty()).then(|| generation.to_owned()),
+            age_ms: stored_at_ms.map(age),
+        }
+    }
+}
+
+/// The combined outcome of several ends.
+#[derive(Debug)]
+pub(super) struct BatchOutcome<'k> {
+    /// The result for all keys together: the last failure, if there was one.
+    pub(super) ended: Result<Ended, StoreError>,
+    pub(super) unconfirmed: Vec<&'k Key>,
+    /// The receipt of each key, in the order of the keys.
+    pub(super) receipts: Vec<Option<KeyReceipt>>,
+}
+
+impl Default for BatchOutcome<'_> {
+    fn default() -> Self {
+        let ended = Ok(Ended::Confirmed { entries: 0 });
+        Self { ended, unconfirmed: Vec::new(), receipts: Vec::new() }
+    }
+}
+
+impl<'k> BatchOutcome<'k> {
+    pub(super) fn add_results(
+        &mut self,
+        keys: &'k [Key],
+        results: Vec<Result<KeyReceipt, StoreError>>,
+    ) {
+        for (key, result) in keys.iter().zip(results) {
+            match result {
+                Ok(was) => {
+                    if let Ok(Ended::Confirmed { entries }) = &mut self.ended {
+                        *entries += usize::from(was.entry.is_some());
+                    }
+                    self.receipts.push(Some(was));
+                }
+                Err(error) => {
+                    self.unconfirmed.push(key);
+                    self.receipts.push(None);
+                    self.ended = Err(error);
+                }
+            }
+        }
+    }
+
+    /// Whether the next keys would fail as well: the last failure was not about a single key.
+    pub(super) fn is_hopeless(&self) -> bool {
+        matches!(&self.ended, Err(error) if !matches!(error, StoreError::Refused(_)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,5 +173,14 @@ mod tests {
         write.mark_elsewhere(2);
         assert_eq!(write.renewed(), [Key::new("job_status:", "7")]);
         assert_eq!(write.keys().len(), 3);
+    }
+
+    #[test]
+    fn times_that_somebody_else_wrote_are_told_as_far_as_they_go() {
+        let age = |times| RemovedEntry::new(1, "", times, 1_000).age_ms;
+        assert_eq!(age([Some(400), Some(7)]), Some(607));
+        assert_eq!(age([Some(2_000), None]), Some(0));
+        assert_eq!(age([Some(i64::MIN), Some(i64::MAX)]), Some(i64::MAX));
+        assert_eq!(age([None, Some(7)]), None);
     }
 }

@@ -1,6 +1,6 @@
 //! Tests of the pending set.
 
-use super::{item::RETRY, *};
+use super::{inner::RETRY, *};
 use crate::store::journal;
 
 fn key(id: &str) -> Key {
@@ -236,4 +236,21 @@ fn a_journal_of_an_earlier_version_and_one_that_is_damaged_lose_nothing() {
     let none = r#"{"event":"slots_confirmed","ranges":[[9,1]]}"#;
     assert_eq!(read(&format!("{added}\n{none}\n")), 16_384);
     std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn what_leaves_a_sibling_is_bypassed_until_the_next_scan() {
+    let pending = PendingSet::new(10);
+    let key = Key::new("job_status:", "a");
+    let records = vec![Record::added(key.main(), "w", Duration::ZERO)];
+    let live = || SiblingState::Live(LiveRecords::replay(records.clone()));
+    pending.bypass_siblings(vec![(0, SiblingState::Empty), (1, live())]);
+    // The process of the first has adopted it after its own file was read.
+    pending.bypass_siblings(vec![(0, SiblingState::Empty), (1, SiblingState::Empty)]);
+    assert!(pending.contains(&key));
+    pending.bypass_siblings(vec![(0, live()), (1, SiblingState::Empty)]);
+    assert!(pending.contains(&key));
+    pending.bypass_siblings(vec![(0, SiblingState::Empty), (1, SiblingState::Empty)]);
+    pending.bypass_siblings(vec![(0, SiblingState::Empty), (1, SiblingState::Empty)]);
+    assert!(!pending.contains(&key) && pending.is_empty());
 }

@@ -2,8 +2,8 @@
 //!
 //! Each master is served as a single Redis is: by a supervisor, a session, an epoch, a tracking
 //! connection and its rounds. A lost master costs its own slots their cache and nothing else. This
-//! module holds what a store with one master does not need: the slot map (`slot_map.rs`) and its
-//! refresh (`topology_refresh.rs`).
+//! module holds what a store with one master does not need: the slot map and its
+//! refresh (`cluster/topology_refresh.rs`).
 //!
 //! # Why nothing is stale although slots move
 //!
@@ -16,9 +16,9 @@
 //!   redirected to that node. A key that leaves is deleted at the source, which is news on the
 //!   source's tracking connection, so its near entry is evicted. Scripts are refused while their
 //!   keys are apart, so nothing is leased or filled; invalidations go key by key
-//!   (`by_key.rs`).
+//!   (`invalidate.rs`).
 //! - **The owner of a slot changes** in our map: the near entries of the slot are evicted before
-//!   the new map is used (`slot_map.rs`). Until we know of the change, the old owner no longer
+//!   the new map is used (`SlotMap::update`). Until we know of the change, the old owner no longer
 //!   holds a key of the slot, and answers `MOVED`.
 //! - **Entries that moved along** from another master were stored in another epoch, and are not
 //!   used. A fill under a lease that moved along is refused by this sidecar for the same reason. A
@@ -35,33 +35,36 @@
 //!   has answered as well. In a manual failover it holds back writes until it knows that it is
 //!   deposed, so a read of the store ends with a command that counts as a write.
 
-pub(in crate::store) mod metrics;
 pub(super) mod plan;
-pub(super) mod probe;
-pub(super) mod refresh_rounds;
-pub(super) mod slot_map;
 pub(super) mod topology_refresh;
 
 use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use redis::{Cmd, FromRedisValue};
 
-use self::{plan::Master, refresh_rounds::RefreshRounds, slot_map::SlotMap};
+use self::plan::{Master, Plan};
 use super::{
-    cluster_member::ClusterMember, context::StoreContext, dial::Target,
-    master_source::MasterSource, shard::Shard, temp_connection::TempConnection,
+    dial::{Target, TempConnection},
+    master_source::{ClusterMember, MasterSource, RefreshRounds},
+    shard::Shard,
+    state::StoreContext,
 };
 use crate::{
     config,
+    mutants::{self, Mutant},
     observe::throttle::Throttle,
-    store::{errors::StoreError, near::Watcher, node_address::NodeAddress, slots::OwnedSlots},
+    store::{
+        errors::{NodeAddress, StoreError},
+        near::Watcher,
+        slots::{OwnedSlots, SLOTS, SlotSet},
+    },
 };
 
 /// Connections to other nodes that are kept.
@@ -188,5 +191,140 @@ impl Cluster {
             // A target without slots is not one of our masters yet.
             None => self.temp_connection(&to).await?.asking(command).await,
         }
+    }
+}
+
+/// The current slot map.
+#[derive(Default)]
+pub(in crate::store::redis) struct SlotMap {
+    current: RwLock<SlotMapVersion>,
+}
+
+/// One version of the map.
+#[derive(Default)]
+pub(in crate::store::redis) struct SlotMapVersion {
+    plan: Plan,
+    /// In the order of `plan.masters`.
+    pub(in crate::store::redis) shards: Vec<Arc<Shard>>,
+}
+
+impl SlotMapVersion {
+    /// The shard that owns a slot.
+    pub(in crate::store::redis) fn owner(&self, slot: u16) -> Option<&Arc<Shard>> {
+        let index = (*self.plan.owners.get(usize::from(slot))?)?;
+        self.shards.get(usize::from(index))
+    }
+
+    /// The address and the shard of each master.
+    pub(super) fn masters(&self) -> impl Iterator<Item = (&NodeAddress, &Arc<Shard>)> {
+        self.plan.masters.iter().map(|master| &master.address).zip(&self.shards)
+    }
+
+    /// The shard at an address.
+    pub(super) fn shard_at(&self, address: &NodeAddress) -> Option<&Arc<Shard>> {
+        self.shard_of(|master| master.address == *address)
+    }
+
+    /// The shard of the first master that satisfies `is_it`.
+    fn shard_of(&self, is_it: impl Fn(&Master) -> bool) -> Option<&Arc<Shard>> {
+        self.shards.get(self.plan.masters.iter().position(is_it)?)
+    }
+
+    /// Returns the target of a redirection. Without a host it is at the host of its sender. With "?"
+    /// the node should have a host name and has none: it is the only known node with this port, if there is
+    /// just one.
+    pub(super) fn resolve_redirect(
+        &self,
+        to: NodeAddress,
+        sender: Option<NodeAddress>,
+    ) -> NodeAddress {
+        let mut same_port = self.nodes().iter().filter(|node| node.port == to.port);
+        match (&*to.host, same_port.next(), same_port.next(), sender) {
+            ("?", Some(only), None, _) => only.clone(),
+            ("?" | "", .., Some(sender)) => NodeAddress { port: to.port, ..sender },
+            _ => to,
+        }
+    }
+
+    /// All nodes that can be asked.
+    pub(super) fn nodes(&self) -> &[NodeAddress] {
+        &self.plan.nodes
+    }
+
+    /// The highest epoch that any node has reported.
+    pub(super) fn epoch(&self) -> u64 {
+        self.plan.current_epoch
+    }
+
+    fn owner_number(&self, slot: u16) -> Option<u64> {
+        self.owner(slot).map(|shard| shard.number)
+    }
+
+    /// The slots that have another owner in the next version.
+    fn moved(&self, next: &Self) -> SlotSet {
+        SlotSet::from_fn(|slot| self.owner_number(slot) != next.owner_number(slot))
+    }
+
+    /// Tells each master the epoch in which it claims its slots. It must know before it gets a slot
+    /// back, so that it does not believe what it held of the slot in the past.
+    fn pass_claims(&self, plan: &Plan) {
+        for master in &plan.masters {
+            if let Some(shard) = self.shard_of(|known| known.is(master)) {
+                shard.raise_claimed_epoch(master.epoch);
+            }
+        }
+    }
+
+    /// Number of slots without an owner.
+    pub(in crate::store::redis) fn unowned(&self) -> usize {
+        usize::from(SLOTS) - self.plan.owners.iter().flatten().count()
+    }
+}
+
+impl SlotMap {
+    /// Returns the current version. Do not keep the guard: an update waits for it.
+    pub(in crate::store::redis) fn read(&self) -> RwLockReadGuard<'_, SlotMapVersion> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Updates the map; returns the shards that are no longer in it.
+    ///
+    /// Near entries of a slot that changes hands are evicted under the lock. News about them has
+    /// come over the connection of the old owner, and may still be on its way there when the first
+    /// reader passes the barrier of the new owner. A reader that set out for the old owner earlier
+    /// does not insert what it reads, because it noted the generation of its key before it looked
+    /// at the map.
+    fn update(
+        &self,
+        plan: Plan,
+        watcher: Option<&Arc<dyn Watcher>>,
+        mut new_shard: impl FnMut(&Master) -> Shard,
+    ) -> Vec<Arc<Shard>> {
+        let mut drawn = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        drawn.pass_claims(&plan);
+        if drawn.plan.masters == plan.masters && drawn.plan.owners == plan.owners {
+            drawn.plan = plan;
+            return Vec::new();
+        }
+        let shard = |master: &Master| {
+            let known = drawn.shard_of(|known| known.is(master));
+            known.cloned().unwrap_or_else(|| Arc::new(new_shard(master)))
+        };
+        let shards = plan.masters.iter().map(shard).collect();
+        let next = SlotMapVersion { plan, shards };
+        let moved = drawn.moved(&next);
+        if let Some(watcher) = watcher
+            && !moved.is_empty()
+            && !mutants::is(Mutant::NearAcrossMoves)
+        {
+            watcher.evict_matching(&|name| moved.contains_name(name));
+        }
+        for shard in drawn.shards.iter().chain(&next.shards) {
+            shard.slots().assign(|slot| next.owner_number(slot) == Some(shard.number));
+        }
+        let before = std::mem::replace(&mut *drawn, next).shards;
+        let is_gone =
+            |shard: &Arc<Shard>| !drawn.shards.iter().any(|kept| kept.number == shard.number);
+        before.into_iter().filter(is_gone).collect()
     }
 }

@@ -4,19 +4,25 @@
 //! This module knows nothing about roles, versions or commands other than the login. It retries
 //! nothing: its callers have a budget and know how to go on without a connection.
 
-pub(super) mod login;
-
-use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read as _},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::future::select_ok;
 use redis::{
-    AsyncConnectionConfig, Cmd, ConnectionAddr, IntoConnectionInfo, RedisError,
-    aio::MultiplexedConnection, cmd,
+    AsyncConnectionConfig, Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo,
+    RedisConnectionInfo, RedisError, Value, aio::MultiplexedConnection, cmd,
 };
 use tokio::{
     io::AsyncReadExt as _,
     net::{TcpStream, UnixStream, lookup_host},
     sync::Notify,
+    task::spawn_blocking,
     time::timeout,
 };
 use tokio_rustls::{
@@ -25,11 +31,9 @@ use tokio_rustls::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use self::login::RedisLogin;
-use super::classify::classify;
 use crate::{
-    config,
-    store::errors::StoreError,
+    config::{self, Secret},
+    store::errors::{DETACHED_TIMEOUT, StoreError, classify},
     tls::{self, Renewed, TlsMetrics},
     transport::{ClientStream, Socket},
 };
@@ -289,6 +293,128 @@ impl fmt::Display for Target {
             RedisAddress::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
+}
+
+/// Maximum size of a password file, in bytes.
+const MAX_PASSWORD: u64 = 64 << 10;
+
+/// User name, password and database.
+#[derive(Clone, Debug)]
+pub(in crate::store::redis) struct RedisLogin {
+    username: Option<String>,
+    password: Password,
+    database: i64,
+}
+
+#[derive(Clone, Debug)]
+enum Password {
+    None,
+    Given(Secret),
+    /// Read for each connection, so that a rotated password is used.
+    File(PathBuf),
+}
+
+impl RedisLogin {
+    pub(in crate::store::redis) fn new(login: &config::StoreLogin, database: i64) -> Self {
+        let password = match (&login.password_file, &login.password) {
+            (Some(path), _) => Password::File(path.clone()),
+            (None, Some(password)) => Password::Given(password.clone()),
+            (None, None) => Password::None,
+        };
+        Self { username: login.username.clone(), password, database }
+    }
+
+    /// The login in the URL, or else the configured one.
+    pub(super) fn from_url(url: &RedisConnectionInfo, configured: &config::StoreLogin) -> Self {
+        if url.username().is_none() && url.password().is_none() {
+            return Self::new(configured, url.db());
+        }
+        let login = config::StoreLogin {
+            username: url.username().map(str::to_owned),
+            password: url.password().map(Secret::new),
+            password_file: None,
+        };
+        Self::new(&login, url.db())
+    }
+
+    /// The login as the `redis` crate takes it. Library name and version are not sent: an ACL then
+    /// needs to allow one command less.
+    pub(super) async fn connection_info(&self) -> Result<RedisConnectionInfo, StoreError> {
+        let mut info = RedisConnectionInfo::default().set_db(self.database).set_skip_set_lib_name();
+        if let Some(username) = &self.username {
+            info = info.set_username(username);
+        }
+        Ok(match &self.password {
+            Password::None => info,
+            Password::Given(password) => info.set_password(password.expose()),
+            Password::File(path) => info.set_password(read(path.clone()).await?),
+        })
+    }
+}
+
+/// Reads a password file, without the trailing newline that most editors add.
+async fn read(path: PathBuf) -> Result<String, StoreError> {
+    let name = path.display().to_string();
+    let read = spawn_blocking(move || {
+        let mut text = String::new();
+        File::open(path)?.take(MAX_PASSWORD).read_to_string(&mut text).map(|_| text)
+    });
+    match read.await {
+        Ok(Ok(text)) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
+        Ok(Err(error)) => Err(StoreError::Refused(format!("cannot read {name}: {error}"))),
+        // The runtime is shutting down.
+        Err(_) => Err(StoreError::Down),
+    }
+}
+
+/// Replies to `CLUSTER SLOTS`, `CLUSTER NODES` and `CLUSTER INFO`.
+pub(in crate::store) type ClusterReplies = (Value, String, String);
+
+/// A temporary connection to a node that is not one of our masters.
+#[derive(Debug)]
+pub(in crate::store) struct TempConnection(RedisConnection);
+
+impl TempConnection {
+    pub(in crate::store) async fn open(target: &Target) -> Result<Self, StoreError> {
+        match timeout(DETACHED_TIMEOUT, target.connect()).await {
+            Ok(opened) => opened.map(Self),
+            Err(_) => Err(StoreError::Timeout),
+        }
+    }
+
+    pub(in crate::store) async fn cluster_replies(&self) -> Result<ClusterReplies, StoreError> {
+        cluster_replies(self.0.requests.clone()).await
+    }
+
+    pub(in crate::store) async fn asking<T: FromRedisValue>(
+        &self,
+        command: &Cmd,
+    ) -> Result<T, StoreError> {
+        asking(self.0.requests.clone(), command).await
+    }
+}
+
+/// Asks a node which node owns which slot.
+pub(super) async fn cluster_replies(
+    mut requests: MultiplexedConnection,
+) -> Result<ClusterReplies, StoreError> {
+    let mut pipeline = redis::pipe();
+    for topic in ["SLOTS", "NODES", "INFO"] {
+        pipeline.cmd("CLUSTER").arg(topic);
+    }
+    pipeline.query_async(&mut requests).await.map_err(|error| classify(&error))
+}
+
+/// Runs one command on a key in a slot that is migrating to this node. `ASKING` and the command are
+/// sent together, so that no other caller's command gets in between and uses up the permission.
+pub(super) async fn asking<T: FromRedisValue>(
+    mut requests: MultiplexedConnection,
+    command: &Cmd,
+) -> Result<T, StoreError> {
+    let mut pipeline = redis::pipe();
+    pipeline.cmd("ASKING").ignore().add_command(command.clone());
+    let reply = pipeline.query_async::<(T,)>(&mut requests).await;
+    reply.map(|(reply,)| reply).map_err(|error| classify(&error))
 }
 
 #[cfg(test)]

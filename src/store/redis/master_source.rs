@@ -1,20 +1,35 @@
 //! Where a master comes from: it is named by the URL, by sentinels, or by the other nodes of its
 //! cluster. What differs between the three is here; the rest of the shard is the same.
+//!
+//! A master of a cluster counts only if another node confirms it, so its supervisor waits for a
+//! refresh of the topology. Refreshes are shared as rounds of the read barrier are: a caller that wants one while one is
+//! under way waits for the next, so that its result was requested after the caller arrived.
 
-use std::{future, sync::atomic::Ordering};
+use std::{
+    future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
 
 use super::{
-    cluster_member::ClusterMember,
     dial::{RedisConnection, Target},
     sentinel::{SentinelWatch, Term},
-    server_info::ServerInfo,
-    tracking::question::Question,
+    server_info::{ServerInfo, SlotClaim},
+    tracking::wire::Question,
 };
 use crate::{
     config::{Config, StoreUrl},
     store::{
-        errors::{Redirect, StoreError},
-        redis::cluster::metrics::ClusterMetrics,
+        errors::{DETACHED_TIMEOUT, NodeAddress, Redirect, StoreError, classify},
+        metrics::ClusterMetrics,
+        slots::OwnedSlots,
         words::Epoch,
     },
     tls::TlsMetrics,
@@ -128,5 +143,121 @@ impl MasterSource {
         if let Self::Cluster(member) = self {
             member.claimed_epoch.fetch_max(epoch, Ordering::AcqRel);
         }
+    }
+}
+
+/// A master in its cluster.
+#[derive(Debug)]
+pub(super) struct ClusterMember {
+    pub(super) target: Target,
+    pub(super) address: NodeAddress,
+    /// The slots that it owns in the slot map.
+    pub(super) slots: Arc<OwnedSlots>,
+    pub(super) refresh_rounds: Arc<RefreshRounds>,
+    /// The highest config epoch in which other nodes say that it claims its slots.
+    pub(super) claimed_epoch: AtomicU64,
+}
+
+impl ClusterMember {
+    /// The epoch of the data on this server. It counts only if another node confirms that the
+    /// server is a master.
+    ///
+    /// The epoch includes the config epoch. A slot that moved away and came back may have lost an
+    /// invalidation in a failover at the other node. A master that takes over a slot raises its
+    /// config epoch, so entries from before are not trusted.
+    pub(super) async fn epoch(
+        &self,
+        connection: &mut RedisConnection,
+        info: &ServerInfo,
+    ) -> Result<Epoch, StoreError> {
+        let mut command = redis::cmd("CLUSTER");
+        let claim = command.arg("INFO").query_async::<String>(&mut connection.requests);
+        let claim = timeout(DETACHED_TIMEOUT, claim).await.map_err(|_| StoreError::Timeout)?;
+        let claim = SlotClaim::parse(&claim.map_err(|error| classify(&error))?)?;
+        self.confirm(&claim).await?;
+        Ok(Epoch(format!("{}-{}", info.epoch().as_str(), claim.epoch).into()))
+    }
+
+    /// Checks with another node, after this server has answered us, that it is still a master. A
+    /// server that hung while its replica took over does not know that when it comes back.
+    async fn confirm(&self, claim: &SlotClaim) -> Result<(), StoreError> {
+        let refresh = timeout(DETACHED_TIMEOUT, self.refresh_rounds.next());
+        let refresh = refresh.await.map_err(|_| StoreError::Timeout)?;
+        if !refresh.confirms(&self.address) {
+            return Err(StoreError::Unusable("no other node of the cluster answers".into()));
+        }
+        if self.slots.is_empty() {
+            return Err(StoreError::Unusable("its slots belong to another node".into()));
+        }
+        if self.claimed_epoch.load(Ordering::Acquire) > claim.epoch {
+            return Err(StoreError::Unusable("the master has taken over slots".into()));
+        }
+        Ok(())
+    }
+}
+
+/// Topology refreshes, one after the other.
+#[derive(Debug)]
+pub(in crate::store) struct RefreshRounds {
+    wanted: Notify,
+    /// Number of refreshes that have begun.
+    begun: AtomicU64,
+    latest: watch::Sender<RefreshResult>,
+}
+
+/// The result of a refresh, apart from the map itself.
+#[derive(Clone, Debug, Default)]
+pub(in crate::store) struct RefreshResult {
+    number: u64,
+    /// The nodes that answered.
+    witnesses: Arc<[NodeAddress]>,
+    /// Whether there is no other node that could have answered.
+    is_alone: bool,
+}
+
+impl Default for RefreshRounds {
+    fn default() -> Self {
+        let learned = watch::Sender::new(RefreshResult::default());
+        Self { wanted: Notify::new(), begun: AtomicU64::new(0), latest: learned }
+    }
+}
+
+impl RefreshRounds {
+    /// Asks for a refresh and does not wait for it.
+    pub(in crate::store) fn request(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Waits for a refresh that begins after now. By then the map is up to date.
+    pub(in crate::store) async fn next(&self) -> RefreshResult {
+        let mut learned = self.latest.subscribe();
+        let next = self.begun.load(Ordering::SeqCst) + 1;
+        self.request();
+        let refresh = learned.wait_for(|refresh| refresh.number >= next).await;
+        // Cannot fail: `self` holds the sender.
+        refresh.map(|refresh| refresh.clone()).unwrap_or_default()
+    }
+
+    /// Waits until a refresh is wanted.
+    pub(super) async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// Begins a refresh and returns its number.
+    pub(super) fn begin(&self) -> u64 {
+        self.begun.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Ends a refresh, after the map was updated. A refresh that no node answered does not end.
+    pub(super) fn end(&self, number: u64, witnesses: Arc<[NodeAddress]>, is_alone: bool) {
+        self.latest.send_replace(RefreshResult { number, witnesses, is_alone });
+    }
+}
+
+impl RefreshResult {
+    /// Whether a node other than this one has answered, or this node if there is no other.
+    pub(in crate::store) fn confirms(&self, node: &NodeAddress) -> bool {
+        self.witnesses.iter().any(|witness| witness != node)
+            || self.is_alone && self.witnesses.contains(node)
     }
 }

@@ -6,8 +6,13 @@ use std::{sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use super::{classify::DETACHED_TIMEOUT, engine::RedisEngine, session::Session, shard::Shard};
-use crate::store::{errors::StoreError, pending::PurgeAllTask, slots::SlotSet, words::Ended};
+use super::{engine::RedisEngine, session::Session, shard::Shard};
+use crate::store::{
+    errors::{DETACHED_TIMEOUT, StoreError},
+    pending::PurgeAllTask,
+    slots::SlotSet,
+    words::Ended,
+};
 
 /// Time for a topology refresh that begins after now. One may be under way, and nodes that hang
 /// slow down each of them.

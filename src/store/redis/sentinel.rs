@@ -37,14 +37,14 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{
-    classify::classify,
-    dial::{RedisAddress, RedisConnection, Target, Tls, login::RedisLogin},
-};
+use super::dial::{RedisAddress, RedisConnection, RedisLogin, Target, Tls};
 use crate::{
     config::{Config, Sentinels},
     observe::throttle::Throttle,
-    store::{errors::StoreError, words::Epoch},
+    store::{
+        errors::{StoreError, classify},
+        words::Epoch,
+    },
     tls::TlsMetrics,
 };
 

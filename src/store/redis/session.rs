@@ -13,16 +13,14 @@ use redis::{Cmd, FromRedisValue, RedisResult, aio::MultiplexedConnection};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
-    classify::{DETACHED_TIMEOUT, classify},
-    dial::{RedisConnection, Target},
+    dial::{self, ClusterReplies, RedisConnection, Target},
     sentinel::Term,
     server_info::{ServerInfo, SlotClaim},
-    temp_connection::{self, ClusterReplies},
 };
 use crate::{
     clock,
     store::{
-        errors::{Redirect, StoreError},
+        errors::{DETACHED_TIMEOUT, Redirect, StoreError, classify},
         words::{CredentialKey, Epoch, Seen, StoredValue, unix_ms},
     },
 };
@@ -259,12 +257,12 @@ impl Session {
 
     /// The node's view of the cluster.
     pub(super) async fn cluster_replies(&self) -> Result<ClusterReplies, StoreError> {
-        temp_connection::cluster_replies(self.connection.requests.clone()).await
+        dial::cluster_replies(self.connection.requests.clone()).await
     }
 
     /// Runs one command on a key in a slot that is migrating to this node.
     pub(super) async fn asking<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
-        temp_connection::asking(self.connection.requests.clone(), command).await
+        dial::asking(self.connection.requests.clone(), command).await
     }
 
     /// Runs one command.

@@ -24,28 +24,24 @@ use redis::{Cmd, FromRedisValue};
 use tokio::{runtime::Handle, task::JoinHandle};
 
 use super::{
-    classify::DETACHED_TIMEOUT,
-    connect::connect_once,
-    context::StoreContext,
+    dial::ClusterReplies,
     master_source::MasterSource,
     server_info::SlotClaim,
     session::Session,
-    state::{SessionHandle, ShardState},
-    supervisor::supervise,
-    temp_connection::ClusterReplies,
+    state::{SessionHandle, ShardState, StoreContext},
+    supervisor::{connect_once, supervise},
 };
 use crate::{
     mutants::{self, Mutant},
     store::{
         barrier::{BarrierDown, BarrierWait},
-        budget::Budget,
-        errors::StoreError,
-        key_state::KeyState,
-        lease::{Grant, Lease, LeaseGuard},
+        errors::{Budget, DETACHED_TIMEOUT, StoreError},
         near::Watcher,
-        receipt::KeyReceipt,
         slots::{OwnedSlots, SlotSet},
-        words::{Fill, Key, Replacement, Seen, StoredValue, Token},
+        words::{
+            Fill, Grant, Key, KeyState, Lease, LeaseGuard, Replacement, Seen, StoredValue, Token,
+        },
+        write::KeyReceipt,
     },
 };
 

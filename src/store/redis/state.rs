@@ -1,28 +1,98 @@
-//! State of one server, shared by its supervisor and the users of the store.
+//! What all servers of one store share, and the state of one server: its session, and what the
+//! tracking connection updates.
 
 use std::{
+    fmt,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
+use redis::Value;
 use tokio::{sync::Notify, time::Instant};
+use tokio_util::task::TaskTracker;
 
 use super::{
-    context::StoreContext,
     master_source::MasterSource,
     recently_confirmed::RecentlyConfirmed,
     session::{Session, SessionEffect, credential_key_name},
-    tracking::tracking_state::TrackingState,
 };
 use crate::{
-    observe::throttle::Throttle,
+    config::{self, NearTracking},
+    mutants::{self, Mutant},
+    observe::{
+        events::{EventKind, Events},
+        throttle::Throttle,
+    },
     store::{
+        barrier::{Barrier, BarrierDown},
         errors::StoreError,
+        metrics::{StoreMetrics, TrackingMetrics},
         near::Watcher,
+        retry_queue::{RetryQueue, open_queue},
+        sidecar_record::SidecarRecords,
         slots::{OwnedSlots, SlotSet},
-        words::{Key, Token},
+        words::{CredentialKey, Key, Token},
     },
 };
+
+/// State of the process, and not of one server.
+pub(in crate::store) struct StoreContext {
+    pub(super) config: config::StoreConfig,
+    pub(super) tracking: config::NearTracking,
+    /// Derived from the configured secret, or else the key that the store keeps for all sidecars.
+    credential_key: RwLock<CredentialKey>,
+    pub(super) has_secret: bool,
+    pub(in crate::store) retry_queue: Arc<RetryQueue>,
+    /// What is recorded for other sidecars.
+    pub(in crate::store) records: SidecarRecords,
+    pub(super) watcher: Option<Arc<dyn Watcher>>,
+    /// Notified when a server becomes trusted or tracked, and when it stops being so.
+    pub(super) status_changed: Notify,
+    /// Tasks that finish even if nothing waits for them.
+    pub(super) tasks: TaskTracker,
+    pub(super) metrics: Arc<StoreMetrics>,
+    pub(super) events: Arc<Events>,
+}
+
+impl fmt::Debug for StoreContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreContext").field("watcher", &self.watcher).finish_non_exhaustive()
+    }
+}
+
+impl StoreContext {
+    /// Opens the retry queue, too.
+    pub(super) fn new(
+        config: &config::Config,
+        metrics: Arc<StoreMetrics>,
+        events: Arc<Events>,
+        tasks: TaskTracker,
+        watcher: Option<Arc<dyn Watcher>>,
+    ) -> Result<Self, StoreError> {
+        let secret = config.credentials.secret.as_ref();
+        Ok(Self {
+            config: config.store.clone(),
+            tracking: config.near.tracking,
+            credential_key: RwLock::new(CredentialKey::initial(secret)),
+            has_secret: secret.is_some(),
+            retry_queue: open_queue(config, Arc::clone(&metrics))?,
+            records: SidecarRecords::new(config),
+            watcher,
+            status_changed: Notify::new(),
+            tasks,
+            metrics,
+            events,
+        })
+    }
+
+    pub(in crate::store) fn credential_key(&self) -> CredentialKey {
+        self.credential_key.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_credential_key(&self, key: CredentialKey) {
+        *self.credential_key.write().unwrap_or_else(PoisonError::into_inner) = key;
+    }
+}
 
 /// A session that is used by several tasks.
 pub(super) type SessionHandle = Arc<Session>;
@@ -165,6 +235,107 @@ impl ShardState {
         }
         if session.judge(result) == SessionEffect::End {
             self.failed.notify_one();
+        }
+    }
+}
+
+/// The read barrier, the watcher of changes, and the tracking settings.
+#[derive(Clone, Debug)]
+pub(in crate::store::redis) struct TrackingState {
+    pub(in crate::store::redis) barrier: Arc<Barrier>,
+    pub(super) watcher: Arc<dyn Watcher>,
+    context: Arc<StoreContext>,
+    /// How long an answer to a `PING` may take before waiting requests ask Redis instead.
+    pub(super) patience: Duration,
+    /// Origin of the times given to the barrier.
+    origin: Instant,
+}
+
+impl TrackingState {
+    /// The budget covers two rounds, because a request may wait for the round in flight and for its
+    /// own.
+    pub(in crate::store::redis) fn new(
+        watcher: Arc<dyn Watcher>,
+        context: Arc<StoreContext>,
+    ) -> Self {
+        let patience = context.config.budget / 2;
+        Self { barrier: Arc::default(), watcher, context, patience, origin: Instant::now() }
+    }
+
+    pub(super) fn metrics(&self) -> &TrackingMetrics {
+        &self.context.metrics.tracking
+    }
+
+    /// Makes sure that changes of a key will be reported. With broadcast tracking, changes of all
+    /// keys are.
+    pub(in crate::store::redis) async fn follow(&self, key: &Key) -> Result<(), BarrierDown> {
+        if self.context.tracking == NearTracking::Broadcast || mutants::is(Mutant::NearUntracked) {
+            return if self.barrier.is_up() { Ok(()) } else { Err(BarrierDown) };
+        }
+        self.barrier.carry(key).await
+    }
+
+    /// Whether every change older than `staleness` is known here already.
+    pub(in crate::store::redis) fn is_fresh(&self, staleness: Duration) -> bool {
+        if staleness.is_zero() {
+            return false;
+        }
+        let Some(fresh_at_us) = self.barrier.fresh_at_us() else { return false };
+        let age_us = self.since_origin_us(Instant::now()).saturating_sub(fresh_at_us);
+        let age = Duration::from_micros(age_us);
+        if age > staleness / 2 {
+            // Early enough for later requests.
+            self.barrier.nudge();
+        }
+        age < staleness
+    }
+
+    /// Counts a request that is about to wait for the barrier.
+    pub(in crate::store::redis) fn count_wait(&self) {
+        self.metrics().waits.inc();
+    }
+
+    /// A time in the form that [`Barrier::answered`] takes.
+    pub(super) fn since_origin_us(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.origin).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn raise(&self) {
+        self.barrier.mark_up();
+        self.context.status_changed.notify_one();
+    }
+
+    pub(super) fn lower(&self) {
+        self.barrier.mark_down();
+        self.context.status_changed.notify_one();
+    }
+
+    pub(super) fn flush(&self) {
+        if !mutants::is(Mutant::NearWithoutFlush) {
+            self.watcher.flush();
+        }
+    }
+}
+
+/// Evicts the names of one invalidation message: a list of names, or nil for all (FLUSHALL,
+/// FLUSHDB).
+pub(super) fn evict(tracked: &TrackingState, data: &[Value]) {
+    let (watcher, events) = (&tracked.watcher, &tracked.context.events);
+    let [Value::Array(names)] = data else {
+        watcher.flush();
+        events.publish_global(EventKind::Flushed, "", None);
+        return;
+    };
+    for name in names {
+        tracked.metrics().news.inc();
+        let Value::BulkString(name) = name else {
+            watcher.flush();
+            continue;
+        };
+        watcher.evict(name);
+        // Our keys are text, so any other name under the prefix is not ours.
+        if let Ok(name) = std::str::from_utf8(name) {
+            events.record_change(name);
         }
     }
 }

@@ -23,10 +23,7 @@
 //! If a server refuses tracking (an ACL without `CLIENT TRACKING`), only the near layer is lost:
 //! hits then ask Redis.
 
-pub(in crate::store) mod metrics;
-pub(super) mod question;
-pub(super) mod tracking_state;
-mod wire;
+pub(super) mod wire;
 
 use std::{convert::Infallible, future, pin::pin, time::Duration};
 
@@ -38,20 +35,18 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use self::{
-    question::{Question, no_answer},
-    tracking_state::{TrackingState, evict},
-    wire::Wire,
-};
+use self::wire::{Question, Wire, no_answer};
 use super::{
-    classify::{BACKOFF, DETACHED_TIMEOUT},
     server_info::ServerInfo,
     session::Session,
-    state::ShardState,
+    state::{ShardState, TrackingState, evict},
 };
 use crate::{
     config::NearTracking,
-    store::{errors::StoreError, words::Key},
+    store::{
+        errors::{BACKOFF, DETACHED_TIMEOUT, StoreError},
+        words::Key,
+    },
 };
 
 /// Time without an answer after which the connection is given up.

@@ -15,7 +15,7 @@ use std::{
 
 use redis::Value;
 
-use crate::store::{node_address::NodeAddress, redis::server_info::text_field, slots::SLOTS};
+use crate::store::{errors::NodeAddress, redis::server_info::text_field, slots::SLOTS};
 
 /// Maximum number of nodes that are remembered, to be asked.
 const MAX_NODES: usize = 2_000;

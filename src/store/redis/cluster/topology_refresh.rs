@@ -1,4 +1,4 @@
-//! Plan refresh: which nodes are asked, how often, and which answers are used.
+//! Topology refresh: which nodes are asked, how often, and which answers are used.
 //!
 //! A refresh is due once a second, and at once when a node redirected us or a master was lost. A
 //! few nodes are asked at a time: masters that we are connected to, and others. All our masters may
@@ -8,6 +8,8 @@
 //! background, so that no refresh waits for a node that is gone. Nodes that have heard of fewer
 //! epochs than we have are behind, and are not believed unless there has been no other answer for a
 //! long time.
+//!
+//! `jobcache check` asks the seeds once.
 
 use std::{
     collections::BTreeSet,
@@ -24,8 +26,20 @@ use super::{
     Cluster,
     plan::{NodeView, Plan},
 };
-use crate::store::{
-    errors::StoreError, node_address::NodeAddress, redis::temp_connection::ClusterReplies,
+use crate::{
+    clock, config,
+    observe::metrics::Registry,
+    store::{
+        errors::{DETACHED_TIMEOUT, NodeAddress, StoreError},
+        redis::{
+            dial::{ClusterReplies, Target, TempConnection},
+            shared_keys::live_records,
+        },
+        sidecar_record::{RecordMismatch, SidecarRecord},
+        slots::slot_of,
+        words::unix_ms,
+    },
+    tls::TlsMetrics,
 };
 
 /// Between two refreshes without a request.
@@ -194,4 +208,54 @@ impl Cluster {
         let map = self.slot_map.read();
         map.unowned() > 0 || map.shards.iter().any(|shard| !shard.is_up())
     }
+}
+
+/// Asks the seeds for the masters, one after the other. Does not check whether the masters answer,
+/// but reads the records of other sidecars where they do.
+pub(in crate::store) async fn probe_seeds(
+    seeds: &config::ClusterSeeds,
+    config: &config::Config,
+) -> Result<Vec<RecordMismatch>, StoreError> {
+    let target = Target::from_seeds(seeds, config, &TlsMetrics::shared(&mut Registry::default()))?;
+    let mut last_error = StoreError::Down;
+    for (host, port) in &seeds.hosts {
+        let replies =
+            async { TempConnection::open(&target.at(host, *port)).await?.cluster_replies().await };
+        let address = NodeAddress { host: (&**host).into(), port: *port };
+        match replies.await {
+            Ok((slots, nodes, info)) => match NodeView::parse(&address, &slots, &nodes, &info) {
+                Some(view) => return Ok(mismatches(config, &target, &view).await),
+                None => {
+                    last_error =
+                        StoreError::Refused("its replies do not describe a cluster".into());
+                }
+            },
+            Err(error) => last_error = error,
+        }
+    }
+    Err(last_error)
+}
+
+/// Compares the records of other sidecars with ours; none if they cannot be read.
+async fn mismatches(
+    config: &config::Config,
+    target: &Target,
+    view: &NodeView,
+) -> Vec<RecordMismatch> {
+    let prefix = &config.store.prefix;
+    let read = live_records(prefix, unix_ms(clock::now()));
+    let topology = Plan::of(std::slice::from_ref(view));
+    let slot = usize::from(slot_of(prefix.as_bytes()));
+    let owner = topology.owners.get(slot).copied().flatten();
+    let Some(master) = owner.and_then(|index| topology.masters.get(usize::from(index))) else {
+        return Vec::new();
+    };
+    let records = async {
+        let owner = target.at(&master.address.host, master.address.port);
+        TempConnection::open(&owner).await?.asking::<Vec<String>>(&read).await
+    };
+    let records = timeout(DETACHED_TIMEOUT, records).await;
+    let ours = SidecarRecord::of(config);
+    let records = records.ok().and_then(Result::ok).unwrap_or_default();
+    records.iter().filter_map(|record| ours.mismatch(record)).collect()
 }

@@ -11,12 +11,12 @@ use super::{Membership, Session};
 use crate::{
     mutants,
     store::{
-        errors::StoreError,
-        key_state::{KeyState, LeaseState},
-        lease::{Grant, Lease, LeaseGuard},
-        receipt::{KeyReceipt, RemovedEntry},
-        redis::classify::DETACHED_TIMEOUT,
-        words::{Fill, Key, Replacement, Seen, StoredValue, Token, millis},
+        errors::{DETACHED_TIMEOUT, StoreError},
+        words::{
+            Fill, Grant, Key, KeyState, Lease, LeaseGuard, LeaseState, Replacement, Seen,
+            StoredValue, Token, millis,
+        },
+        write::{KeyReceipt, RemovedEntry},
     },
 };
 

@@ -1,14 +1,24 @@
-//! Keeps what sidecars record for each other in the server: the configuration, and the mark of the
-//! epoch.
+//! The keys that sidecars share, apart from those of jobs: their configurations, and the mark of the
+//! epoch, which tells for how long nothing is a hit in a new one.
+//!
+//! After a restart or failover every sidecar has to connect, and to repeat the invalidations that the
+//! server has not confirmed, before the first hit. `store.reconnect_grace` is the time for that. It
+//! counts from the first sidecar that connects, by the server's clock: that sidecar sets a mark with
+//! the new epoch (`lua/epoch.lua`).
+//!
+//! If the mark can be neither read nor set, the whole grace is waited for.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::LazyLock, time::Duration};
 
-use redis::Cmd;
-use tokio::time::{sleep, timeout};
-use tracing::debug;
+use redis::{Cmd, Script, aio::MultiplexedConnection};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info};
 
-use super::{classify::DETACHED_TIMEOUT, grace::epoch_mark, session::Session, state::ShardState};
-use crate::store::{errors::StoreError, words::millis};
+use super::{server_info::ServerInfo, session::Session, state::ShardState};
+use crate::store::{
+    errors::{DETACHED_TIMEOUT, StoreError, classify},
+    words::{Epoch, millis},
+};
 
 /// Interval between two renewals of a record.
 const RENEW_EVERY: Duration = Duration::from_secs(10);
@@ -84,4 +94,47 @@ pub(super) fn live_records(prefix: &str, now_ms: i64) -> Cmd {
 
 fn name(prefix: &str) -> String {
     format!("{{{prefix}}}:sidecars")
+}
+
+/// `uptime_in_seconds` is rounded, by this much at most.
+const UPTIME_ERROR_SECS: u64 = 1;
+
+static EPOCH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../lua/epoch.lua")));
+
+/// Returns when the grace of this epoch is over; `None` if that is now.
+pub(super) async fn grace_end(
+    shard: &ShardState,
+    connection: &mut MultiplexedConnection,
+    info: &ServerInfo,
+    epoch: &Epoch,
+) -> Option<Instant> {
+    let name = epoch_mark(shard)?;
+    let grace = shard.context.config.reconnect_grace;
+    let is_new = info.uptime_secs() <= grace.as_secs() + 1 + UPTIME_ERROR_SECS;
+    let mut script = EPOCH.key(name);
+    script.arg(shard.source.marked_epoch(epoch)).arg(if is_new { "new" } else { "old" });
+    let known = timeout(DETACHED_TIMEOUT, script.invoke_async::<i64>(connection)).await;
+    let known_ms = match known {
+        Ok(Ok(known_ms)) => u64::try_from(known_ms).unwrap_or(0),
+        Ok(Err(error)) => {
+            debug!(error = %classify(&error), "cannot note the epoch of the store");
+            0
+        }
+        Err(_) => 0,
+    };
+    let left = grace.checked_sub(Duration::from_millis(known_ms))?;
+    (!left.is_zero()).then(|| {
+        info!(
+            left_ms = millis(left),
+            "the store is in a new epoch; no hits until it is known everywhere"
+        );
+        // The reply took some time, so this is later than by the server's clock.
+        Instant::now() + left
+    })
+}
+
+/// The name of the mark, in a slot of this server; `None` if it has no slot, or none is needed.
+pub(super) fn epoch_mark(shard: &ShardState) -> Option<String> {
+    let config = &shard.context.config;
+    (!config.reconnect_grace.is_zero()).then(|| shard.source.epoch_mark(&config.prefix))?
 }
