@@ -4,7 +4,7 @@ use std::{fmt, future::Future, time::Duration};
 
 use futures_util::future::join_all;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
-use tokio::time::Instant;
+use tokio::time::{Instant, error::Elapsed};
 
 /// A cluster node's refusal of a command for a slot that it does not serve alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,11 +31,8 @@ impl Redirect {
     }
 }
 
-impl fmt::Display for Redirect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+/// The result of an operation of the store.
+pub(super) type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 /// Why the store gave no answer. None of these reaches a client.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +69,7 @@ pub enum StoreError {
     #[error("the store refused: {0}")]
     Refused(String),
     /// A cluster node does not serve the slot of the key.
-    #[error("the cluster node answered {0}")]
+    #[error("the cluster node answered {}", .0.as_str())]
     Redirected(Redirect),
     /// The journal of unconfirmed invalidations cannot be opened.
     #[error("cannot open the journal {}: {source}", path.display())]
@@ -111,8 +108,12 @@ pub struct NodeAddress {
 }
 
 impl NodeAddress {
+    pub(super) fn new(host: &str, port: u16) -> Self {
+        Self { host: host.into(), port }
+    }
+
     /// Parses `host:port` as in a redirection, where an IPv6 address has no brackets.
-    pub(in crate::store) fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
         Some(Self { host: host.into(), port: port.parse().ok()? })
@@ -195,32 +196,46 @@ pub(super) const BACKOFF: (Duration, Duration) =
 const NON_LOCAL: &str = "non local key";
 
 /// Classifies errors by how they are handled: `Lost` ends the session, `Refused` does not.
-pub(super) fn classify(error: &RedisError) -> StoreError {
-    match error.kind() {
-        // The `redis` crate has no kind for BUSY: a script has been running for too long, and the
-        // server answers no commands.
-        _ if error.code() == Some("BUSY") => StoreError::Timeout,
-        ErrorKind::Server(
-            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading,
-        ) => StoreError::Unusable(error.to_string()),
-        ErrorKind::Server(ServerErrorKind::Moved) => StoreError::Redirected(Redirect::Moved),
-        ErrorKind::Server(ServerErrorKind::Ask) => {
-            let to = error.redirect_node().and_then(|(to, _)| NodeAddress::parse(to));
-            StoreError::Redirected(Redirect::Ask(to))
+impl From<RedisError> for StoreError {
+    fn from(error: RedisError) -> Self {
+        match error.kind() {
+            // The `redis` crate has no kind for BUSY: a script has been running for too long, and the
+            // server answers no commands.
+            _ if error.code() == Some("BUSY") => StoreError::Timeout,
+            ErrorKind::Server(
+                ServerErrorKind::ReadOnly
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::BusyLoading,
+            ) => StoreError::Unusable(error.to_string()),
+            ErrorKind::Server(ServerErrorKind::Moved) => StoreError::Redirected(Redirect::Moved),
+            ErrorKind::Server(ServerErrorKind::Ask) => {
+                let to = error.redirect_node().and_then(|(to, _)| NodeAddress::parse(to));
+                StoreError::Redirected(Redirect::Ask(to))
+            }
+            ErrorKind::Server(ServerErrorKind::TryAgain) => {
+                StoreError::Redirected(Redirect::TryAgain)
+            }
+            ErrorKind::Server(ServerErrorKind::ClusterDown) => {
+                StoreError::Redirected(Redirect::Down)
+            }
+            // A script in a migrating slot has deleted a key and then accesses it.
+            ErrorKind::Server(_) if error.to_string().contains(NON_LOCAL) => {
+                StoreError::Redirected(Redirect::TryAgain)
+            }
+            // The last two are replies that cannot be decoded. If the stream itself is corrupt, the
+            // connection ends with it, and the next operation reports that.
+            ErrorKind::Server(_)
+            | ErrorKind::Extension
+            | ErrorKind::UnexpectedReturnType
+            | ErrorKind::Parse => StoreError::Refused(error.to_string()),
+            _ => StoreError::Lost(error.to_string()),
         }
-        ErrorKind::Server(ServerErrorKind::TryAgain) => StoreError::Redirected(Redirect::TryAgain),
-        ErrorKind::Server(ServerErrorKind::ClusterDown) => StoreError::Redirected(Redirect::Down),
-        // A script in a migrating slot has deleted a key and then accesses it.
-        ErrorKind::Server(_) if error.to_string().contains(NON_LOCAL) => {
-            StoreError::Redirected(Redirect::TryAgain)
-        }
-        // The last two are replies that cannot be decoded. If the stream itself is corrupt, the
-        // connection ends with it, and the next operation reports that.
-        ErrorKind::Server(_)
-        | ErrorKind::Extension
-        | ErrorKind::UnexpectedReturnType
-        | ErrorKind::Parse => StoreError::Refused(error.to_string()),
-        _ => StoreError::Lost(error.to_string()),
+    }
+}
+
+impl From<Elapsed> for StoreError {
+    fn from(_: Elapsed) -> Self {
+        Self::Timeout
     }
 }
 

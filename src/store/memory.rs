@@ -6,7 +6,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -14,11 +13,9 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    words::{
-        CredentialKey, Ended, Epoch, Fill, Grant, Key, KeyState, Lease, LeaseGuard, LeaseState,
-        MAX_PAIRS_OF_CREDENTIAL, Replacement, Seen, StoredValue, Token, millis, unix_ms,
-    },
-    write::{KeyReceipt, Purged, RemovedEntry},
+    CredentialKey, Ended, Epoch, Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState, Purged,
+    RemovedEntry, Replacement, Seen, StoredValue, Token,
+    words::{EntryChange, LeaseGuard, MAX_PAIRS_OF_CREDENTIAL, millis, unix_ms},
 };
 use crate::{clock, config};
 
@@ -32,18 +29,8 @@ pub struct Memory {
     lease: Duration,
     max_bytes: usize,
     epoch: Epoch,
-    credential_key: CredentialKey,
+    pub(super) credential_key: CredentialKey,
     slots: Arc<Mutex<MemorySlots>>,
-}
-
-impl fmt::Debug for Memory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let slots = self.slots();
-        f.debug_struct("Memory")
-            .field("keys", &slots.by_key.len())
-            .field("bytes", &slots.bytes)
-            .finish_non_exhaustive()
-    }
 }
 
 #[derive(Default)]
@@ -106,7 +93,7 @@ impl Memory {
         }
     }
 
-    pub(super) fn lease(&self, key: &Key, token: Token, refused: Option<&StoredValue>) -> Grant {
+    pub(super) fn lease(&self, key: &Key, token: &Token, refused: Option<&StoredValue>) -> Grant {
         let now = now_ms();
         let mut slots = self.slots();
         slots.sweep(now);
@@ -126,7 +113,7 @@ impl Memory {
         let expires_ms = now + millis(self.lease);
         slot.lease = Some(MemoryLease { token: token.clone(), granted_ms: now, expires_ms });
         let epoch = self.epoch.clone();
-        let key = key.clone();
+        let (key, token) = (key.clone(), token.clone());
         let slots = Arc::clone(&self.slots);
         let released = (key.clone(), token.clone());
         let hold = LeaseGuard::new(move || lock(&slots).release(&released.0, &released.1));
@@ -144,8 +131,7 @@ impl Memory {
         if expires_at_ms <= now {
             return Fill::Revoked;
         }
-        let meta = format!("{meta},\"expires_at_ms\":{expires_at_ms}}}").into();
-        let entry = StoredValue { body: copied(body), meta, expires_at_ms };
+        let entry = stored(body, meta, expires_at_ms);
         let bytes = size(&entry);
         slot.entry = Some(entry);
         slots.bytes += bytes;
@@ -153,36 +139,27 @@ impl Memory {
         Fill::Stored
     }
 
-    pub(super) fn admit(&self, key: &Key, seen: &Seen, caller: &str) -> Fill {
+    pub(super) fn change(&self, key: &Key, seen: &Seen, change: EntryChange<'_>) -> Fill {
         let now = now_ms();
         let mut slots = self.slots();
         let Some(entry) = slots.unchanged(key, seen, now) else { return Fill::Revoked };
-        let meta = admitted(&String::from_utf8_lossy(&entry.meta), caller, seen.now_ms);
         let before = size(entry);
-        entry.meta = meta.into();
+        match change {
+            EntryChange::Admit(caller) => {
+                let meta = String::from_utf8_lossy(&entry.meta);
+                entry.meta = admitted(&meta, caller, seen.now_ms).into();
+            }
+            EntryChange::Replace(Replacement { body, meta, expires_at_ms })
+                if expires_at_ms > now =>
+            {
+                *entry = stored(body, meta, expires_at_ms);
+            }
+            EntryChange::Replace(_) => return Fill::Revoked,
+        }
         let after = size(entry);
         slots.bytes = slots.bytes + after - before;
-        Fill::Stored
-    }
-
-    pub(super) fn replace(&self, key: &Key, seen: &Seen, new: Replacement<'_>) -> Fill {
-        let now = now_ms();
-        let expires_at_ms = new.expires_at_ms;
-        let mut slots = self.slots();
-        let Some(entry) = slots.unchanged(key, seen, now).filter(|_| expires_at_ms > now) else {
-            return Fill::Revoked;
-        };
-        let meta = format!("{},\"expires_at_ms\":{expires_at_ms}}}", new.meta).into();
-        let old =
-            std::mem::replace(entry, StoredValue { body: copied(new.body), meta, expires_at_ms });
-        let grown = size(entry);
-        slots.bytes = slots.bytes + grown - size(&old);
         slots.evict(self.max_bytes);
         Fill::Stored
-    }
-
-    pub(super) fn credential_key(&self) -> CredentialKey {
-        self.credential_key.clone()
     }
 
     pub(super) fn release(&self, lease: &Lease) {
@@ -334,10 +311,11 @@ impl MemorySlot {
     }
 }
 
-/// Copies a body: the bytes may be part of a much larger buffer, which is counted elsewhere for as
+/// Copies the body: the bytes may be part of a much larger buffer, which is counted elsewhere for as
 /// long as they live.
-fn copied(body: &Bytes) -> Bytes {
-    Bytes::copy_from_slice(body)
+fn stored(body: &Bytes, meta: &str, expires_at_ms: i64) -> StoredValue {
+    let meta = format!("{meta},\"expires_at_ms\":{expires_at_ms}}}").into();
+    StoredValue { body: Bytes::copy_from_slice(body), meta, expires_at_ms }
 }
 
 fn size(entry: &StoredValue) -> usize {

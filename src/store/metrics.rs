@@ -9,7 +9,7 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use super::errors::StoreError;
+use super::StoreError;
 use crate::{
     observe::{
         events::{EventKind, Events},
@@ -48,20 +48,11 @@ pub(crate) enum StoreOp {
 }
 
 impl StoreOp {
-    /// Every operation, in the order of declaration.
-    const ALL: [Self; 7] =
-        [Self::Read, Self::Lease, Self::Fill, Self::Admit, Self::Replace, Self::Begin, Self::End];
+    /// The names, in the order of declaration.
+    const NAMES: [&str; 7] = ["read", "lease", "fill", "admit", "replace", "begin", "end"];
 
     fn as_str(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Lease => "lease",
-            Self::Fill => "fill",
-            Self::Admit => "admit",
-            Self::Replace => "replace",
-            Self::Begin => "begin",
-            Self::End => "end",
-        }
+        Self::NAMES[self as usize]
     }
 }
 
@@ -85,7 +76,7 @@ pub(crate) struct StoreMetrics {
 /// Times and errors of store operations.
 pub(crate) struct OperationMetrics {
     /// The histograms of a family, looked up once.
-    seconds: [Histogram; StoreOp::ALL.len()],
+    seconds: [Histogram; StoreOp::NAMES.len()],
     errors: Counters<2>,
     pub(crate) recent: Arc<RecentTimes>,
 }
@@ -128,9 +119,9 @@ impl OperationMetrics {
         let seconds = Family::new_with_constructor(new);
         let seconds =
             r.add_with_unit("store_operation", "Time of store operations", Unit::Seconds, seconds);
-        let errors = StoreOp::ALL.map(|op| ERRORS.map(|error| [op.as_str(), error]));
+        let errors = StoreOp::NAMES.map(|op| ERRORS.map(|error| [op, error]));
         Self {
-            seconds: StoreOp::ALL.map(|op| seconds.get_or_create_owned(&[("op", op.as_str())])),
+            seconds: StoreOp::NAMES.map(|op| seconds.get_or_create_owned(&[("op", op)])),
             errors: r.counters(
                 "store_errors",
                 "Failed store operations, by error",
@@ -143,7 +134,6 @@ impl OperationMetrics {
 
     /// Counts an operation, its time and its error.
     pub(super) fn record<T>(&self, op: StoreOp, result: &Result<T, StoreError>, took: Duration) {
-        // `ALL` is in the order of declaration.
         self.seconds[op as usize].observe(took.as_secs_f64());
         if let Err(error) = result {
             self.errors.inc([op.as_str(), error.as_str()]);
@@ -257,7 +247,7 @@ pub(crate) struct TrackingMetrics {
 }
 
 impl TrackingMetrics {
-    pub(in crate::store) fn register(r: &mut Registry) -> Self {
+    pub(crate) fn register(r: &mut Registry) -> Self {
         Self {
             rounds: r
                 .counter("barrier_rounds", "Rounds of the read barrier, each a PING and its reply"),
@@ -283,13 +273,13 @@ pub(crate) struct ClusterMetrics {
     down: Gauge,
     /// Slots that no master owns.
     unowned: Gauge,
-    pub(in crate::store) redirections: Counters<1>,
+    pub(crate) redirections: Counters<1>,
     /// Times that the slot map was refreshed.
     pub(super) refreshes: Counter,
 }
 
 impl ClusterMetrics {
-    pub(in crate::store) fn register(r: &mut Registry) -> Self {
+    pub(crate) fn register(r: &mut Registry) -> Self {
         let shards = r.add(
             "store_shards",
             "Masters of the Redis Cluster by whether they are trusted",
@@ -315,7 +305,7 @@ impl ClusterMetrics {
     }
 
     /// Sets the numbers of trusted masters, of other masters, and of slots without a master.
-    pub(in crate::store) fn set_shards(&self, up: usize, down: usize, unowned: usize) {
+    pub(crate) fn set_shards(&self, up: usize, down: usize, unowned: usize) {
         let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
         self.up.set(number(up));
         self.down.set(number(down));
@@ -331,7 +321,15 @@ mod tests {
     fn an_operation_is_timed_under_its_own_name() {
         let mut registry = Registry::default();
         let operations = OperationMetrics::register(&mut registry);
-        for op in StoreOp::ALL {
+        for op in [
+            StoreOp::Read,
+            StoreOp::Lease,
+            StoreOp::Fill,
+            StoreOp::Admit,
+            StoreOp::Replace,
+            StoreOp::Begin,
+            StoreOp::End,
+        ] {
             operations.record::<()>(op, &Err(StoreError::Timeout), Duration::ZERO);
             let text = registry.exposition();
             let name = op.as_str();

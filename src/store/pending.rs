@@ -8,27 +8,26 @@ mod inner;
 pub(super) use self::inner::{PendingItem, PurgeAllTask};
 
 use std::{
-    fmt, io,
+    io,
     path::{Path, PathBuf},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use tokio::time::Instant;
-use tracing::{info, warn};
 
-use self::inner::{Due, Inner, PendingSlots};
+use self::inner::{Due, Inner};
 use super::{
+    Key, Token,
     journal::{
         Durability, Journal, OpenedJournal,
         records::{JournalOwner, LiveRecords, Record},
-        siblings::{EndedJournal, SiblingState, Siblings},
+        siblings::{SiblingState, Siblings},
     },
     slots::{SlotSet, slot_of_key},
-    words::{Key, Token},
 };
 
 /// The set of keys with an unconfirmed invalidation.
@@ -38,20 +37,22 @@ use super::{
 /// as well.
 pub struct PendingSet {
     limit: usize,
-    journal: Option<Journal>,
+    journal: Option<Arc<Journal>>,
     /// Number of keys, plus one while whole slots are pending, plus the parts of siblings. Lets a
     /// reader pass without the lock.
     size: AtomicUsize,
     inner: Mutex<Inner>,
 }
 
-impl fmt::Debug for PendingSet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PendingSet")
-            .field("limit", &self.limit)
-            .field("size", &self.size)
-            .finish_non_exhaustive()
-    }
+/// The journal of this process, for operators.
+#[derive(Clone, Debug)]
+pub struct JournalStatus {
+    /// The file that this process writes.
+    pub path: PathBuf,
+    /// Number of other processes with unconfirmed invalidations.
+    pub siblings: usize,
+    /// Number of their invalidations, where all of some slots count as one.
+    pub sibling_invalidations: usize,
 }
 
 /// The outcome of an addition.
@@ -83,30 +84,8 @@ impl PendingSet {
     }
 
     fn restore(&self, records: Vec<Record>) {
-        for record in records {
-            match record {
-                Record::Added { key, write, linger_ms } => {
-                    let key = Key(key.into());
-                    let write = Token(write.into());
-                    let linger = Duration::from_millis(linger_ms);
-                    self.update(|inner| self.insert(inner, &key, &write, linger));
-                }
-                Record::Confirmed { key } => self.update(|inner| {
-                    inner.remove(&Key(key.into()));
-                }),
-                Record::AllAdded => self.update(|inner| inner.insert_slots(&SlotSet::ALL)),
-                Record::SlotsAdded { ranges } => {
-                    // Unreadable ranges may have named any slot.
-                    let slots = SlotSet::from_ranges(&ranges).unwrap_or(SlotSet::ALL);
-                    self.update(|inner| inner.insert_slots(&slots));
-                }
-                Record::AllConfirmed => self.update(|inner| inner.slots = PendingSlots::default()),
-                Record::SlotsConfirmed { ranges } => {
-                    let slots = SlotSet::from_ranges(&ranges).unwrap_or(SlotSet::NONE);
-                    self.update(|inner| inner.slots.confirm(&slots, inner.additions));
-                }
-            }
-        }
+        let live = LiveRecords::replay(records);
+        self.update(|inner| self.insert_live(inner, &live));
     }
 
     /// Returns whether this key must be bypassed.
@@ -136,29 +115,13 @@ impl PendingSet {
     /// Remembers the unconfirmed invalidation of some keys by one write. With a journal it returns
     /// when the records are on the disk, or the disk has failed or takes too long.
     pub async fn add(&self, keys: &[&Key], write: &Token, linger: Duration) -> Added {
-        let (added, queued) = self.update(|inner| {
-            let mut overflowed = SlotSet::NONE;
-            for key in keys {
-                if self.insert(inner, key, write, linger) == Added::Overflow {
-                    overflowed.insert(slot_of_key(key));
-                }
-            }
-            let records: Vec<_> = keys
-                .iter()
-                .map(|key| {
-                    let linger = inner.keys.get(*key).map_or(linger, |item| item.linger);
-                    Record::added(key.main(), write.as_str(), linger)
-                })
-                .collect();
-            let slots = (!overflowed.is_empty()).then(|| Record::slots_added(&overflowed));
-            let added = if overflowed.is_empty() { Added::Keys } else { Added::Overflow };
-            (
-                added,
-                self.write_journal(inner, records.into_iter().chain(slots), Durability::Awaited),
-            )
+        let (overflowed, queued) = self.update(|inner| {
+            let keys = keys.iter().map(|key| (*key, write, linger));
+            let (records, overflowed) = self.insert_all(inner, keys);
+            (overflowed, self.write_journal(inner, records, Durability::Awaited))
         });
         self.synced(queued).await;
-        added
+        if overflowed.is_empty() { Added::Keys } else { Added::Overflow }
     }
 
     /// Makes every key pending; returns what a purge of all has to confirm.
@@ -177,22 +140,56 @@ impl PendingSet {
         PurgeAllTask { slots, addition }
     }
 
-    fn insert(&self, inner: &mut Inner, key: &Key, write: &Token, linger: Duration) -> Added {
+    /// Adds keys. Returns their records, and the slots of the keys that found no room.
+    fn insert_all<'k>(
+        &self,
+        inner: &mut Inner,
+        keys: impl Iterator<Item = (&'k Key, &'k Token, Duration)>,
+    ) -> (Vec<Record>, SlotSet) {
+        let mut records = Vec::new();
+        let mut overflowed = SlotSet::NONE;
+        for (key, write, linger) in keys {
+            match self.insert(inner, key, write, linger) {
+                Some(linger) => records.push(Record::added(key.main(), write.as_str(), linger)),
+                None => overflowed.insert(slot_of_key(key)),
+            }
+        }
+        if !overflowed.is_empty() {
+            records.push(Record::slots_added(&overflowed));
+        }
+        (records, overflowed)
+    }
+
+    /// Adds a key, and returns its linger. If there is no room, its slot becomes pending.
+    fn insert(
+        &self,
+        inner: &mut Inner,
+        key: &Key,
+        write: &Token,
+        linger: Duration,
+    ) -> Option<Duration> {
         inner.additions += 1;
         let addition = inner.additions;
         if inner.keys.len() >= self.limit && !inner.keys.contains_key(key) {
             inner.slots.overflow(slot_of_key(key), addition);
-            return Added::Overflow;
+            return None;
         }
         let linger_of_others = inner.remove(key).map_or(Duration::ZERO, |item| item.others(write));
-        inner.put(PendingItem {
-            key: key.clone(),
-            write: write.clone(),
-            linger: linger.max(linger_of_others),
-            linger_of_others,
-            due: Due::now(addition),
-        });
-        Added::Keys
+        let linger = linger.max(linger_of_others);
+        let (key, write, due) = (key.clone(), write.clone(), Due::now(addition));
+        inner.put(PendingItem { key, write, linger, linger_of_others, due });
+        Some(linger)
+    }
+
+    /// Adds everything of another journal, and returns its records.
+    fn insert_live(&self, inner: &mut Inner, live: &LiveRecords) -> Vec<Record> {
+        let keys = live.keys.iter().map(|(key, (write, linger))| (key, write, *linger));
+        let (mut records, _) = self.insert_all(inner, keys);
+        if !live.slots.is_empty() {
+            inner.insert_slots(&live.slots);
+            records.push(Record::slots_added(&live.slots));
+        }
+        records
     }
 
     /// Applies the linger of an end of a write to its earlier ends that are still pending. A longer
@@ -254,8 +251,8 @@ impl PendingSet {
     }
 
     /// Repeats a purge of all later: it could not be confirmed, or not in every slot.
-    pub(super) fn postpone_purge_all(&self, sweep: &PurgeAllTask) {
-        self.lock().slots.postpone(sweep);
+    pub(super) fn postpone_purge_all(&self, task: &PurgeAllTask) {
+        self.lock().slots.postpone(task);
     }
 
     /// Removes this item, which the store has confirmed. It stays if it was added again in the
@@ -276,9 +273,9 @@ impl PendingSet {
 
     /// Removes these slots, in which a purge of all has been confirmed. Slots that were added again
     /// after it began stay.
-    pub(super) fn confirm_slots(&self, slots: &SlotSet, sweep: &PurgeAllTask) {
+    pub(super) fn confirm_slots(&self, slots: &SlotSet, task: &PurgeAllTask) {
         self.update(|inner| {
-            let confirmed = inner.slots.confirm(slots, sweep.addition);
+            let confirmed = inner.slots.confirm(slots, task.addition);
             if confirmed.is_empty() {
                 return;
             }
@@ -332,22 +329,9 @@ impl PendingSet {
         // No code that holds the lock panics half-way through a change.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// The journal of this process, for operators.
-#[derive(Clone, Debug)]
-pub struct JournalStatus {
-    /// The file that this process writes.
-    pub path: PathBuf,
-    /// Number of other processes with unconfirmed invalidations.
-    pub siblings: usize,
-    /// Number of their invalidations, where all of some slots count as one.
-    pub sibling_invalidations: usize,
-}
-
-impl PendingSet {
     /// Returns the state of the journal, if there is one.
-    pub(in crate::store) fn journal_status(&self) -> Option<JournalStatus> {
+    pub(crate) fn journal_status(&self) -> Option<JournalStatus> {
         let path = self.journal.as_ref()?.path().to_owned();
         let inner = self.lock();
         let count = |live: &LiveRecords| live.keys.len() + usize::from(!live.slots.is_empty());
@@ -356,7 +340,7 @@ impl PendingSet {
     }
 
     /// Bypasses what the siblings have not confirmed by a scan of them, whether they live or not.
-    pub(in crate::store) fn bypass_siblings(&self, scan: Vec<(usize, SiblingState)>) {
+    pub(crate) fn bypass_siblings(&self, scan: Vec<(usize, SiblingState)>) {
         self.update(|inner| {
             // This scan has found them wherever they are now.
             inner.leaving.clear();
@@ -374,7 +358,7 @@ impl PendingSet {
 
     /// Takes over what a process has left that has ended. Its file may be emptied once this returns
     /// true: the records are on the disk here. Until then they are in this process only.
-    pub(in crate::store) async fn adopt(&self, number: usize, live: LiveRecords) -> bool {
+    pub(crate) async fn adopt(&self, number: usize, live: LiveRecords) -> bool {
         if live.is_empty() {
             self.update(|inner| inner.set_sibling(number, None));
             return true;
@@ -382,60 +366,20 @@ impl PendingSet {
         let queued = self.update(|inner| {
             // Under one lock, so that no reader finds the keys neither there nor here.
             inner.set_sibling(number, None);
-            let records = self.insert_all(inner, live);
+            let records = self.insert_live(inner, &live);
             self.write_journal(inner, records, Durability::Awaited)
         });
         self.synced(queued).await
     }
 
-    fn insert_all(&self, inner: &mut Inner, live: LiveRecords) -> Vec<Record> {
-        let mut slots = SlotSet::NONE;
-        let mut records = Vec::with_capacity(live.keys.len() + 1);
-        for (key, (write, linger)) in live.keys {
-            if self.insert(inner, &key, &write, linger) == Added::Overflow {
-                slots.insert(slot_of_key(&key));
-            }
-            records.push(Record::added(key.main(), write.as_str(), linger));
-        }
-        if !live.slots.is_empty() {
-            inner.insert_slots(&live.slots);
-            slots.insert_all(&live.slots);
-        }
-        if !slots.is_empty() {
-            records.push(Record::slots_added(&slots));
-        }
-        records
-    }
-
     /// Writes everything that is pending to the journal again. Returns whether it is on the disk.
-    pub(in crate::store) async fn persist(&self) -> bool {
+    pub(crate) async fn persist(&self) -> bool {
         let queued = self.update(|inner| {
             let journal = self.journal.as_ref()?;
             Some(journal.rewrite(inner.records(), Durability::Awaited))
         });
         self.synced(queued).await
     }
-}
-
-/// Empties a journal that was taken over.
-pub(in crate::store) fn empty(ended: EndedJournal) {
-    let path = ended.path.clone();
-    let is_ours = ended.is_ours();
-    match ended.empty() {
-        Ok(()) if !is_ours => {}
-        Ok(()) => {
-            info!(path = %path.display(), "took over the journal of a process that has ended");
-        }
-        Err(error) => warn_unemptied(&path, &error),
-    }
-}
-
-fn warn_unemptied(path: &std::path::Path, error: &io::Error) {
-    warn!(
-        %error,
-        path = %path.display(),
-        "cannot empty the journal of a process that has ended; its jobs are invalidated again and again"
-    );
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ mod state;
 mod supervisor;
 mod tracking;
 
-use std::{convert::Infallible, fmt, ops::Deref, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use tokio::time::timeout;
@@ -40,20 +40,21 @@ use self::{
         Cluster,
         topology_refresh::{probe_seeds, refresh_topology},
     },
-    engine::{RedisEngine, Topology},
+    engine::Topology,
     invalidate::END_BATCH,
     master_source::MasterSource,
-    shard::Shard,
-    state::StoreContext,
+    shared_keys::live_records,
+    state::{ShardState, StoreContext},
     supervisor::connect_master,
 };
+pub(super) use self::{engine::RedisEngine, shard::Shard};
 use super::{
-    errors::{DETACHED_TIMEOUT, StoreError},
+    errors::{DETACHED_TIMEOUT, Result, StoreError},
     metrics::StoreMetrics,
     near::Watcher,
     pending::PendingItem,
-    sidecar_record::{RecordMismatch, SidecarRecord},
     slots::OwnedSlots,
+    write::{KeyOp, WriteStep},
 };
 use crate::{
     config::{Config, StoreUrl},
@@ -64,58 +65,30 @@ use crate::{
     tls::TlsMetrics,
 };
 
-/// The engine and its background tasks.
-pub struct Redis {
-    engine: Arc<RedisEngine>,
-    _tasks: Vec<AbortOnDropHandle<()>>,
-}
-
-impl fmt::Debug for Redis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.engine.fmt(f)
-    }
-}
-
-impl Deref for Redis {
-    type Target = RedisEngine;
-
-    fn deref(&self) -> &RedisEngine {
-        &self.engine
-    }
-}
-
-impl Redis {
-    /// Checks the URL, and starts to connect in the background.
-    pub(super) fn open(
-        config: &Config,
-        metrics: Arc<StoreMetrics>,
-        events: Arc<Events>,
-        tasks: TaskTracker,
-        watcher: Option<Arc<dyn Watcher>>,
-    ) -> Result<Self, StoreError> {
-        let context = Arc::new(StoreContext::new(config, metrics, events, tasks, watcher)?);
-        let mut tasks = Vec::new();
-        let topology = if let StoreUrl::Cluster(seeds) = &config.store.url {
-            let cluster = Arc::new(Cluster::new(seeds, config, Arc::clone(&context))?);
-            tasks.push(forever(refresh_topology(Arc::clone(&cluster))));
-            Topology::Cluster(cluster)
-        } else {
-            let source = MasterSource::new(config, &context.metrics.tls)?;
-            let address = config.store.url.to_string();
-            let slots = Arc::new(OwnedSlots::all());
-            let watcher = context.watcher.clone();
-            Topology::One(Arc::new(Shard::start(0, &context, source, address, slots, watcher)))
-        };
-        let engine = Arc::new(RedisEngine { topology, context });
-        tasks.push(forever(publish_changes(Arc::clone(&engine))));
-        tasks.push(forever(retry_forever(Arc::clone(&engine))));
-        Ok(Self { engine, _tasks: tasks })
-    }
-
-    /// Tries a last time to confirm what is pending, within `deadline`.
-    pub(super) async fn close(&self, deadline: Duration) {
-        close(&self.engine, deadline).await;
-    }
+/// Checks the URL, and starts to connect in the background, until the tasks are dropped.
+pub(super) fn open(
+    config: &Config,
+    metrics: Arc<StoreMetrics>,
+    events: Arc<Events>,
+    tasks: TaskTracker,
+    watcher: Option<Arc<dyn Watcher>>,
+) -> Result<(Arc<RedisEngine>, Vec<AbortOnDropHandle<()>>)> {
+    let context = Arc::new(StoreContext::new(config, metrics, events, tasks, watcher)?);
+    let mut tasks = Vec::new();
+    let topology = if let StoreUrl::Cluster(seeds) = &config.store.url {
+        let cluster = Arc::new(Cluster::new(seeds, config, Arc::clone(&context))?);
+        tasks.push(forever(refresh_topology(Arc::clone(&cluster))));
+        Topology::Cluster(cluster)
+    } else {
+        let source = MasterSource::new(config, &context.metrics.tls)?;
+        let (address, slots) = (config.store.url.to_string(), Arc::new(OwnedSlots::all()));
+        let state = ShardState::new(Arc::clone(&context), source, address, slots);
+        Topology::One(Arc::new(Shard::start(0, state)))
+    };
+    let engine = Arc::new(RedisEngine { topology, context });
+    tasks.push(forever(publish_changes(Arc::clone(&engine))));
+    tasks.push(forever(retry_forever(Arc::clone(&engine))));
+    Ok((engine, tasks))
 }
 
 /// Spawns a task that ends only when it is aborted.
@@ -123,26 +96,27 @@ fn forever(task: impl Future<Output = Infallible> + Send + 'static) -> AbortOnDr
     AbortOnDropHandle::new(tokio::spawn(async { match task.await {} }))
 }
 
-/// Connects as a session would, reads the records of other sidecars, and disconnects.
-pub(super) async fn probe(config: &Config) -> Result<Vec<RecordMismatch>, StoreError> {
+/// Connects as a session would, reads the records of the sidecars, and disconnects.
+pub(super) async fn probe(config: &Config) -> Result<Vec<String>> {
     if let StoreUrl::Cluster(seeds) = &config.store.url {
         return probe_seeds(seeds, config).await;
     }
     let source = MasterSource::new(config, &TlsMetrics::shared(&mut Registry::default()))?;
-    let records = connect_master(&source).await?.records(&config.store.prefix).await;
-    let ours = SidecarRecord::of(config);
-    Ok(records.iter().filter_map(|record| ours.mismatch(record)).collect())
+    let (session, _) = connect_master(&source).await?;
+    let read = live_records(&config.store.prefix, session.now_ms());
+    let records = timeout(DETACHED_TIMEOUT, session.query(&read)).await;
+    Ok(records.ok().and_then(Result::ok).unwrap_or_default())
 }
 
-/// Runs for ever.
-pub(super) async fn retry_forever(engine: Arc<RedisEngine>) -> Infallible {
+/// Repeats what is due whenever a server is trusted.
+async fn retry_forever(engine: Arc<RedisEngine>) -> Infallible {
     let queue = &engine.context.retry_queue;
     loop {
-        if engine.topology.is_any_up() {
+        if engine.is_any_up() {
             retry_due(&engine).await;
             queue.due().await;
         } else {
-            queue.woken().await;
+            queue.changed.notified().await;
         }
     }
 }
@@ -150,8 +124,8 @@ pub(super) async fn retry_forever(engine: Arc<RedisEngine>) -> Infallible {
 /// Repeats what is due. Failures are postponed, so that this comes to an end.
 async fn retry_due(engine: &RedisEngine) {
     let queue = &engine.context.retry_queue;
-    if let Some(sweep) = queue.pending.due_purge_all() {
-        engine.sweep(&sweep).await;
+    if let Some(task) = queue.pending.due_purge_all() {
+        engine.run_purge_all(&task).await;
     }
     loop {
         let batch = queue.pending.batch(END_BATCH);
@@ -166,8 +140,9 @@ async fn retry_due(engine: &RedisEngine) {
 
 async fn repeat(engine: &RedisEngine, item: &PendingItem) {
     engine.context.events.expect_own_change(item.key.main());
-    let end = timeout(DETACHED_TIMEOUT, engine.end_key(&item.key, &item.write, item.linger));
-    let ended = end.await.unwrap_or(Err(StoreError::Timeout));
+    let PendingItem { key, write, linger: fence, .. } = item;
+    let end = engine.run(KeyOp { step: WriteStep::End, key, write, fence: *fence });
+    let ended = timeout(DETACHED_TIMEOUT, end).await.unwrap_or(Err(StoreError::Timeout));
     if ended.is_ok() {
         engine.context.events.record(item.key.main(), EventKind::Confirmed, "");
     }
@@ -181,8 +156,8 @@ pub(super) async fn close(engine: &RedisEngine, deadline: Duration) {
         return;
     }
     let last_try = async {
-        if !engine.topology.is_any_up() {
-            let shards = engine.topology.shards_with_slots();
+        if !engine.is_any_up() {
+            let shards = engine.shards_with_slots();
             join_all(shards.iter().map(|(shard, _)| shard.connect_once())).await;
         }
         queue.pending.make_all_due();
@@ -192,42 +167,34 @@ pub(super) async fn close(engine: &RedisEngine, deadline: Duration) {
     queue.log_remaining();
 }
 
-/// Publishes the status whenever a server becomes trusted or tracked, or stops being so.
-pub(super) async fn publish_changes(engine: Arc<RedisEngine>) -> Infallible {
-    let mut up_before = 0;
-    let mut unowned_before = 0;
+/// Publishes the status whenever a server becomes trusted or tracked, or stops being so. The store is
+/// up when all masters are trusted and all slots have an owner.
+async fn publish_changes(engine: Arc<RedisEngine>) -> Infallible {
+    let StoreContext { metrics, events, retry_queue, .. } = &*engine.context;
+    let is_cluster = engine.cluster().is_some();
+    let (mut up_before, mut unowned_before) = (0, 0);
     loop {
         engine.context.status_changed.notified().await;
-        let (masters, up, unowned) = publish_status(&engine);
-        if unowned < unowned_before {
-            // Retries in slots that have an owner again can succeed now.
-            engine.context.retry_queue.pending.make_all_due();
-            engine.context.retry_queue.wake();
+        let (masters, up, tracked, unowned) = engine.with_shards(|shards, unowned| {
+            let up = shards.iter().filter(|shard| shard.is_up()).count();
+            let tracked = shards.iter().filter(|shard| shard.is_tracked()).count();
+            (shards.len(), up, tracked, unowned)
+        });
+        let is_whole = masters > 0 && unowned == 0;
+        metrics.set_up(is_whole && up == masters, events);
+        let kinds = (EventKind::TrackingUp, EventKind::TrackingDown);
+        events.set_state(&metrics.tracking.up, is_whole && tracked == masters, kinds);
+        if is_cluster {
+            metrics.cluster.set_shards(up, masters - up, unowned);
         }
-        if up != up_before && engine.topology.cluster().is_some() {
+        if is_cluster && up != up_before {
             info!(up, masters, "the number of trusted masters has changed");
         }
-        up_before = up;
-        unowned_before = unowned;
+        if unowned < unowned_before {
+            // Retries in slots that have an owner again can succeed now.
+            retry_queue.pending.make_all_due();
+            retry_queue.changed.notify_one();
+        }
+        (up_before, unowned_before) = (up, unowned);
     }
-}
-
-/// Publishes how many masters are trusted and how many slots have no owner, and returns the
-/// number of masters and both. The store is up when all masters are trusted and all slots have
-/// an owner.
-fn publish_status(engine: &RedisEngine) -> (usize, usize, usize) {
-    let (metrics, events) = (&engine.context.metrics, &engine.context.events);
-    let (masters, up, tracked, unowned) = engine.topology.with_shards(|shards, unowned| {
-        let up = shards.iter().filter(|shard| shard.is_up()).count();
-        let tracked = shards.iter().filter(|shard| shard.is_tracked()).count();
-        (shards.len(), up, tracked, unowned)
-    });
-    let is_whole = masters > 0 && unowned == 0;
-    if engine.topology.cluster().is_some() {
-        metrics.cluster.set_shards(up, masters - up, unowned);
-    }
-    metrics.set_up(is_whole && up == masters, events);
-    let kinds = (EventKind::TrackingUp, EventKind::TrackingDown);
-    events.set_state(&metrics.tracking.up, is_whole && tracked == masters, kinds);
-    (masters, up, unowned)
 }

@@ -1,14 +1,13 @@
 //! The retry queue: invalidations that the store has not confirmed, with their warnings and
 //! metrics.
 //!
-//! The queue only keeps track of what is due; `redis/retry_worker.rs` repeats the invalidations.
+//! The queue only keeps track of what is due; `redis.rs` repeats the invalidations.
 //!
 //! Other processes may have the same `pending.journal`: a new process takes over from an old one
 //! while that still runs, and each has a journal of its own. A task reads what the others have not
 //! confirmed, and adopts it when they end.
 
 use std::{
-    future,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -16,21 +15,19 @@ use std::{
 use tokio::{
     sync::Notify,
     task::spawn_blocking,
-    time::{MissedTickBehavior, interval, sleep_until},
+    time::{MissedTickBehavior, interval, timeout_at},
 };
 use tracing::{debug, warn};
 
 use super::{
-    errors::StoreError,
+    Ended, Key, StoreError, Token,
+    errors::Result,
     journal::{
         records::JournalOwner,
         siblings::{EndedJournal, SiblingState, Siblings},
     },
     metrics::StoreMetrics,
-    pending::{
-        Added, JournalStatus, PendingItem, PendingSet, PurgeAllTask, empty as empty_journal,
-    },
-    words::{Ended, Key, Token},
+    pending::{Added, PendingItem, PendingSet, PurgeAllTask},
 };
 use crate::{
     config,
@@ -42,7 +39,7 @@ use crate::{
 pub(super) struct RetryQueue {
     pub(super) pending: PendingSet,
     /// Notified when something is to be repeated.
-    due: Notify,
+    pub(super) changed: Notify,
     metrics: Arc<StoreMetrics>,
     unconfirmed: Throttle,
     purge_all: Throttle,
@@ -53,7 +50,7 @@ impl RetryQueue {
     pub(super) fn new(pending: PendingSet, metrics: Arc<StoreMetrics>) -> Self {
         Self {
             pending,
-            due: Notify::new(),
+            changed: Notify::new(),
             metrics,
             unconfirmed: Throttle::default(),
             purge_all: Throttle::default(),
@@ -63,27 +60,11 @@ impl RetryQueue {
 
     /// Waits until something is to be repeated.
     pub(super) async fn due(&self) {
-        let next = self.pending.next_due();
-        let wait = async {
-            match next {
-                Some(at) => sleep_until(at).await,
-                None => future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = wait => {}
-            () = self.due.notified() => {}
+        match self.pending.next_due() {
+            // In time or not, something is to be repeated.
+            Some(at) => drop(timeout_at(at, self.changed.notified()).await),
+            None => self.changed.notified().await,
         }
-    }
-
-    /// Waits until something changes, whatever is due.
-    pub(super) async fn woken(&self) {
-        self.due.notified().await;
-    }
-
-    /// Wakes the task that repeats what is due.
-    pub(super) fn wake(&self) {
-        self.due.notify_one();
     }
 
     pub(super) async fn add(&self, keys: &[&Key], write: &Token, linger: Duration) {
@@ -102,11 +83,11 @@ impl RetryQueue {
             }
         }
         self.update_gauge();
-        self.due.notify_one();
+        self.changed.notify_one();
     }
 
     /// Records the result of a repeated invalidation.
-    pub(super) fn record<T>(&self, item: &PendingItem, result: Result<T, StoreError>) {
+    pub(super) fn record<T>(&self, item: &PendingItem, result: Result<T>) {
         let Err(error) = result else { return self.pending.confirm(item) };
         self.pending.postpone(item);
         debug!(%error, key = item.key.main(), "an invalidation is still unconfirmed");
@@ -118,19 +99,15 @@ impl RetryQueue {
 
     /// Records the result of a purge of all: the number of entries that were removed. On a cluster,
     /// the slots of the masters that confirmed are settled already.
-    pub(super) fn record_purge_all(
-        &self,
-        sweep: &PurgeAllTask,
-        result: Result<usize, StoreError>,
-    ) -> Ended {
+    pub(super) fn record_purge_all(&self, task: &PurgeAllTask, result: Result<usize>) -> Ended {
         let error = match result {
             Ok(entries) => {
-                self.pending.confirm_slots(&sweep.slots, sweep);
+                self.pending.confirm_slots(&task.slots, task);
                 return Ended::Confirmed { entries };
             }
             Err(error) => error,
         };
-        self.pending.postpone_purge_all(sweep);
+        self.pending.postpone_purge_all(task);
         debug!(%error, "a purge of all failed");
         if let Some(suppressed) = self.purge_all.admit(&error.to_string()) {
             let slots = self.pending.slots();
@@ -140,11 +117,6 @@ impl RetryQueue {
             );
         }
         Ended::Pending
-    }
-
-    /// Returns the state of the journal, if there is one.
-    pub(super) fn journal_status(&self) -> Option<JournalStatus> {
-        self.pending.journal_status()
     }
 
     pub(super) fn update_gauge(&self) {
@@ -172,7 +144,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub(super) fn open_queue(
     config: &config::Config,
     metrics: Arc<StoreMetrics>,
-) -> Result<Arc<RetryQueue>, StoreError> {
+) -> Result<Arc<RetryQueue>> {
     let limit = config.pending.limit;
     let Some(path) = &config.pending.journal else {
         return Ok(Arc::new(RetryQueue::new(PendingSet::new(limit), metrics)));
@@ -234,12 +206,11 @@ async fn adopt_ended(
             held.push((number, ended));
         }
         queue.update_gauge();
-        queue.wake();
+        queue.changed.notify_one();
     }
 }
 
 async fn release(journals: Vec<(usize, EndedJournal)>) {
     // A failure means that the process is about to end: the files stay as they are.
-    let _ =
-        spawn_blocking(|| journals.into_iter().for_each(|(_, ended)| empty_journal(ended))).await;
+    let _ = spawn_blocking(|| journals.into_iter().for_each(|(_, ended)| ended.empty())).await;
 }

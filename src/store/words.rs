@@ -26,10 +26,7 @@ impl Key {
     /// in the same cluster slot.
     pub fn new(prefix: &str, id: &str) -> Self {
         // One allocation, because a key is made for every read.
-        let mut name = String::with_capacity(prefix.len() + id.len());
-        name.push_str(prefix);
-        name.push_str(id);
-        Self(name.into_boxed_str())
+        Self([prefix, id].concat().into())
     }
 
     /// Changes it to the key of another id; reuses the allocation if the length is the same.
@@ -138,6 +135,15 @@ pub struct Replacement<'r> {
     pub expires_at_ms: i64,
 }
 
+/// A change of an entry that has been seen.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum EntryChange<'c> {
+    /// Adds this caller to its audience.
+    Admit(&'c str),
+    /// Replaces its body.
+    Replace(Replacement<'c>),
+}
+
 /// The outcome of a fill, an admission or a replacement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
@@ -192,14 +198,16 @@ impl Tokens {
     }
 
     pub(super) fn next(&self) -> Token {
-        let n = self.next.fetch_add(1, Ordering::Relaxed);
-        Token(format!("{:016x}-{n:x}", self.process).into())
+        Token(self.text().into())
     }
 
     /// Makes a token that names an identity.
     pub(super) fn next_of(&self, identity: IdentityHash) -> Token {
-        let n = self.next.fetch_add(1, Ordering::Relaxed);
-        Token(format!("{:016x}-{n:x}-{identity}", self.process).into())
+        Token(format!("{}-{identity}", self.text()).into())
+    }
+
+    fn text(&self) -> String {
+        format!("{:016x}-{:x}", self.process, self.next.fetch_add(1, Ordering::Relaxed))
     }
 }
 

@@ -2,10 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use super::{
-    errors::StoreError,
-    words::{Ended, Key, Token},
-};
+use super::{Ended, Key, StoreError, Token, errors::Result};
 
 /// A write in flight over some keys.
 #[derive(Debug)]
@@ -28,6 +25,25 @@ pub(super) enum Begun {
     Unconfirmed,
     /// It stands.
     Confirmed,
+}
+
+/// One step of a write on one key.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KeyOp<'w> {
+    pub(super) step: WriteStep,
+    pub(super) key: &'w Key,
+    pub(super) write: &'w Token,
+    /// How long the fence stands from now on; an end without that time lifts it.
+    pub(super) fence: Duration,
+}
+
+/// The steps of a write. Both set the fence, and delete the entry and the lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WriteStep {
+    /// Before the write is forwarded.
+    Begin,
+    /// Once its outcome is known. Counts as an invalidation.
+    End,
 }
 
 impl Write {
@@ -118,7 +134,7 @@ impl RemovedEntry {
 #[derive(Debug)]
 pub(super) struct BatchOutcome<'k> {
     /// The result for all keys together: the last failure, if there was one.
-    pub(super) ended: Result<Ended, StoreError>,
+    pub(super) ended: Result<Ended>,
     pub(super) unconfirmed: Vec<&'k Key>,
     /// The receipt of each key, in the order of the keys.
     pub(super) receipts: Vec<Option<KeyReceipt>>,
@@ -132,11 +148,7 @@ impl Default for BatchOutcome<'_> {
 }
 
 impl<'k> BatchOutcome<'k> {
-    pub(super) fn add_results(
-        &mut self,
-        keys: &'k [Key],
-        results: Vec<Result<KeyReceipt, StoreError>>,
-    ) {
+    pub(super) fn add_results(&mut self, keys: &'k [Key], results: Vec<Result<KeyReceipt>>) {
         for (key, result) in keys.iter().zip(results) {
             match result {
                 Ok(was) => {

@@ -13,31 +13,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::records::{JournalContent, JournalOwner, LiveRecords, read};
 use crate::observe::throttle::HourlyPerName;
 
 /// Number of processes that may share one setting: `<path>`, and `<path>.1` to `<path>.15`.
 pub(super) const MAX_PROCESSES: usize = 16;
-
-/// Result of an attempt to lock a journal.
-#[derive(Debug)]
-pub(super) enum LockOutcome {
-    /// The lock lasts as long as the file is open.
-    Locked(File),
-    /// Another process holds the lock.
-    Taken,
-    /// There is no such file, and it was not to be created.
-    Absent,
-}
-
-/// Whether to create a file that does not exist.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Missing {
-    Create,
-    Skip,
-}
 
 /// Returns the path of the n-th journal of a setting.
 pub(super) fn numbered(path: &Path, number: usize) -> PathBuf {
@@ -52,19 +34,13 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Opens a journal and locks it, without waiting.
-pub(super) fn lock(path: &Path, missing: Missing) -> io::Result<LockOutcome> {
-    let create = missing == Missing::Create;
-    let opened = OpenOptions::new().read(true).append(true).create(create).open(path);
-    let file = match opened {
-        Err(error) if error.kind() == ErrorKind::NotFound && !create => {
-            return Ok(LockOutcome::Absent);
-        }
-        other => other?,
-    };
+/// Opens a journal and locks it for as long as the file is open; `None` if another process holds the
+/// lock.
+pub(super) fn lock(path: &Path, options: &mut OpenOptions) -> io::Result<Option<File>> {
+    let file = options.read(true).append(true).open(path)?;
     match file.try_lock() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(LockOutcome::Taken),
+        Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(error)) => {
             let advice = "a journal needs a file system with file locks; use a local one";
             return Err(io::Error::new(error.kind(), format!("{error} ({advice})")));
@@ -72,7 +48,7 @@ pub(super) fn lock(path: &Path, missing: Missing) -> io::Result<LockOutcome> {
     }
     // A rewrite puts another file in place, which its process locked before. The lock of the old
     // file means nothing.
-    Ok(if is_at(&file, path)? { LockOutcome::Locked(file) } else { LockOutcome::Taken })
+    Ok(is_at(&file, path)?.then_some(file))
 }
 
 fn is_at(file: &File, path: &Path) -> io::Result<bool> {
@@ -85,7 +61,7 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
 }
 
 /// Reads the siblings of one journal.
-pub(in crate::store) struct Siblings {
+pub(crate) struct Siblings {
     path: PathBuf,
     /// Number of our own journal.
     own: usize,
@@ -97,7 +73,7 @@ pub(in crate::store) struct Siblings {
 
 /// State of a sibling.
 #[derive(Debug)]
-pub(in crate::store) enum SiblingState {
+pub(crate) enum SiblingState {
     /// Nothing that concerns this process.
     Empty,
     /// Not changed since it was last read, or not readable now.
@@ -110,8 +86,8 @@ pub(in crate::store) enum SiblingState {
 
 /// The journal of a process that has ended, locked by this one.
 #[derive(Debug)]
-pub(in crate::store) struct EndedJournal {
-    pub(in crate::store) path: PathBuf,
+pub(crate) struct EndedJournal {
+    path: PathBuf,
     file: File,
     is_ours: bool,
 }
@@ -132,14 +108,21 @@ impl FileStamp {
 }
 
 impl EndedJournal {
-    /// Whether the journal belongs to this store and prefix, so that it can be emptied.
-    pub(in crate::store) fn is_ours(&self) -> bool {
-        self.is_ours
-    }
-
-    /// Empties the file, now that its records are in another journal. Releases the lock.
-    pub(in crate::store) fn empty(self) -> io::Result<()> {
-        if self.is_ours { self.file.set_len(0) } else { Ok(()) }
+    /// Empties the file, now that its records are in another journal, and releases the lock. A
+    /// journal of another store or prefix stays as it is.
+    pub(crate) fn empty(self) {
+        if !self.is_ours {
+            return;
+        }
+        let path = self.path.display();
+        match self.file.set_len(0) {
+            Ok(()) => info!(%path, "took over the journal of a process that has ended"),
+            Err(error) => warn!(
+                %error,
+                %path,
+                "cannot empty the journal of a process that has ended; its jobs are invalidated again and again"
+            ),
+        }
     }
 }
 
@@ -150,57 +133,56 @@ impl Siblings {
     }
 
     /// Makes the next scan read every sibling, whether it has changed or not.
-    pub(in crate::store) fn forget_scan(&mut self) {
+    pub(crate) fn forget_scan(&mut self) {
         self.stamps = [None; MAX_PROCESSES];
     }
 
     /// Reads every sibling that may have changed. Blocks on the disk.
-    pub(in crate::store) fn scan(&mut self) -> Vec<(usize, SiblingState)> {
-        let others = (0..MAX_PROCESSES).filter(|number| *number != self.own);
-        let others: Vec<_> = others.collect();
-        others.into_iter().map(|number| (number, self.scan_one(number))).collect()
+    pub(crate) fn scan(&mut self) -> Vec<(usize, SiblingState)> {
+        let own = self.own;
+        let others = (0..MAX_PROCESSES).filter(|number| *number != own);
+        others.map(|number| (number, self.scan_one(number))).collect()
     }
 
     fn scan_one(&mut self, number: usize) -> SiblingState {
         let path = numbered(&self.path, number);
-        self.look(number, &path).unwrap_or_else(|error| {
-            if self.warnings.admits(&path.to_string_lossy()) {
-                warn!(%error, path = %path.display(), "cannot read the journal of another process");
+        match self.look(number, &path) {
+            Ok(state) => state,
+            Err(error) if error.kind() == ErrorKind::NotFound => SiblingState::Empty,
+            Err(error) => {
+                if self.warnings.admits(&path.to_string_lossy()) {
+                    warn!(%error, path = %path.display(), "cannot read the journal of another process");
+                }
+                SiblingState::Unchanged
             }
-            SiblingState::Unchanged
-        })
+        }
     }
 
     fn look(&mut self, number: usize, path: &Path) -> io::Result<SiblingState> {
-        let stamp = match std::fs::metadata(path) {
-            Ok(file) => FileStamp::of(&file),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(SiblingState::Empty),
-            Err(error) => return Err(error),
-        };
+        let stamp = FileStamp::of(&std::fs::metadata(path)?);
         if stamp.length == 0 {
             return Ok(SiblingState::Empty);
         }
         let is_unchanged = self.stamps[number] == Some(stamp);
-        match lock(path, Missing::Skip)? {
-            LockOutcome::Absent => Ok(SiblingState::Empty),
-            LockOutcome::Taken if is_unchanged => Ok(SiblingState::Unchanged),
-            LockOutcome::Taken => {
-                let live = self.live(path, read(BufReader::new(File::open(path)?))?);
-                self.stamps[number] = Some(stamp);
-                Ok(SiblingState::Live(live))
-            }
-            LockOutcome::Locked(file) => {
-                let content = read(BufReader::new(&file))?;
-                let is_ours = self.owner.owns(&content);
-                if !is_ours && is_unchanged {
-                    return Ok(SiblingState::Unchanged);
-                }
-                self.stamps[number] = Some(stamp);
-                let path = path.to_owned();
-                let live = self.live(&path, content);
-                Ok(SiblingState::Ended(live, EndedJournal { path, file, is_ours }))
-            }
+        let locked = lock(path, &mut OpenOptions::new())?;
+        if is_unchanged && locked.is_none() {
+            return Ok(SiblingState::Unchanged);
         }
+        let content = match &locked {
+            Some(file) => read(BufReader::new(file))?,
+            None => read(BufReader::new(File::open(path)?))?,
+        };
+        let is_ours = self.owner.owns(&content);
+        if is_unchanged && !is_ours {
+            return Ok(SiblingState::Unchanged);
+        }
+        self.stamps[number] = Some(stamp);
+        let live = self.live(path, content);
+        let path = path.to_owned();
+        Ok(match locked {
+            Some(file) => SiblingState::Ended(live, EndedJournal { path, file, is_ours }),
+            None => SiblingState::Live(live),
+        })
     }
 
     /// Returns the records that concern this process.

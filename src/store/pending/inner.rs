@@ -13,9 +13,9 @@ use std::{
 use tokio::time::Instant;
 
 use crate::store::{
+    Key, Token,
     journal::records::{LiveRecords, Record},
     slots::{SLOTS, SlotSet, slot_of_key},
-    words::{Key, Token},
 };
 
 /// What is pending.
@@ -146,8 +146,8 @@ pub(super) struct PendingSlots {
 
 /// The slots that one purge of all has to confirm.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::store) struct PurgeAllTask {
-    pub(in crate::store) slots: SlotSet,
+pub(crate) struct PurgeAllTask {
+    pub(crate) slots: SlotSet,
     /// The last addition before the purge began. It does not confirm later additions.
     pub(super) addition: u64,
 }
@@ -205,8 +205,8 @@ impl PendingSlots {
     }
 
     /// Postpones the next attempt, unless slots were added since that are to be purged at once.
-    pub(super) fn postpone(&mut self, sweep: &PurgeAllTask) {
-        if let Some(due) = self.due.as_mut().filter(|due| due.addition <= sweep.addition) {
+    pub(super) fn postpone(&mut self, task: &PurgeAllTask) {
+        if let Some(due) = self.due.as_mut().filter(|due| due.addition <= task.addition) {
             due.postpone();
         }
     }

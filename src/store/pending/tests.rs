@@ -51,9 +51,9 @@ async fn past_the_limit_a_key_is_pending_with_all_of_its_slot_until_a_purge_of_a
     assert!(pending.contains(&key("b")));
     assert!(pending.contains(&Key::new("{job_status:b}", "in its slot")));
     assert!(!pending.contains(&key("unrelated")));
-    let sweep = pending.due_purge_all().unwrap();
-    assert_eq!(sweep.slots, SlotSet::of_name(b"job_status:b"));
-    pending.confirm_slots(&sweep.slots, &sweep);
+    let task = pending.due_purge_all().unwrap();
+    assert_eq!(task.slots, SlotSet::of_name(b"job_status:b"));
+    pending.confirm_slots(&task.slots, &task);
     assert!(!pending.contains(&key("b")) && pending.due_purge_all().is_none());
     assert!(pending.contains(&key("a")), "its own end is still due");
 }
@@ -78,30 +78,30 @@ async fn a_purge_of_all_confirms_nothing_that_was_added_after_it_began() {
 #[tokio::test]
 async fn a_purge_of_all_is_confirmed_slot_by_slot() {
     let pending = PendingSet::new(10);
-    let sweep = pending.add_all().await;
+    let task = pending.add_all().await;
     let mine = SlotSet::of_name(b"job_status:dead");
-    pending.confirm_slots(&SlotSet::ALL.difference(&mine), &sweep);
+    pending.confirm_slots(&SlotSet::ALL.difference(&mine), &task);
     assert!(pending.contains(&key("dead")) && !pending.contains(&key("unrelated")));
     assert_eq!((pending.len(), pending.slots()), (1, 1));
-    pending.postpone_purge_all(&sweep);
+    pending.postpone_purge_all(&task);
     assert!(pending.due_purge_all().is_none() && pending.next_due().is_some());
     pending.make_all_due();
-    assert_eq!(pending.due_purge_all().map(|sweep| sweep.slots), Some(mine.clone()));
-    pending.confirm_slots(&mine, &sweep);
+    assert_eq!(pending.due_purge_all().map(|task| task.slots), Some(mine.clone()));
+    pending.confirm_slots(&mine, &task);
     assert!(pending.is_empty() && pending.next_due().is_none());
 }
 
 #[tokio::test]
 async fn what_overflows_meanwhile_does_not_keep_a_purge_from_being_postponed() {
     let pending = full().await;
-    let sweep = pending.due_purge_all().unwrap();
+    let task = pending.due_purge_all().unwrap();
     add(&pending, "c", "w3", Duration::ZERO).await;
-    pending.postpone_purge_all(&sweep);
+    pending.postpone_purge_all(&task);
     assert!(pending.due_purge_all().is_none(), "one attempt a second, however many come");
-    let sweep = pending.add_all().await;
+    let task = pending.add_all().await;
     assert!(pending.due_purge_all().is_some(), "this one is new");
     for _ in 0..5 {
-        pending.postpone_purge_all(&sweep);
+        pending.postpone_purge_all(&task);
     }
     add(&pending, "d", "w4", Duration::ZERO).await;
     let soon = Instant::now() + RETRY.0;
@@ -205,9 +205,9 @@ async fn a_journal_brings_back_the_slots_that_were_not_confirmed() {
     add(&first, "b", "w2", Duration::ZERO).await;
     settled(&first).await;
     assert_eq!(open().due_purge_all().unwrap().slots, SlotSet::of_name(b"job_status:b"));
-    let sweep = first.add_all().await;
+    let task = first.add_all().await;
     let mine = SlotSet::of_name(b"job_status:dead");
-    first.confirm_slots(&SlotSet::ALL.difference(&mine), &sweep);
+    first.confirm_slots(&SlotSet::ALL.difference(&mine), &task);
     settled(&first).await;
     assert_eq!(open().due_purge_all().unwrap().slots, mine);
     // Enough records to have the journal rewritten.
@@ -215,7 +215,7 @@ async fn a_journal_brings_back_the_slots_that_were_not_confirmed() {
         add(&first, "a", "w", Duration::ZERO).await;
     }
     assert_eq!(open().due_purge_all().unwrap().slots, mine);
-    first.confirm_slots(&mine, &sweep);
+    first.confirm_slots(&mine, &task);
     settled(&first).await;
     assert!(open().due_purge_all().is_none() && open().contains(&key("a")));
     std::fs::remove_file(&path).unwrap();

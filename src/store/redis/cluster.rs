@@ -40,7 +40,6 @@ pub(super) mod topology_refresh;
 
 use std::{
     collections::HashMap,
-    fmt,
     sync::{
         Arc, Mutex, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicU64, Ordering},
@@ -48,20 +47,22 @@ use std::{
 };
 
 use redis::{Cmd, FromRedisValue};
+use tokio::time::timeout;
 
 use self::plan::{Master, Plan};
 use super::{
-    dial::{Target, TempConnection},
+    dial::{RedisConnection, Target},
     master_source::{ClusterMember, MasterSource, RefreshRounds},
     shard::Shard,
-    state::StoreContext,
+    state::{ShardState, StoreContext},
 };
 use crate::{
     config,
     mutants::{self, Mutant},
     observe::throttle::Throttle,
     store::{
-        errors::{NodeAddress, StoreError},
+        NodeAddress,
+        errors::{DETACHED_TIMEOUT, Result},
         near::Watcher,
         slots::{OwnedSlots, SLOTS, SlotSet},
     },
@@ -71,48 +72,18 @@ use crate::{
 const MAX_TEMP_CONNECTIONS: usize = 32;
 
 /// The masters of a cluster.
-pub(in crate::store) struct Cluster {
+pub(super) struct Cluster {
     pub(super) slot_map: SlotMap,
     pub(super) refreshes: Arc<RefreshRounds>,
     seeds: Vec<NodeAddress>,
     /// How to connect to any node, and with which credentials.
     target: Target,
     /// Connections to nodes that are not our masters, kept for the next topology refresh.
-    temp_connections: Mutex<HashMap<NodeAddress, TempConnection>>,
+    temp_connections: Mutex<HashMap<NodeAddress, RedisConnection>>,
     /// Number of shards that were ever made.
     next_shard: AtomicU64,
     refresh_warnings: Throttle,
     context: Arc<StoreContext>,
-}
-
-impl fmt::Debug for Cluster {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cluster")
-            .field("seeds", &self.seeds)
-            .field("shards", &self.slot_map.read().shards.len())
-            .finish_non_exhaustive()
-    }
-}
-
-/// Limits a flush to the slots of one shard; on a single server a flush drops everything.
-#[derive(Debug)]
-struct ShardWatcher {
-    watcher: Arc<dyn Watcher>,
-    slots: Arc<OwnedSlots>,
-}
-
-impl Watcher for ShardWatcher {
-    fn evict(&self, name: &[u8]) {
-        self.watcher.evict(name);
-    }
-
-    fn flush(&self) {
-        self.watcher.evict_matching(&|name| self.slots.contains_name(name));
-    }
-
-    fn evict_matching(&self, is_gone: &dyn Fn(&[u8]) -> bool) {
-        self.watcher.evict_matching(is_gone);
-    }
 }
 
 impl Cluster {
@@ -121,14 +92,13 @@ impl Cluster {
         seeds: &config::ClusterSeeds,
         config: &config::Config,
         context: Arc<StoreContext>,
-    ) -> Result<Self, StoreError> {
-        let seed =
-            |(host, port): &(String, u16)| NodeAddress { host: (&**host).into(), port: *port };
+    ) -> Result<Self> {
+        let seed = |(host, port): &(String, u16)| NodeAddress::new(host, *port);
         Ok(Self {
             slot_map: SlotMap::default(),
             refreshes: Arc::default(),
             seeds: seeds.hosts.iter().map(seed).collect(),
-            target: Target::from_seeds(seeds, config, &context.metrics.tls)?,
+            target: Target::of_nodes(seeds, config, &context.metrics.tls)?,
             temp_connections: Mutex::default(),
             next_shard: AtomicU64::new(0),
             refresh_warnings: Throttle::default(),
@@ -140,29 +110,24 @@ impl Cluster {
     fn new_shard(&self, Master { address, epoch, .. }: &Master) -> Shard {
         let slots = Arc::<OwnedSlots>::default();
         let source = MasterSource::Cluster(ClusterMember {
-            target: self.target.at(&address.host, address.port),
+            target: self.target.at(address),
             address: address.clone(),
             slots: Arc::clone(&slots),
             refresh_rounds: Arc::clone(&self.refreshes),
             claimed_epoch: AtomicU64::new(*epoch),
         });
-        let watcher = self.context.watcher.as_ref().map(|watcher| {
-            let watcher = Arc::clone(watcher);
-            let slots = Arc::clone(&slots);
-            Arc::new(ShardWatcher { watcher, slots }) as Arc<dyn Watcher>
-        });
         let number = self.next_shard.fetch_add(1, Ordering::Relaxed);
-        let name = address.to_string();
-        Shard::start(number, &self.context, source, name, slots, watcher)
+        let context = Arc::clone(&self.context);
+        Shard::start(number, ShardState::new(context, source, address.to_string(), slots))
     }
 
     /// Opens a connection to a node that is not one of our masters.
-    async fn temp_connection(&self, node: &NodeAddress) -> Result<TempConnection, StoreError> {
-        TempConnection::open(&self.target.at(&node.host, node.port)).await
+    async fn temp_connection(&self, node: &NodeAddress) -> Result<RedisConnection> {
+        timeout(DETACHED_TIMEOUT, self.target.at(node).connect()).await?
     }
 
     /// Keeps a connection, in the place of another if there are too many.
-    fn keep_connection(&self, node: NodeAddress, connection: TempConnection) {
+    fn keep_connection(&self, node: NodeAddress, connection: RedisConnection) {
         let mut kept = self.temp_connections.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= MAX_TEMP_CONNECTIONS
             && let Some(other) = kept.keys().next().cloned()
@@ -178,10 +143,10 @@ impl Cluster {
         from: &Shard,
         to: NodeAddress,
         command: &Cmd,
-    ) -> Result<T, StoreError> {
+    ) -> Result<T> {
         let (to, target) = {
             let map = self.slot_map.read();
-            let sender = NodeAddress::parse(from.address());
+            let sender = NodeAddress::parse(&from.state.address);
             let to = map.resolve_redirect(to, sender);
             let target = map.shard_at(&to).cloned();
             (to, target)
@@ -196,28 +161,23 @@ impl Cluster {
 
 /// The current slot map.
 #[derive(Default)]
-pub(in crate::store::redis) struct SlotMap {
+pub(super) struct SlotMap {
     current: RwLock<SlotMapVersion>,
 }
 
 /// One version of the map.
 #[derive(Default)]
-pub(in crate::store::redis) struct SlotMapVersion {
+pub(super) struct SlotMapVersion {
     plan: Plan,
     /// In the order of `plan.masters`.
-    pub(in crate::store::redis) shards: Vec<Arc<Shard>>,
+    pub(super) shards: Vec<Arc<Shard>>,
 }
 
 impl SlotMapVersion {
     /// The shard that owns a slot.
-    pub(in crate::store::redis) fn owner(&self, slot: u16) -> Option<&Arc<Shard>> {
+    pub(super) fn owner(&self, slot: u16) -> Option<&Arc<Shard>> {
         let index = (*self.plan.owners.get(usize::from(slot))?)?;
         self.shards.get(usize::from(index))
-    }
-
-    /// The address and the shard of each master.
-    pub(super) fn masters(&self) -> impl Iterator<Item = (&NodeAddress, &Arc<Shard>)> {
-        self.plan.masters.iter().map(|master| &master.address).zip(&self.shards)
     }
 
     /// The shard at an address.
@@ -238,22 +198,12 @@ impl SlotMapVersion {
         to: NodeAddress,
         sender: Option<NodeAddress>,
     ) -> NodeAddress {
-        let mut same_port = self.nodes().iter().filter(|node| node.port == to.port);
+        let mut same_port = self.plan.nodes.iter().filter(|node| node.port == to.port);
         match (&*to.host, same_port.next(), same_port.next(), sender) {
             ("?", Some(only), None, _) => only.clone(),
             ("?" | "", .., Some(sender)) => NodeAddress { port: to.port, ..sender },
             _ => to,
         }
-    }
-
-    /// All nodes that can be asked.
-    pub(super) fn nodes(&self) -> &[NodeAddress] {
-        &self.plan.nodes
-    }
-
-    /// The highest epoch that any node has reported.
-    pub(super) fn epoch(&self) -> u64 {
-        self.plan.current_epoch
     }
 
     fn owner_number(&self, slot: u16) -> Option<u64> {
@@ -276,14 +226,14 @@ impl SlotMapVersion {
     }
 
     /// Number of slots without an owner.
-    pub(in crate::store::redis) fn unowned(&self) -> usize {
+    pub(super) fn unowned(&self) -> usize {
         usize::from(SLOTS) - self.plan.owners.iter().flatten().count()
     }
 }
 
 impl SlotMap {
     /// Returns the current version. Do not keep the guard: an update waits for it.
-    pub(in crate::store::redis) fn read(&self) -> RwLockReadGuard<'_, SlotMapVersion> {
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, SlotMapVersion> {
         self.current.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -320,7 +270,7 @@ impl SlotMap {
             watcher.evict_matching(&|name| moved.contains_name(name));
         }
         for shard in drawn.shards.iter().chain(&next.shards) {
-            shard.slots().assign(|slot| next.owner_number(slot) == Some(shard.number));
+            shard.state.slots.assign(|slot| next.owner_number(slot) == Some(shard.number));
         }
         let before = std::mem::replace(&mut *drawn, next).shards;
         let is_gone =

@@ -2,8 +2,9 @@
 //! cluster. What differs between the three is here; the rest of the shard is the same.
 //!
 //! A master of a cluster counts only if another node confirms it, so its supervisor waits for a
-//! refresh of the topology. Refreshes are shared as rounds of the read barrier are: a caller that wants one while one is
-//! under way waits for the next, so that its result was requested after the caller arrived.
+//! refresh of the topology. Refreshes are shared as rounds of the read barrier are: a caller that
+//! wants one while one is under way waits for the next, so that its result was requested after the
+//! caller arrived.
 
 use std::{
     future,
@@ -21,22 +22,21 @@ use tokio::{
 use super::{
     dial::{RedisConnection, Target},
     sentinel::{SentinelWatch, Term},
-    server_info::{ServerInfo, SlotClaim},
+    server_info::{ServerInfo, claimed_epoch},
     tracking::wire::Question,
 };
 use crate::{
     config::{Config, StoreUrl},
     store::{
-        errors::{DETACHED_TIMEOUT, NodeAddress, Redirect, StoreError, classify},
+        Epoch, NodeAddress, Redirect, StoreError,
+        errors::{DETACHED_TIMEOUT, Result},
         metrics::ClusterMetrics,
         slots::OwnedSlots,
-        words::Epoch,
     },
     tls::TlsMetrics,
 };
 
 /// Where a master comes from.
-#[derive(Debug)]
 pub(super) enum MasterSource {
     /// The URL.
     Fixed(Target),
@@ -48,7 +48,7 @@ pub(super) enum MasterSource {
 
 impl MasterSource {
     /// Checks the URL of a store with one master; connects to nothing yet.
-    pub(super) fn new(config: &Config, metrics: &TlsMetrics) -> Result<Self, StoreError> {
+    pub(super) fn new(config: &Config, metrics: &TlsMetrics) -> Result<Self> {
         match &config.store.url {
             StoreUrl::Redis(url) => Target::parse(url, config, metrics).map(Self::Fixed),
             StoreUrl::Sentinel(sentinels) => {
@@ -61,7 +61,7 @@ impl MasterSource {
     }
 
     /// The master, as far as it is known.
-    pub(super) async fn target(&self) -> Result<Target, StoreError> {
+    pub(super) async fn target(&self) -> Result<Target> {
         match self {
             Self::Fixed(target) => Ok(target.clone()),
             Self::Sentinels(watch) => watch.master().await,
@@ -74,9 +74,9 @@ impl MasterSource {
     pub(super) async fn epoch(
         &self,
         target: &Target,
-        connection: &mut RedisConnection,
+        connection: &RedisConnection,
         info: &ServerInfo,
-    ) -> Result<(Epoch, Option<Term>), StoreError> {
+    ) -> Result<(Epoch, Option<Term>)> {
         match self {
             Self::Fixed(_) => Ok((info.epoch(), None)),
             Self::Sentinels(watch) => {
@@ -122,7 +122,7 @@ impl MasterSource {
     }
 
     /// The question of a barrier round.
-    pub(super) fn question(&self, prefix: &str, info: &ServerInfo) -> Result<Question, StoreError> {
+    pub(super) fn question(&self, prefix: &str, info: &ServerInfo) -> Result<Question> {
         let Self::Cluster(member) = self else { return Ok(Question::ping()) };
         info.check_slots_move_by_key()?;
         Question::keyed(&member.slots, prefix)
@@ -134,7 +134,7 @@ impl MasterSource {
         let Self::Cluster(member) = self else { return };
         metrics.redirections.inc([redirect.as_str()]);
         if matches!(redirect, Redirect::Moved | Redirect::Down) {
-            member.refresh_rounds.request();
+            member.refresh_rounds.wanted.notify_one();
         }
     }
 
@@ -147,7 +147,6 @@ impl MasterSource {
 }
 
 /// A master in its cluster.
-#[derive(Debug)]
 pub(super) struct ClusterMember {
     pub(super) target: Target,
     pub(super) address: NodeAddress,
@@ -165,31 +164,26 @@ impl ClusterMember {
     /// The epoch includes the config epoch. A slot that moved away and came back may have lost an
     /// invalidation in a failover at the other node. A master that takes over a slot raises its
     /// config epoch, so entries from before are not trusted.
-    pub(super) async fn epoch(
-        &self,
-        connection: &mut RedisConnection,
-        info: &ServerInfo,
-    ) -> Result<Epoch, StoreError> {
+    async fn epoch(&self, connection: &RedisConnection, info: &ServerInfo) -> Result<Epoch> {
         let mut command = redis::cmd("CLUSTER");
-        let claim = command.arg("INFO").query_async::<String>(&mut connection.requests);
-        let claim = timeout(DETACHED_TIMEOUT, claim).await.map_err(|_| StoreError::Timeout)?;
-        let claim = SlotClaim::parse(&claim.map_err(|error| classify(&error))?)?;
-        self.confirm(&claim).await?;
-        Ok(Epoch(format!("{}-{}", info.epoch().as_str(), claim.epoch).into()))
+        let mut requests = connection.requests.clone();
+        let claim = command.arg("INFO").query_async::<String>(&mut requests);
+        let claim = claimed_epoch(&timeout(DETACHED_TIMEOUT, claim).await??)?;
+        self.confirm(claim).await?;
+        Ok(Epoch(format!("{}-{}", info.epoch().as_str(), claim).into()))
     }
 
     /// Checks with another node, after this server has answered us, that it is still a master. A
     /// server that hung while its replica took over does not know that when it comes back.
-    async fn confirm(&self, claim: &SlotClaim) -> Result<(), StoreError> {
-        let refresh = timeout(DETACHED_TIMEOUT, self.refresh_rounds.next());
-        let refresh = refresh.await.map_err(|_| StoreError::Timeout)?;
+    async fn confirm(&self, claim: u64) -> Result<()> {
+        let refresh = timeout(DETACHED_TIMEOUT, self.refresh_rounds.next()).await?;
         if !refresh.confirms(&self.address) {
             return Err(StoreError::Unusable("no other node of the cluster answers".into()));
         }
         if self.slots.is_empty() {
             return Err(StoreError::Unusable("its slots belong to another node".into()));
         }
-        if self.claimed_epoch.load(Ordering::Acquire) > claim.epoch {
+        if self.claimed_epoch.load(Ordering::Acquire) > claim {
             return Err(StoreError::Unusable("the master has taken over slots".into()));
         }
         Ok(())
@@ -197,17 +191,18 @@ impl ClusterMember {
 }
 
 /// Topology refreshes, one after the other.
-#[derive(Debug)]
-pub(in crate::store) struct RefreshRounds {
-    wanted: Notify,
+#[derive(Default)]
+pub(super) struct RefreshRounds {
+    /// Notified when a refresh is wanted.
+    pub(super) wanted: Notify,
     /// Number of refreshes that have begun.
     begun: AtomicU64,
     latest: watch::Sender<RefreshResult>,
 }
 
 /// The result of a refresh, apart from the map itself.
-#[derive(Clone, Debug, Default)]
-pub(in crate::store) struct RefreshResult {
+#[derive(Clone, Default)]
+pub(super) struct RefreshResult {
     number: u64,
     /// The nodes that answered.
     witnesses: Arc<[NodeAddress]>,
@@ -215,32 +210,15 @@ pub(in crate::store) struct RefreshResult {
     is_alone: bool,
 }
 
-impl Default for RefreshRounds {
-    fn default() -> Self {
-        let learned = watch::Sender::new(RefreshResult::default());
-        Self { wanted: Notify::new(), begun: AtomicU64::new(0), latest: learned }
-    }
-}
-
 impl RefreshRounds {
-    /// Asks for a refresh and does not wait for it.
-    pub(in crate::store) fn request(&self) {
-        self.wanted.notify_one();
-    }
-
     /// Waits for a refresh that begins after now. By then the map is up to date.
-    pub(in crate::store) async fn next(&self) -> RefreshResult {
+    pub(super) async fn next(&self) -> RefreshResult {
         let mut learned = self.latest.subscribe();
         let next = self.begun.load(Ordering::SeqCst) + 1;
-        self.request();
+        self.wanted.notify_one();
         let refresh = learned.wait_for(|refresh| refresh.number >= next).await;
         // Cannot fail: `self` holds the sender.
         refresh.map(|refresh| refresh.clone()).unwrap_or_default()
-    }
-
-    /// Waits until a refresh is wanted.
-    pub(super) async fn wanted(&self) {
-        self.wanted.notified().await;
     }
 
     /// Begins a refresh and returns its number.
@@ -256,7 +234,7 @@ impl RefreshRounds {
 
 impl RefreshResult {
     /// Whether a node other than this one has answered, or this node if there is no other.
-    pub(in crate::store) fn confirms(&self, node: &NodeAddress) -> bool {
+    pub(super) fn confirms(&self, node: &NodeAddress) -> bool {
         self.witnesses.iter().any(|witness| witness != node)
             || self.is_alone && self.witnesses.contains(node)
     }

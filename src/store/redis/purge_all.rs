@@ -8,10 +8,10 @@ use tokio::time::timeout;
 
 use super::{engine::RedisEngine, session::Session, shard::Shard};
 use crate::store::{
-    errors::{DETACHED_TIMEOUT, StoreError},
+    Ended, StoreError,
+    errors::{DETACHED_TIMEOUT, Result},
     pending::PurgeAllTask,
     slots::SlotSet,
-    words::Ended,
 };
 
 /// Time for a topology refresh that begins after now. One may be under way, and nodes that hang
@@ -21,13 +21,13 @@ const REFRESH_TIMEOUT: Duration = Duration::from_secs(3);
 const PURGE_ALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl RedisEngine {
-    pub(in crate::store) async fn purge_all(&self) -> Ended {
+    pub(crate) async fn purge_all(&self) -> Ended {
         let queue = &self.context.retry_queue;
         // Every key is bypassed from here on, until this purge has been confirmed for its slot.
-        let sweep = queue.pending.add_all().await;
-        let ended = self.sweep(&sweep).await;
+        let task = queue.pending.add_all().await;
+        let ended = self.run_purge_all(&task).await;
         if ended == Ended::Pending {
-            queue.wake();
+            queue.changed.notify_one();
         }
         queue.update_gauge();
         ended
@@ -35,9 +35,9 @@ impl RedisEngine {
 
     /// Purges the pending slots. Each master confirms those that it owns, whatever becomes of the
     /// others; the purge is confirmed as a whole when no slot is left.
-    pub(super) async fn sweep(&self, sweep: &PurgeAllTask) -> Ended {
-        let purged = self.purge_pending_slots(sweep).await;
-        self.context.retry_queue.record_purge_all(sweep, purged)
+    pub(super) async fn run_purge_all(&self, task: &PurgeAllTask) -> Ended {
+        let purged = self.purge_pending_slots(task).await;
+        self.context.retry_queue.record_purge_all(task, purged)
     }
 
     /// Reads the owners of the slots once, from a map that was refreshed after the slots became
@@ -45,19 +45,18 @@ impl RedisEngine {
     /// report success. A slot that moves later is missed where it arrives, but what moved along is
     /// no entry there, because it was stored in another epoch. A new entry there was read from the
     /// upstream later.
-    async fn purge_pending_slots(&self, sweep: &PurgeAllTask) -> Result<usize, StoreError> {
+    async fn purge_pending_slots(&self, task: &PurgeAllTask) -> Result<usize> {
         let owns_pending = |(shard, owned): &(Arc<Shard>, SlotSet)| {
-            shard.is_up() && !owned.intersection(&sweep.slots).is_empty()
+            shard.is_up() && !owned.intersection(&task.slots).is_empty()
         };
-        if !self.topology.shards_with_slots().iter().any(owns_pending) {
+        if !self.shards_with_slots().iter().any(owns_pending) {
             return Err(StoreError::Down);
         }
-        let refresh = timeout(REFRESH_TIMEOUT, self.topology.refresh());
-        refresh.await.map_err(|_| StoreError::Timeout)?;
-        let shares = self.topology.shards_with_slots();
+        timeout(REFRESH_TIMEOUT, self.refresh_owners()).await?;
+        let shares = self.shards_with_slots();
         let events = &self.context.events;
         events.expect_own_purge_all();
-        let purges = shares.iter().map(|(shard, owned)| self.purge_shard(shard, owned, sweep));
+        let purges = shares.iter().map(|(shard, owned)| self.purge_shard(shard, owned, task));
         let purges = join_all(purges).await;
         events.end_own_purge_all();
         let mut all_owned = SlotSet::NONE;
@@ -66,7 +65,7 @@ impl RedisEngine {
         }
         let entries = purges.into_iter().sum::<Result<usize, _>>()?;
         // Slots without an owner are not confirmed.
-        if sweep.slots.difference(&all_owned).is_empty() {
+        if task.slots.difference(&all_owned).is_empty() {
             Ok(entries)
         } else {
             Err(StoreError::Down)
@@ -77,23 +76,23 @@ impl RedisEngine {
         &self,
         shard: &Shard,
         owned: &SlotSet,
-        sweep: &PurgeAllTask,
-    ) -> Result<usize, StoreError> {
-        let slots = owned.intersection(&sweep.slots);
+        task: &PurgeAllTask,
+    ) -> Result<usize> {
+        let slots = owned.intersection(&task.slots);
         if slots.is_empty() {
             return Ok(0);
         }
-        let session = shard.session()?;
-        let purge = timeout(PURGE_ALL_TIMEOUT, self.purge_slots(&session, &slots));
-        let entries = purge.await.unwrap_or(Err(StoreError::Timeout))?;
-        shard.note_purged(&session, &slots)?;
-        self.context.retry_queue.pending.confirm_slots(&slots, sweep);
+        let session = shard.state.session()?;
+        let purge = self.purge_slots(&session, &slots);
+        let entries = timeout(PURGE_ALL_TIMEOUT, purge).await??;
+        shard.state.note_purged(&session, &slots)?;
+        self.context.retry_queue.pending.confirm_slots(&slots, task);
         Ok(entries)
     }
 
     /// Deletes every entry under the prefix, in small steps. Fences stay, because their writes are
     /// still in flight.
-    async fn purge_slots(&self, session: &Session, slots: &SlotSet) -> Result<usize, StoreError> {
+    async fn purge_slots(&self, session: &Session, slots: &SlotSet) -> Result<usize> {
         let mut cursor = 0;
         let mut entries = 0;
         loop {
@@ -104,10 +103,9 @@ impl RedisEngine {
                     Err(StoreError::Redirected(_)) => self.delete_each(&names, slots).await?,
                     other => other?,
                 }
-                Ok((next, names.len()))
+                Ok::<_, StoreError>((next, names.len()))
             };
-            let (next, deleted) =
-                timeout(DETACHED_TIMEOUT, step).await.unwrap_or(Err(StoreError::Timeout))?;
+            let (next, deleted) = timeout(DETACHED_TIMEOUT, step).await??;
             entries += deleted;
             if next == 0 {
                 return Ok(entries);
@@ -119,7 +117,7 @@ impl RedisEngine {
     /// Deletes names one by one. Names that lie here but belong to other slots are for the owners
     /// of those to confirm; if such a slot has no owner, or a lost one, it must not delay these
     /// slots.
-    async fn delete_each(&self, names: &[Vec<u8>], slots: &SlotSet) -> Result<(), StoreError> {
+    async fn delete_each(&self, names: &[Vec<u8>], slots: &SlotSet) -> Result<()> {
         let voids = names.iter().map(async |name| match self.delete_entry(name).await {
             Err(error) if slots.contains_name(name) => Err(error),
             _ => Ok(()),

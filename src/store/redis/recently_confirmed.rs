@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::store::{slots::SlotSet, words::Key};
+use crate::store::{Key, slots::SlotSet};
 
 /// Longer than a deposed master is trusted, plus time for the session to end.
 const WINDOW: Duration = Duration::from_secs(3);
@@ -29,14 +29,6 @@ struct ConfirmedInvalidations {
     /// Slots that were purged as a whole, and the time of the last of these purges. They are
     /// copied, because they may belong to another master by the time they are used.
     slots: Option<(Instant, Box<SlotSet>)>,
-}
-
-/// Invalidations that a session confirmed just before it ended.
-#[derive(Debug, Default)]
-pub(super) struct RecentInvalidations {
-    pub(super) keys: Vec<Key>,
-    /// Slots that were purged as a whole.
-    pub(super) slots: Option<Box<SlotSet>>,
 }
 
 impl RecentlyConfirmed {
@@ -58,15 +50,13 @@ impl RecentlyConfirmed {
         self.lock().purged(slots, now, now);
     }
 
-    /// Returns what was confirmed within [`WINDOW`], and forgets everything.
-    pub(super) fn take(&self, now: Instant) -> RecentInvalidations {
+    /// Returns the keys and the whole slots that were confirmed within [`WINDOW`], and forgets
+    /// everything.
+    pub(super) fn take(&self, now: Instant) -> (Vec<Key>, Option<Box<SlotSet>>) {
         let ConfirmedInvalidations { ends, slots } = std::mem::take(&mut *self.lock());
         let ends = ends.into_iter().filter(|(at, _)| is_recent(*at, now));
         let slots = slots.filter(|(at, _)| is_recent(*at, now));
-        RecentInvalidations {
-            keys: ends.map(|(_, key)| key).collect(),
-            slots: slots.map(|(_, slots)| slots),
-        }
+        (ends.map(|(_, key)| key).collect(), slots.map(|(_, slots)| slots))
     }
 
     fn lock(&self) -> MutexGuard<'_, ConfirmedInvalidations> {
@@ -104,11 +94,11 @@ mod tests {
         recent.note(&key("new"), start + WINDOW);
         recent.note_slots(&SlotSet::ALL, start);
 
-        let late = recent.take(start + WINDOW + Duration::from_millis(1));
+        let (keys, slots) = recent.take(start + WINDOW + Duration::from_millis(1));
 
-        assert_eq!(late.keys, [key("new")]);
-        assert_eq!(late.slots, None);
-        assert!(recent.take(start + WINDOW).keys.is_empty());
+        assert_eq!(keys, [key("new")]);
+        assert_eq!(slots, None);
+        assert!(recent.take(start + WINDOW).0.is_empty());
     }
 
     #[test]
@@ -118,9 +108,9 @@ mod tests {
         for id in 0..=LIMIT {
             recent.note(&Key::new("p:", &id.to_string()), now);
         }
-        let late = recent.take(now);
-        assert_eq!(late.keys.len(), LIMIT);
-        assert_eq!(late.slots.as_deref(), Some(&SlotSet::of_name(b"p:0")));
+        let (keys, slots) = recent.take(now);
+        assert_eq!(keys.len(), LIMIT);
+        assert_eq!(slots.as_deref(), Some(&SlotSet::of_name(b"p:0")));
     }
 
     #[test]
@@ -132,7 +122,7 @@ mod tests {
         let later = start + WINDOW + Duration::from_secs(1);
         recent.note_slots(&slots(0), later);
         recent.note_slots(&slots(5), later + WINDOW);
-        let late = recent.take(later + WINDOW + Duration::from_millis(1)).slots;
+        let (_, late) = recent.take(later + WINDOW + Duration::from_millis(1));
         assert_eq!(late.unwrap().ranges(), [(0, 14)], "the first is long ago");
     }
 }

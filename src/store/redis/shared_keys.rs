@@ -10,14 +10,15 @@
 
 use std::{convert::Infallible, sync::LazyLock, time::Duration};
 
-use redis::{Cmd, Script, aio::MultiplexedConnection};
+use redis::{Cmd, Script, Value};
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{server_info::ServerInfo, session::Session, state::ShardState};
 use crate::store::{
-    errors::{DETACHED_TIMEOUT, StoreError, classify},
-    words::{Epoch, millis},
+    CredentialKey, Redirect, StoreError,
+    errors::{DETACHED_TIMEOUT, Result},
+    words::millis,
 };
 
 /// Interval between two renewals of a record.
@@ -51,10 +52,10 @@ pub(super) async fn keep_record(shard: &ShardState, session: &Session) -> Infall
 
 /// Sets the mark of the epoch if it is gone: without it, a replica that is promoted later would
 /// look like a server that jobcache has never used.
-async fn renew_epoch_mark(shard: &ShardState, session: &Session) -> Result<(), StoreError> {
+async fn renew_epoch_mark(shard: &ShardState, session: &Session) -> Result<()> {
     let Some(name) = epoch_mark(shard) else { return Ok(()) };
-    let mark = format!("0 {}", shard.source.marked_epoch(session.epoch()));
-    session.query::<redis::Value>(redis::cmd("SET").arg(name).arg(mark).arg("NX")).await?;
+    let mark = format!("0 {}", shard.source.marked_epoch(&session.epoch));
+    session.query::<Value>(redis::cmd("SET").arg(name).arg(mark).arg("NX")).await?;
     Ok(())
 }
 
@@ -64,7 +65,7 @@ async fn exchange_records(
     prefix: &str,
     ours: &str,
     outdated: &[String],
-) -> Result<Vec<String>, StoreError> {
+) -> Result<Vec<String>> {
     let name = name(prefix);
     let now_ms = session.now_ms();
     let expires_at_ms = now_ms + millis(LIFE + RENEW_EVERY);
@@ -76,11 +77,7 @@ async fn exchange_records(
     pipeline.cmd("ZADD").arg(&name).arg(expires_at_ms).arg(ours).ignore();
     pipeline.cmd("PEXPIREAT").arg(&name).arg(expires_at_ms).ignore();
     pipeline.add_command(live_records(prefix, now_ms));
-    let (records,) = session
-        .call(|mut connection| async move {
-            pipeline.query_async::<(Vec<String>,)>(&mut connection).await
-        })
-        .await?;
+    let (records,) = pipeline.query_async(&mut session.requests()).await?;
     Ok(records)
 }
 
@@ -101,23 +98,23 @@ const UPTIME_ERROR_SECS: u64 = 1;
 
 static EPOCH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../lua/epoch.lua")));
 
-/// Returns when the grace of this epoch is over; `None` if that is now.
+/// Returns when the grace of the epoch of a session is over; `None` if that is now.
 pub(super) async fn grace_end(
     shard: &ShardState,
-    connection: &mut MultiplexedConnection,
+    session: &Session,
     info: &ServerInfo,
-    epoch: &Epoch,
 ) -> Option<Instant> {
     let name = epoch_mark(shard)?;
     let grace = shard.context.config.reconnect_grace;
     let is_new = info.uptime_secs() <= grace.as_secs() + 1 + UPTIME_ERROR_SECS;
     let mut script = EPOCH.key(name);
-    script.arg(shard.source.marked_epoch(epoch)).arg(if is_new { "new" } else { "old" });
-    let known = timeout(DETACHED_TIMEOUT, script.invoke_async::<i64>(connection)).await;
+    script.arg(shard.source.marked_epoch(&session.epoch)).arg(if is_new { "new" } else { "old" });
+    let mut requests = session.requests();
+    let known = timeout(DETACHED_TIMEOUT, script.invoke_async::<i64>(&mut requests)).await;
     let known_ms = match known {
         Ok(Ok(known_ms)) => u64::try_from(known_ms).unwrap_or(0),
         Ok(Err(error)) => {
-            debug!(error = %classify(&error), "cannot note the epoch of the store");
+            debug!(error = %StoreError::from(error), "cannot note the epoch of the store");
             0
         }
         Err(_) => 0,
@@ -137,4 +134,43 @@ pub(super) async fn grace_end(
 pub(super) fn epoch_mark(shard: &ShardState) -> Option<String> {
     let config = &shard.context.config;
     (!config.reconnect_grace.is_zero()).then(|| shard.source.epoch_mark(&config.prefix))?
+}
+
+/// Fetches the fingerprint key that all sidecars share; the first one creates it. If the server
+/// refuses, this sidecar keeps its own key: its callers then get entries of other sidecars only
+/// after the upstream has accepted them.
+pub(super) async fn share_credential_key(shard: &ShardState, session: &Session) -> Result<()> {
+    match timeout(DETACHED_TIMEOUT, credential_key(&shard.context.config.prefix, session)).await? {
+        Ok(key) => {
+            shard.context.set_credential_key(key);
+            Ok(())
+        }
+        // `ASK` means that the slot is migrating and lacks the key; the next session tries
+        // again.
+        Err(error @ (StoreError::Refused(_) | StoreError::Redirected(Redirect::Ask(_)))) => {
+            if let Some(suppressed) = shard.warnings.key.admit(&error.to_string()) {
+                warn!(%error, suppressed, "cannot share the fingerprint key");
+            }
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn credential_key(prefix: &str, session: &Session) -> Result<CredentialKey> {
+    let name = format!("{{{prefix}}}:credential-key");
+    let mut get = redis::cmd("GET");
+    get.arg(&name);
+    let mut bytes: Option<Vec<u8>> = session.query(&get).await?;
+    if bytes.is_none() {
+        let new = CredentialKey::random();
+        session.query::<Value>(redis::cmd("SET").arg(&name).arg(new.bytes()).arg("NX")).await?;
+        bytes = session.query(&get).await?;
+    }
+    let bytes = bytes.unwrap_or_default().try_into().map_err(|_| {
+        StoreError::Refused(format!(
+            "{name} does not hold 32 bytes; delete it, and a new one is created"
+        ))
+    })?;
+    Ok(CredentialKey::new(bytes))
 }

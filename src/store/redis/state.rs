@@ -2,7 +2,6 @@
 //! tracking connection updates.
 
 use std::{
-    fmt,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -11,11 +10,7 @@ use redis::Value;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::TaskTracker;
 
-use super::{
-    master_source::MasterSource,
-    recently_confirmed::RecentlyConfirmed,
-    session::{Session, SessionEffect, credential_key_name},
-};
+use super::{master_source::MasterSource, recently_confirmed::RecentlyConfirmed, session::Session};
 use crate::{
     config::{self, NearTracking},
     mutants::{self, Mutant},
@@ -24,27 +19,27 @@ use crate::{
         throttle::Throttle,
     },
     store::{
+        CredentialKey, Key, StoreError, Token,
         barrier::{Barrier, BarrierDown},
-        errors::StoreError,
+        errors::Result,
         metrics::{StoreMetrics, TrackingMetrics},
         near::Watcher,
         retry_queue::{RetryQueue, open_queue},
         sidecar_record::SidecarRecords,
         slots::{OwnedSlots, SlotSet},
-        words::{CredentialKey, Key, Token},
     },
 };
 
 /// State of the process, and not of one server.
-pub(in crate::store) struct StoreContext {
+pub(crate) struct StoreContext {
     pub(super) config: config::StoreConfig,
     pub(super) tracking: config::NearTracking,
     /// Derived from the configured secret, or else the key that the store keeps for all sidecars.
     credential_key: RwLock<CredentialKey>,
     pub(super) has_secret: bool,
-    pub(in crate::store) retry_queue: Arc<RetryQueue>,
+    pub(crate) retry_queue: Arc<RetryQueue>,
     /// What is recorded for other sidecars.
-    pub(in crate::store) records: SidecarRecords,
+    pub(crate) records: SidecarRecords,
     pub(super) watcher: Option<Arc<dyn Watcher>>,
     /// Notified when a server becomes trusted or tracked, and when it stops being so.
     pub(super) status_changed: Notify,
@@ -52,12 +47,6 @@ pub(in crate::store) struct StoreContext {
     pub(super) tasks: TaskTracker,
     pub(super) metrics: Arc<StoreMetrics>,
     pub(super) events: Arc<Events>,
-}
-
-impl fmt::Debug for StoreContext {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StoreContext").field("watcher", &self.watcher).finish_non_exhaustive()
-    }
 }
 
 impl StoreContext {
@@ -68,7 +57,7 @@ impl StoreContext {
         events: Arc<Events>,
         tasks: TaskTracker,
         watcher: Option<Arc<dyn Watcher>>,
-    ) -> Result<Self, StoreError> {
+    ) -> Result<Self> {
         let secret = config.credentials.secret.as_ref();
         Ok(Self {
             config: config.store.clone(),
@@ -85,7 +74,7 @@ impl StoreContext {
         })
     }
 
-    pub(in crate::store) fn credential_key(&self) -> CredentialKey {
+    pub(crate) fn credential_key(&self) -> CredentialKey {
         self.credential_key.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -125,15 +114,21 @@ pub(super) struct ShardWarnings {
 }
 
 impl ShardState {
-    /// The `watcher` learns of changes on this server.
+    /// The watcher of the `context`, if there is one, learns of changes on this server.
     pub(super) fn new(
         context: Arc<StoreContext>,
         source: MasterSource,
         address: String,
         slots: Arc<OwnedSlots>,
-        watcher: Option<Arc<dyn Watcher>>,
     ) -> Self {
-        let tracked = watcher.map(|watcher| TrackingState::new(watcher, Arc::clone(&context)));
+        let tracked = context.watcher.clone().map(|watcher| TrackingState {
+            barrier: Barrier::default(),
+            watcher,
+            slots: Arc::clone(&slots),
+            patience: context.config.budget / 2,
+            origin: Instant::now(),
+            context: Arc::clone(&context),
+        });
         Self {
             context,
             source,
@@ -148,14 +143,14 @@ impl ShardState {
     }
 
     /// The published session.
-    pub(super) fn session(&self) -> Result<SessionHandle, StoreError> {
+    pub(super) fn session(&self) -> Result<SessionHandle> {
         let session = self.session.read().unwrap_or_else(PoisonError::into_inner).clone();
         session.filter(|session| !session.has_failed()).ok_or(StoreError::Down)
     }
 
     /// Applies `look` to the published session. Hits do not clone the handle: its reference count
     /// would move from core to core.
-    pub(super) fn with_session<T>(&self, look: impl Fn(&Session) -> T) -> Result<T, StoreError> {
+    pub(super) fn with_session<T>(&self, look: impl Fn(&Session) -> T) -> Result<T> {
         let session = self.session.read().unwrap_or_else(PoisonError::into_inner);
         let session = session.as_ref().filter(|session| !session.has_failed());
         session.map(|session| look(session)).ok_or(StoreError::Down)
@@ -163,8 +158,7 @@ impl ShardState {
 
     /// Whether the keys that all sidecars share, apart from those of jobs, are on this server.
     pub(super) fn keeps_shared_keys(&self) -> bool {
-        let name = credential_key_name(&self.context.config.prefix);
-        self.slots.contains_name(name.as_bytes())
+        self.slots.contains_name(format!("{{{}}}", self.context.config.prefix).as_bytes())
     }
 
     /// Publishes a session. What is pending can be confirmed now.
@@ -172,7 +166,7 @@ impl ShardState {
         *self.session.write().unwrap_or_else(PoisonError::into_inner) = Some(session);
         self.context.status_changed.notify_one();
         self.context.retry_queue.pending.make_all_due();
-        self.context.retry_queue.wake();
+        self.context.retry_queue.changed.notify_one();
     }
 
     /// Withdraws the published session, if there is one.
@@ -186,7 +180,7 @@ impl ShardState {
 
     /// Records an invalidation that the session has just confirmed. Fails if the session has ended
     /// meanwhile: `requeue_recent` may have run already, without this invalidation.
-    pub(super) fn note_confirmed(&self, session: &Session, key: &Key) -> Result<(), StoreError> {
+    pub(super) fn note_confirmed(&self, session: &Session, key: &Key) -> Result<()> {
         self.recently_confirmed.note(key, Instant::now().into_std());
         if session.has_failed() {
             return Err(StoreError::Lost("the session ended before the answer came".into()));
@@ -195,7 +189,7 @@ impl ShardState {
     }
 
     /// Records that all entries of some slots were purged. Fails like `note_confirmed`.
-    pub(super) fn note_purged(&self, session: &Session, slots: &SlotSet) -> Result<(), StoreError> {
+    pub(super) fn note_purged(&self, session: &Session, slots: &SlotSet) -> Result<()> {
         self.recently_confirmed.note_slots(slots, Instant::now().into_std());
         if session.has_failed() {
             return Err(StoreError::Lost("the session ended during a purge of all".into()));
@@ -207,76 +201,59 @@ impl ShardState {
     /// them just before the session ended.
     pub(super) async fn requeue_recent(&self) {
         let queue = &self.context.retry_queue;
-        let recent = self.recently_confirmed.take(Instant::now().into_std());
-        if let Some(slots) = recent.slots {
+        let (keys, slots) = self.recently_confirmed.take(Instant::now().into_std());
+        if let Some(slots) = slots {
             queue.pending.add_slots(*slots).await;
-            queue.wake();
+            queue.changed.notify_one();
         }
         // The token of no write: the fence of a write may linger, and must not be lifted here.
         let no_write = Token::named("doubt");
-        let keys: Vec<_> = recent.keys.iter().collect();
+        let keys: Vec<_> = keys.iter().collect();
         queue.add(&keys, &no_write, Duration::ZERO).await;
     }
 
     /// Updates the health of the session from the result of an operation.
-    pub(super) fn judge<T>(
-        &self,
-        session: &Session,
-        result: Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        self.conclude(session, &result);
-        result
-    }
-
-    /// Updates the health of the session from a borrowed result.
-    pub(super) fn conclude<T>(&self, session: &Session, result: &Result<T, StoreError>) {
-        if let Err(StoreError::Redirected(redirect)) = result {
+    pub(super) fn judge<T>(&self, session: &Session, result: Result<T>) -> Result<T> {
+        if let Err(StoreError::Redirected(redirect)) = &result {
             self.source.observe(redirect, &self.context.metrics.cluster);
         }
-        if session.judge(result) == SessionEffect::End {
+        if session.ends_with(&result) {
             self.failed.notify_one();
         }
+        result
     }
 }
 
 /// The read barrier, the watcher of changes, and the tracking settings.
-#[derive(Clone, Debug)]
-pub(in crate::store::redis) struct TrackingState {
-    pub(in crate::store::redis) barrier: Arc<Barrier>,
+pub(super) struct TrackingState {
+    pub(super) barrier: Barrier,
     pub(super) watcher: Arc<dyn Watcher>,
+    /// The slots of this server. Those of others are not flushed.
+    slots: Arc<OwnedSlots>,
     context: Arc<StoreContext>,
-    /// How long an answer to a `PING` may take before waiting requests ask Redis instead.
+    /// How long an answer to a `PING` may take before waiting requests ask Redis instead. The budget
+    /// covers two rounds, because a request may wait for the round in flight and for its own.
     pub(super) patience: Duration,
     /// Origin of the times given to the barrier.
     origin: Instant,
 }
 
 impl TrackingState {
-    /// The budget covers two rounds, because a request may wait for the round in flight and for its
-    /// own.
-    pub(in crate::store::redis) fn new(
-        watcher: Arc<dyn Watcher>,
-        context: Arc<StoreContext>,
-    ) -> Self {
-        let patience = context.config.budget / 2;
-        Self { barrier: Arc::default(), watcher, context, patience, origin: Instant::now() }
-    }
-
     pub(super) fn metrics(&self) -> &TrackingMetrics {
         &self.context.metrics.tracking
     }
 
     /// Makes sure that changes of a key will be reported. With broadcast tracking, changes of all
     /// keys are.
-    pub(in crate::store::redis) async fn follow(&self, key: &Key) -> Result<(), BarrierDown> {
+    pub(super) async fn follow(&self, key: &Key) -> Result<(), BarrierDown> {
         if self.context.tracking == NearTracking::Broadcast || mutants::is(Mutant::NearUntracked) {
             return if self.barrier.is_up() { Ok(()) } else { Err(BarrierDown) };
         }
-        self.barrier.carry(key).await
+        self.barrier.pass(Some(key.clone())).await
     }
 
     /// Whether every change older than `staleness` is known here already.
-    pub(in crate::store::redis) fn is_fresh(&self, staleness: Duration) -> bool {
+    pub(super) fn is_fresh(&self, staleness: Duration) -> bool {
         if staleness.is_zero() {
             return false;
         }
@@ -288,11 +265,6 @@ impl TrackingState {
             self.barrier.nudge();
         }
         age < staleness
-    }
-
-    /// Counts a request that is about to wait for the barrier.
-    pub(in crate::store::redis) fn count_wait(&self) {
-        self.metrics().waits.inc();
     }
 
     /// A time in the form that [`Barrier::answered`] takes.
@@ -310,32 +282,42 @@ impl TrackingState {
         self.context.status_changed.notify_one();
     }
 
-    pub(super) fn flush(&self) {
-        if !mutants::is(Mutant::NearWithoutFlush) {
+    /// Evicts every near entry of this server.
+    fn flush(&self) {
+        if self.slots.snapshot() == SlotSet::ALL {
             self.watcher.flush();
+        } else {
+            self.watcher.evict_matching(&|name| self.slots.contains_name(name));
         }
     }
-}
 
-/// Evicts the names of one invalidation message: a list of names, or nil for all (FLUSHALL,
-/// FLUSHDB).
-pub(super) fn evict(tracked: &TrackingState, data: &[Value]) {
-    let (watcher, events) = (&tracked.watcher, &tracked.context.events);
-    let [Value::Array(names)] = data else {
-        watcher.flush();
-        events.publish_global(EventKind::Flushed, "", None);
-        return;
-    };
-    for name in names {
-        tracked.metrics().news.inc();
-        let Value::BulkString(name) = name else {
-            watcher.flush();
-            continue;
+    /// As [`TrackingState::flush`], because changes were not tracked for a while.
+    pub(super) fn flush_untracked(&self) {
+        if !mutants::is(Mutant::NearWithoutFlush) {
+            self.flush();
+        }
+    }
+
+    /// Evicts the names of one invalidation message: a list of names, or nil for all (FLUSHALL,
+    /// FLUSHDB).
+    pub(super) fn evict(&self, data: &[Value]) {
+        let events = &self.context.events;
+        let [Value::Array(names)] = data else {
+            self.flush();
+            events.publish_global(EventKind::Flushed, "", None);
+            return;
         };
-        watcher.evict(name);
-        // Our keys are text, so any other name under the prefix is not ours.
-        if let Ok(name) = std::str::from_utf8(name) {
-            events.record_change(name);
+        for name in names {
+            self.metrics().news.inc();
+            let Value::BulkString(name) = name else {
+                self.flush();
+                continue;
+            };
+            self.watcher.evict(name);
+            // Our keys are text, so any other name under the prefix is not ours.
+            if let Ok(name) = std::str::from_utf8(name) {
+                events.record_change(name);
+            }
         }
     }
 }

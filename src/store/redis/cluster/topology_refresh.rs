@@ -27,15 +27,16 @@ use super::{
     plan::{NodeView, Plan},
 };
 use crate::{
-    clock, config,
+    clock,
+    config::{ClusterSeeds, Config},
     observe::metrics::Registry,
     store::{
-        errors::{DETACHED_TIMEOUT, NodeAddress, StoreError},
+        NodeAddress, StoreError,
+        errors::{DETACHED_TIMEOUT, Result},
         redis::{
-            dial::{ClusterReplies, Target, TempConnection},
+            dial::{ClusterReplies, Target},
             shared_keys::live_records,
         },
-        sidecar_record::{RecordMismatch, SidecarRecord},
         slots::slot_of,
         words::unix_ms,
     },
@@ -77,7 +78,7 @@ pub(in crate::store::redis) async fn refresh_topology(cluster: Arc<Cluster>) -> 
         }
         sleep(REFRESH_PAUSE).await;
         let every = if cluster.is_degraded() { REFRESH_EVERY_DEGRADED } else { REFRESH_EVERY };
-        let _ = timeout(every, cluster.refreshes.wanted()).await;
+        let _ = timeout(every, cluster.refreshes.wanted.notified()).await;
     }
 }
 
@@ -138,24 +139,20 @@ impl Cluster {
     /// Returns the masters that we are connected to, and all other nodes.
     fn masters_and_others(&self) -> (Vec<NodeAddress>, Vec<NodeAddress>) {
         let map = self.slot_map.read();
-        let up = map.masters().filter(|(_, shard)| shard.is_up());
-        let masters: Vec<NodeAddress> = up.map(|(address, _)| address.clone()).collect();
-        let nodes: BTreeSet<&NodeAddress> = map.nodes().iter().chain(&self.seeds).collect();
+        let up = map.plan.masters.iter().zip(&map.shards).filter(|(_, shard)| shard.is_up());
+        let masters: Vec<NodeAddress> = up.map(|(master, _)| master.address.clone()).collect();
+        let nodes: BTreeSet<&NodeAddress> = map.plan.nodes.iter().chain(&self.seeds).collect();
         let others = nodes.into_iter().filter(|node| !masters.contains(node)).cloned().collect();
         (masters, others)
     }
 
-    async fn query_node(&self, node: &NodeAddress) -> Result<(NodeAddress, NodeView), StoreError> {
-        let replies = timeout(NODE_TIMEOUT, self.cluster_replies(node)).await;
-        let (slots, nodes, info) = replies.unwrap_or(Err(StoreError::Timeout))?;
-        let view = NodeView::parse(node, &slots, &nodes, &info);
-        let view = view
-            .ok_or_else(|| StoreError::Refused("its replies do not describe a cluster".into()))?;
-        Ok((node.clone(), view))
+    async fn query_node(&self, node: &NodeAddress) -> Result<(NodeAddress, NodeView)> {
+        let replies = timeout(NODE_TIMEOUT, self.cluster_replies(node)).await??;
+        Ok((node.clone(), NodeView::parse(node, &replies)?))
     }
 
     /// Uses the connection that there is, else a temporary one.
-    async fn cluster_replies(&self, node: &NodeAddress) -> Result<ClusterReplies, StoreError> {
+    async fn cluster_replies(&self, node: &NodeAddress) -> Result<ClusterReplies> {
         let shard = self.slot_map.read().shard_at(node).cloned();
         if let Some(shard) = shard.filter(|shard| shard.is_up()) {
             return shard.cluster_replies().await;
@@ -177,7 +174,7 @@ impl Cluster {
         mut views: Vec<(NodeAddress, NodeView)>,
         is_late: bool,
     ) -> Option<(Plan, Vec<NodeAddress>)> {
-        let epoch = self.slot_map.read().epoch();
+        let epoch = self.slot_map.read().plan.current_epoch;
         if !is_late {
             views.retain(|(_, view)| view.current_epoch >= epoch);
         }
@@ -197,7 +194,7 @@ impl Cluster {
             info!(masters, "the number of masters of the cluster has changed");
         }
         for shard in gone {
-            info!(node = shard.address(), "a node is no longer a master of the cluster");
+            info!(node = shard.state.address, "a node is no longer a master of the cluster");
             shard.requeue_recent().await;
         }
         self.context.status_changed.notify_one();
@@ -211,51 +208,37 @@ impl Cluster {
 }
 
 /// Asks the seeds for the masters, one after the other. Does not check whether the masters answer,
-/// but reads the records of other sidecars where they do.
-pub(in crate::store) async fn probe_seeds(
-    seeds: &config::ClusterSeeds,
-    config: &config::Config,
-) -> Result<Vec<RecordMismatch>, StoreError> {
-    let target = Target::from_seeds(seeds, config, &TlsMetrics::shared(&mut Registry::default()))?;
+/// but reads the records of the sidecars where they do.
+pub(in crate::store::redis) async fn probe_seeds(
+    seeds: &ClusterSeeds,
+    config: &Config,
+) -> Result<Vec<String>> {
+    let target = Target::of_nodes(seeds, config, &TlsMetrics::shared(&mut Registry::default()))?;
     let mut last_error = StoreError::Down;
     for (host, port) in &seeds.hosts {
-        let replies =
-            async { TempConnection::open(&target.at(host, *port)).await?.cluster_replies().await };
-        let address = NodeAddress { host: (&**host).into(), port: *port };
-        match replies.await {
-            Ok((slots, nodes, info)) => match NodeView::parse(&address, &slots, &nodes, &info) {
-                Some(view) => return Ok(mismatches(config, &target, &view).await),
-                None => {
-                    last_error =
-                        StoreError::Refused("its replies do not describe a cluster".into());
-                }
-            },
+        let address = NodeAddress::new(host, *port);
+        let view = async {
+            let connection = timeout(DETACHED_TIMEOUT, target.at(&address).connect()).await??;
+            NodeView::parse(&address, &connection.cluster_replies().await?)
+        };
+        match view.await {
+            Ok(view) => return Ok(records(&config.store.prefix, &target, view).await),
             Err(error) => last_error = error,
         }
     }
     Err(last_error)
 }
 
-/// Compares the records of other sidecars with ours; none if they cannot be read.
-async fn mismatches(
-    config: &config::Config,
-    target: &Target,
-    view: &NodeView,
-) -> Vec<RecordMismatch> {
-    let prefix = &config.store.prefix;
-    let read = live_records(prefix, unix_ms(clock::now()));
-    let topology = Plan::of(std::slice::from_ref(view));
-    let slot = usize::from(slot_of(prefix.as_bytes()));
-    let owner = topology.owners.get(slot).copied().flatten();
-    let Some(master) = owner.and_then(|index| topology.masters.get(usize::from(index))) else {
-        return Vec::new();
-    };
+/// Returns the records of the sidecars; none if they cannot be read.
+async fn records(prefix: &str, target: &Target, view: NodeView) -> Vec<String> {
+    let plan = Plan::of(&[view]);
+    let owner = plan.owners.get(usize::from(slot_of(prefix.as_bytes()))).copied().flatten();
+    let master = owner.and_then(|index| plan.masters.get(usize::from(index)));
+    let Some(master) = master else { return Vec::new() };
     let records = async {
-        let owner = target.at(&master.address.host, master.address.port);
-        TempConnection::open(&owner).await?.asking::<Vec<String>>(&read).await
+        let connection = target.at(&master.address).connect().await?;
+        connection.asking(&live_records(prefix, unix_ms(clock::now()))).await
     };
     let records = timeout(DETACHED_TIMEOUT, records).await;
-    let ours = SidecarRecord::of(config);
-    let records = records.ok().and_then(Result::ok).unwrap_or_default();
-    records.iter().filter_map(|record| ours.mismatch(record)).collect()
+    records.ok().and_then(Result::ok).unwrap_or_default()
 }

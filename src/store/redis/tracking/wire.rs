@@ -9,10 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::codec::Decoder as _;
 
 use crate::{
-    store::{
-        errors::{Redirect, StoreError},
-        slots::OwnedSlots,
-    },
+    store::{Redirect, StoreError, errors::Result, slots::OwnedSlots},
     transport::ClientStream,
 };
 
@@ -29,15 +26,13 @@ const NOTHING: &[u8] = b":0\r\n";
 /// master that serves reads while the cluster is down (`cluster-allow-reads-when-down`) does not
 /// answer it either, and a master that is about to hand over to its replica (`CLUSTER FAILOVER`)
 /// answers only after the handover has ended.
-#[derive(Debug)]
-pub(in crate::store::redis) struct Question {
+pub(crate) struct Question {
     pub(super) bytes: Vec<u8>,
     pub(super) answer: &'static [u8],
     keyed: Option<Keyed>,
 }
 
 /// The name that is asked for, and how to choose it.
-#[derive(Debug)]
 struct Keyed {
     name: String,
     prefix: String,
@@ -45,12 +40,12 @@ struct Keyed {
 }
 
 impl Question {
-    pub(in crate::store::redis) fn ping() -> Self {
+    pub(crate) fn ping() -> Self {
         Self { bytes: PING.to_vec(), answer: PONG, keyed: None }
     }
 
     /// The question for a master of a cluster; `None` if it owns no slot.
-    pub(in crate::store::redis) fn keyed(slots: &Arc<OwnedSlots>, prefix: &str) -> Option<Self> {
+    pub(crate) fn keyed(slots: &Arc<OwnedSlots>, prefix: &str) -> Option<Self> {
         let name = slots.name(prefix, "barrier", fastrand::u32(..))?;
         let bytes = cmd("DEL").arg(&name).get_packed_command();
         let keyed = Keyed { name, prefix: prefix.to_owned(), slots: Arc::clone(slots) };
@@ -113,7 +108,7 @@ impl Wire {
         }
     }
 
-    pub(super) async fn call<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, StoreError> {
+    pub(super) async fn call<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T> {
         self.send(&command.get_packed_command()).await?;
         loop {
             match self.next()? {
@@ -131,13 +126,13 @@ impl Wire {
     }
 
     /// Flushes as well, because TLS may hold back the last bytes until then.
-    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<()> {
         self.stream.write_all(bytes).await.map_err(lost)?;
         self.stream.flush().await.map_err(lost)
     }
 
     /// Reads more bytes from the socket.
-    pub(super) async fn fill(&mut self) -> Result<(), StoreError> {
+    pub(super) async fn fill(&mut self) -> Result<()> {
         match self.stream.read_buf(&mut self.read_buffer).await {
             Ok(0) => Err(StoreError::Lost("the server closed the tracking connection".into())),
             Ok(_) => Ok(()),
@@ -146,7 +141,7 @@ impl Wire {
     }
 
     /// The next value that has been read completely.
-    pub(super) fn next(&mut self) -> Result<Option<Value>, StoreError> {
+    pub(super) fn next(&mut self) -> Result<Option<Value>> {
         if self.read_buffer.is_empty() {
             return Ok(None);
         }
