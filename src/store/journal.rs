@@ -28,7 +28,7 @@ use tracing::warn;
 
 use self::{
     records::{JournalOwner, Record, encode, read},
-    siblings::{MAX_PROCESSES, Siblings, lock, numbered, with_suffix},
+    siblings::{MAX_PROCESSES, Siblings, lock, numbered},
 };
 use crate::observe::throttle::Throttle;
 
@@ -146,20 +146,12 @@ impl Journal {
 
     /// Queues records. [`Journal::synced`] with the returned number waits until they are on the
     /// disk.
-    pub fn append(
-        self: &Arc<Self>,
-        records: impl IntoIterator<Item = Record>,
-        sync: Durability,
-    ) -> u64 {
+    pub fn append(self: &Arc<Self>, records: Vec<Record>, sync: Durability) -> u64 {
         self.enqueue(records, sync, false)
     }
 
     /// Queues a rewrite of the file, which then holds only these records.
-    pub fn rewrite(
-        self: &Arc<Self>,
-        records: impl IntoIterator<Item = Record>,
-        sync: Durability,
-    ) -> u64 {
+    pub fn rewrite(self: &Arc<Self>, records: Vec<Record>, sync: Durability) -> u64 {
         self.enqueue(records, sync, true)
     }
 
@@ -168,21 +160,15 @@ impl Journal {
         self.queue().lines > REWRITE_LINES.1 + REWRITE_LINES.0 * keys
     }
 
-    fn enqueue(
-        self: &Arc<Self>,
-        records: impl IntoIterator<Item = Record>,
-        sync: Durability,
-        rewrite: bool,
-    ) -> u64 {
+    fn enqueue(self: &Arc<Self>, records: Vec<Record>, sync: Durability, rewrite: bool) -> u64 {
         let mut queue = self.queue();
         if rewrite {
             queue.batch.rewrite = true;
             queue.lines = 0;
             queue.batch.records.clear();
         }
-        let before = queue.batch.records.len();
+        queue.lines += records.len();
         queue.batch.records.extend(records);
-        queue.lines += queue.batch.records.len() - before;
         queue.batch.sync |= sync == Durability::Awaited;
         queue.count += 1;
         if !std::mem::replace(&mut queue.writing, true) {
@@ -251,7 +237,7 @@ impl Journal {
     /// Writes a new file and renames it once it is complete, so that a crash leaves the old file or
     /// the new one.
     fn write_new_file(&self, records: &[Record]) -> io::Result<File> {
-        let new_path = with_suffix(&self.path, "new");
+        let new_path = self.path.with_added_extension("new");
         let _ = std::fs::remove_file(&new_path);
         let mut file = OpenOptions::new().append(true).create_new(true).open(&new_path)?;
         // Locked before it is in place, so that the journal is never without a lock.

@@ -65,7 +65,10 @@ pub(crate) struct StoreMetrics {
     /// How often there were too many of them, so that whole slots became pending.
     pub(super) pending_overflows: Counter,
     pub(crate) operations: OperationMetrics,
-    pub(super) breaker: BreakerMetrics,
+    /// 1 while requests do not ask the store.
+    breaker_open: Gauge,
+    breaker_openings: Counters<1>,
+    connect_failures: Counters<1>,
     /// Changes in the store, and the read barrier.
     pub(crate) tracking: TrackingMetrics,
     /// The masters of a Redis Cluster.
@@ -81,16 +84,9 @@ pub(crate) struct OperationMetrics {
     pub(crate) recent: Arc<RecentTimes>,
 }
 
-/// Whether requests ask the store.
-pub(super) struct BreakerMetrics {
-    open: Gauge,
-    openings: Counters<1>,
-    failures: Counters<1>,
-}
-
 impl StoreMetrics {
     pub(super) fn register(r: &mut Registry) -> Self {
-        Self {
+        let metrics = Self {
             up: r.gauge("store_up", "1 while there is a trusted connection to the store"),
             pending: r
                 .gauge("pending_invalidations", "Invalidations that the store has not confirmed"),
@@ -99,17 +95,44 @@ impl StoreMetrics {
                 "Times that whole slots became pending, because too many invalidations were",
             ),
             operations: OperationMetrics::register(r),
-            breaker: BreakerMetrics::register(r),
+            connect_failures: r.counters_by(
+                "error",
+                "store_connect_failures",
+                "Failed connections to the store, by error",
+                FATAL.into_iter().chain(["tls"]),
+            ),
+            breaker_open: r
+                .gauge("breaker_open", "1 while requests do not ask the store, because it is down"),
+            breaker_openings: r.counters_by(
+                "error",
+                "breaker_openings",
+                "Times that the store was trusted and then lost, by error",
+                FATAL,
+            ),
             tracking: TrackingMetrics::register(r),
             cluster: ClusterMetrics::register(r),
             tls: TlsMetrics::shared(r),
-        }
+        };
+        // Nothing is known about the store yet.
+        metrics.breaker_open.set(1);
+        metrics
     }
 
     /// Sets whether the whole store is trusted.
     pub(super) fn set_up(&self, is_up: bool, events: &Events) {
         events.set_state(&self.up, is_up, (EventKind::StoreUp, EventKind::StoreDown));
-        self.breaker.open.set((!is_up).into());
+        self.breaker_open.set((!is_up).into());
+    }
+
+    /// Records that the store was trusted and was lost.
+    pub(super) fn open_breaker(&self, error: &StoreError) {
+        self.breaker_open.set(1);
+        self.breaker_openings.inc([error.as_str()]);
+    }
+
+    /// Records that a connection could not be made, or that the store is not what it should be.
+    pub(super) fn fail_to_connect(&self, error: &StoreError) {
+        self.connect_failures.inc([error.as_str()]);
     }
 }
 
@@ -141,41 +164,6 @@ impl OperationMetrics {
         if result.as_ref().err().is_none_or(|error| error.as_str() != "down") {
             self.recent.observe(took, 1);
         }
-    }
-}
-
-impl BreakerMetrics {
-    /// Open at first, because nothing is known about the store yet.
-    fn register(r: &mut Registry) -> Self {
-        let breaker = Self {
-            failures: r.counters_by(
-                "error",
-                "store_connect_failures",
-                "Failed connections to the store, by error",
-                FATAL.into_iter().chain(["tls"]),
-            ),
-            open: r
-                .gauge("breaker_open", "1 while requests do not ask the store, because it is down"),
-            openings: r.counters_by(
-                "error",
-                "breaker_openings",
-                "Times that the store was trusted and then lost, by error",
-                FATAL,
-            ),
-        };
-        breaker.open.set(1);
-        breaker
-    }
-
-    /// Records that the store was trusted and was lost.
-    pub(super) fn open(&self, error: &StoreError) {
-        self.open.set(1);
-        self.openings.inc([error.as_str()]);
-    }
-
-    /// Records that a connection could not be made, or that the store is not what it should be.
-    pub(super) fn fail(&self, error: &StoreError) {
-        self.failures.inc([error.as_str()]);
     }
 }
 

@@ -136,15 +136,15 @@ impl<V: Clone> NearEntries<V> {
         events: Arc<Events>,
     ) -> Self {
         let locks = (max_bytes / LOCKS.1).clamp(1, LOCKS.0);
-        let mut options = OptionsBuilder::new();
-        options
+        let options = OptionsBuilder::new()
             .shards(locks)
             .weight_capacity(max_bytes as u64)
-            .estimated_items_capacity((max_bytes / TYPICAL_SIZE).max(1));
+            .estimated_items_capacity((max_bytes / TYPICAL_SIZE).max(1))
+            .build();
         let stash = DefaultLifecycle::default();
         let evictions = Evictions { metrics: Arc::clone(&metrics), events, stash };
         #[allow(clippy::expect_used, reason = "it fails only without the two capacities")]
-        let options = options.build().expect("both capacities are given");
+        let options = options.expect("both capacities are given");
         Self {
             // Clients choose the keys, so the hash is the keyed one of the standard library.
             values: Cache::with_options(options, Weigh(weigh), RandomState::new(), evictions),
@@ -212,14 +212,11 @@ impl<V: Clone> NearEntries<V> {
         }
     }
 
-    fn remove_some(
-        &self,
-        remove: impl FnOnce(&Cache<Key, V, Weigh<V>, RandomState, Evictions<V>>),
-    ) {
+    fn remove_some(&self, remove: impl FnOnce()) {
         // The first bump refuses values that were read before this began. The second tells readers
         // that were given a value in the meantime.
         self.bump_all();
-        remove(&self.values);
+        remove();
         self.bump_all();
         self.metrics.flushes.inc();
         for shard in &self.shards {
@@ -249,11 +246,11 @@ impl<V: Clone + Send + Sync> Watcher for NearEntries<V> {
     }
 
     fn flush(&self) {
-        self.remove_some(Cache::clear);
+        self.remove_some(|| self.values.clear());
     }
 
     fn evict_matching(&self, is_gone: &dyn Fn(&[u8]) -> bool) {
-        self.remove_some(|values| values.retain(|key, _| !is_gone(key.main().as_bytes())));
+        self.remove_some(|| self.values.retain(|key, _| !is_gone(key.main().as_bytes())));
     }
 }
 

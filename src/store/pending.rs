@@ -55,15 +55,6 @@ pub struct JournalStatus {
     pub sibling_invalidations: usize,
 }
 
-/// The outcome of an addition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Added {
-    /// The keys are remembered.
-    Keys,
-    /// The set is full: every key in the slots of those that did not fit is pending now.
-    Overflow,
-}
-
 impl PendingSet {
     /// Makes a set of at most `limit` keys, in memory only.
     pub fn new(limit: usize) -> Self {
@@ -113,15 +104,16 @@ impl PendingSet {
     }
 
     /// Remembers the unconfirmed invalidation of some keys by one write. With a journal it returns
-    /// when the records are on the disk, or the disk has failed or takes too long.
-    pub async fn add(&self, keys: &[&Key], write: &Token, linger: Duration) -> Added {
+    /// when the records are on the disk, or the disk has failed or takes too long. Returns the slots of
+    /// the keys that found no room: every key in them is pending now.
+    pub(super) async fn add(&self, keys: &[&Key], write: &Token, linger: Duration) -> SlotSet {
         let (overflowed, queued) = self.update(|inner| {
             let keys = keys.iter().map(|key| (*key, write, linger));
             let (records, overflowed) = self.insert_all(inner, keys);
             (overflowed, self.write_journal(inner, records, Durability::Awaited))
         });
         self.synced(queued).await;
-        if overflowed.is_empty() { Added::Keys } else { Added::Overflow }
+        overflowed
     }
 
     /// Makes every key pending; returns what a purge of all has to confirm.
@@ -133,8 +125,8 @@ impl PendingSet {
     pub(super) async fn add_slots(&self, slots: SlotSet) -> PurgeAllTask {
         let (addition, queued) = self.update(|inner| {
             inner.insert_slots(&slots);
-            let record = [Record::slots_added(&slots)];
-            (inner.additions, self.write_journal(inner, record, Durability::Awaited))
+            let record = Record::slots_added(&slots);
+            (inner.additions, self.write_journal(inner, vec![record], Durability::Awaited))
         });
         self.synced(queued).await;
         PurgeAllTask { slots, addition }
@@ -209,8 +201,8 @@ impl PendingSet {
     /// Returns what a purge of all has to confirm, if one is due.
     pub(super) fn due_purge_all(&self) -> Option<PurgeAllTask> {
         let inner = self.lock();
-        let slots = inner.slots.due(Instant::now())?;
-        Some(PurgeAllTask { slots, addition: inner.additions })
+        inner.slots.due.filter(|due| due.at <= Instant::now())?;
+        Some(PurgeAllTask { slots: inner.slots.slots(), addition: inner.additions })
     }
 
     /// Returns up to `limit` items that are due, those that have waited longest first.
@@ -224,7 +216,7 @@ impl PendingSet {
     pub fn next_due(&self) -> Option<Instant> {
         let inner = self.lock();
         let first = inner.due.first_key_value().map(|((at, _), _)| *at);
-        first.into_iter().chain(inner.slots.next_due()).min()
+        first.into_iter().chain(inner.slots.due.map(|due| due.at)).min()
     }
 
     /// Makes everything due now: there is a new connection, or the process is about to stop.
@@ -262,11 +254,8 @@ impl PendingSet {
             let current = inner.keys.get(&item.key);
             if current.is_some_and(|current| current.due.addition == item.due.addition) {
                 inner.remove(&item.key);
-                self.write_journal(
-                    inner,
-                    [Record::Confirmed { key: item.key.main().into() }],
-                    Durability::Lazy,
-                );
+                let record = Record::Confirmed { key: item.key.main().into() };
+                self.write_journal(inner, vec![record], Durability::Lazy);
             }
         });
     }
@@ -284,7 +273,7 @@ impl PendingSet {
             } else {
                 Record::SlotsConfirmed { ranges: confirmed.ranges() }
             };
-            self.write_journal(inner, [record], Durability::Lazy);
+            self.write_journal(inner, vec![record], Durability::Lazy);
         });
     }
 
@@ -295,16 +284,11 @@ impl PendingSet {
 
     /// Queues records for the journal, and returns the number of the batch to wait for. Called
     /// under the lock, so that the journal has everything in the order in which it happened.
-    fn write_journal(
-        &self,
-        inner: &Inner,
-        records: impl IntoIterator<Item = Record>,
-        sync: Durability,
-    ) -> Option<u64> {
+    fn write_journal(&self, inner: &Inner, records: Vec<Record>, sync: Durability) -> Option<u64> {
         let journal = self.journal.as_ref()?;
         let is_empty = inner.keys.is_empty() && inner.slots.is_empty();
         Some(if is_empty || journal.is_long(inner.keys.len()) {
-            journal.rewrite(inner.records(), sync)
+            journal.rewrite(inner.records().collect(), sync)
         } else {
             journal.append(records, sync)
         })
@@ -376,7 +360,7 @@ impl PendingSet {
     pub(crate) async fn persist(&self) -> bool {
         let queued = self.update(|inner| {
             let journal = self.journal.as_ref()?;
-            Some(journal.rewrite(inner.records(), Durability::Awaited))
+            Some(journal.rewrite(inner.records().collect(), Durability::Awaited))
         });
         self.synced(queued).await
     }

@@ -4,20 +4,20 @@
 //! Each server is a shard (`redis/shard.rs`) with a supervisor, a session, an epoch, a tracking
 //! connection and its rounds. The topology (`redis/engine.rs`) tells which shard owns a key: one
 //! owns all, or each master of a cluster (`redis/cluster.rs`) owns some of the slots. Invalidations
-//! (`redis/invalidate.rs`) and purges of all (`redis/purge_all.rs`) ask the topology, and are the
-//! same for any number of shards.
+//! (`redis/invalidate.rs`) and purges of all ask the topology, and are the same for any number of
+//! shards.
 //!
-//! The retry worker repeats what was not confirmed. The process has one retry queue. An item goes to the current owner of its key each time it is
-//! repeated. A purge of all goes to every master that owns pending slots, and each confirms its
-//! own: a lost master, or a slot without an owner, does not delay the jobs of the others. Nothing is
-//! repeated while no server is trusted; one that becomes trusted makes everything due.
+//! The retry worker repeats what was not confirmed. The process has one retry queue. An item goes to
+//! the current owner of its key each time it is repeated. A purge of all goes to every master that
+//! owns pending slots, and each confirms its own: a lost master, or a slot without an owner, does not
+//! delay the jobs of the others. Nothing is repeated while no server is trusted; one that becomes
+//! trusted makes everything due.
 
 mod cluster;
 mod dial;
 mod engine;
 mod invalidate;
 mod master_source;
-mod purge_all;
 mod recently_confirmed;
 mod sentinel;
 mod server_info;
@@ -81,7 +81,9 @@ pub(super) fn open(
         Topology::Cluster(cluster)
     } else {
         let source = MasterSource::new(config, &context.metrics.tls)?;
-        let (address, slots) = (config.store.url.to_string(), Arc::new(OwnedSlots::all()));
+        let address = config.store.url.to_string();
+        let slots = Arc::<OwnedSlots>::default();
+        slots.assign(|_| true);
         let state = ShardState::new(Arc::clone(&context), source, address, slots);
         Topology::One(Arc::new(Shard::start(0, state)))
     };

@@ -27,7 +27,7 @@ use super::{
         siblings::{EndedJournal, SiblingState, Siblings},
     },
     metrics::StoreMetrics,
-    pending::{Added, PendingItem, PendingSet, PurgeAllTask},
+    pending::{PendingItem, PendingSet, PurgeAllTask},
 };
 use crate::{
     config,
@@ -71,7 +71,7 @@ impl RetryQueue {
         if keys.is_empty() || mutants::is(Mutant::NoPending) {
             return;
         }
-        if self.pending.add(keys, write, linger).await == Added::Overflow {
+        if !self.pending.add(keys, write, linger).await.is_empty() {
             self.metrics.pending_overflows.inc();
             if let Some(suppressed) = self.overflow.admit("") {
                 warn!(

@@ -1,6 +1,9 @@
 //! Slots: the slot of a key, and the slots of a shard. Pure.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    LazyLock,
+    atomic::{AtomicU64, Ordering},
+};
 
 use super::Key;
 
@@ -15,24 +18,14 @@ const POLYNOMIAL: u16 = 0x1021;
 const NAMES_TRIED: u32 = 1 << 20;
 
 /// The CRC of every byte.
-const TABLE: [u16; 256] = table();
-
-const fn table() -> [u16; 256] {
-    let mut table = [0; 256];
-    let mut byte = 0_usize;
-    while byte < 256 {
-        #[allow(clippy::cast_possible_truncation, reason = "it is less than 256")]
-        let mut crc = (byte as u16) << 8;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ POLYNOMIAL };
-            bit += 1;
-        }
-        table[byte] = crc;
-        byte += 1;
-    }
-    table
-}
+static TABLE: LazyLock<[u16; 256]> = LazyLock::new(|| {
+    let of_bit = |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ POLYNOMIAL };
+    let mut bytes = 0..=u8::MAX;
+    std::array::from_fn(|_| {
+        let byte = bytes.next().unwrap_or_default();
+        (0..8).fold(u16::from(byte) << 8, of_bit)
+    })
+});
 
 /// Returns the slot of a name.
 ///
@@ -58,9 +51,10 @@ fn tag(name: &[u8]) -> &[u8] {
 }
 
 fn crc16(bytes: &[u8]) -> u16 {
+    let table = &*TABLE;
     bytes.iter().fold(0, |crc, byte| {
         let [high, _] = crc.to_be_bytes();
-        (crc << 8) ^ TABLE[usize::from(high ^ byte)]
+        (crc << 8) ^ table[usize::from(high ^ byte)]
     })
 }
 
@@ -162,11 +156,6 @@ impl Default for OwnedSlots {
 }
 
 impl OwnedSlots {
-    /// Every slot, for the only server of a store.
-    pub(super) fn all() -> Self {
-        Self(std::array::from_fn(|_| AtomicU64::new(u64::MAX)))
-    }
-
     /// Returns the current slots. For the slots of several shards at one point in time, hold the
     /// lock of the slot map.
     pub(super) fn snapshot(&self) -> SlotSet {

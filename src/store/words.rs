@@ -54,12 +54,6 @@ impl Borrow<str> for Key {
     }
 }
 
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 /// Names one lease and, as the generation of an entry, the fill that made it. Never used twice.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Token(pub(super) Arc<str>);

@@ -68,13 +68,8 @@ impl Write {
     /// itself; `None` if there are no such keys.
     pub fn split_elsewhere(&self) -> Option<(Self, Self)> {
         let (elsewhere, rest) = self.keys.split_at(self.elsewhere);
-        let part = |keys: &[Key]| Self {
-            keys: keys.to_vec(),
-            elsewhere: 0,
-            id: self.id.clone(),
-            fence: self.fence,
-            begun: self.begun,
-        };
+        let part =
+            |keys: &[Key]| Self { keys: keys.to_vec(), elsewhere: 0, id: self.id.clone(), ..*self };
         (!elsewhere.is_empty()).then(|| (part(elsewhere), part(rest)))
     }
 

@@ -103,41 +103,37 @@ impl LiveRecords {
     pub(crate) fn replay(records: Vec<Record>) -> Self {
         let mut live = Self { keys: HashMap::new(), slots: SlotSet::NONE };
         for record in records {
-            live.apply(record);
+            match record {
+                Record::Added { key, write, linger_ms } => {
+                    let linger = Duration::from_millis(linger_ms);
+                    let key = Key(key.into());
+                    let write = Token(write.into());
+                    // A later end of the same write replaces the linger of the one before. Its record
+                    // has the lingers of other writes in it.
+                    let others = live.keys.get(&key).filter(|(before, _)| *before != write);
+                    let linger = others.map_or(linger, |(_, before)| linger.max(*before));
+                    live.keys.insert(key, (write, linger));
+                }
+                Record::Confirmed { key } => {
+                    live.keys.remove(&Key(key.into()));
+                }
+                Record::AllAdded => live.slots = SlotSet::ALL,
+                // Unreadable ranges may have named any slot.
+                Record::SlotsAdded { ranges } => {
+                    live.slots.insert_all(&SlotSet::from_ranges(&ranges).unwrap_or(SlotSet::ALL));
+                }
+                Record::AllConfirmed => live.slots = SlotSet::NONE,
+                Record::SlotsConfirmed { ranges } => {
+                    let confirmed = SlotSet::from_ranges(&ranges).unwrap_or(SlotSet::NONE);
+                    live.slots = live.slots.difference(&confirmed);
+                }
+            }
         }
         live
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.keys.is_empty() && self.slots.is_empty()
-    }
-
-    fn apply(&mut self, record: Record) {
-        match record {
-            Record::Added { key, write, linger_ms } => {
-                let linger = Duration::from_millis(linger_ms);
-                let key = Key(key.into());
-                let write = Token(write.into());
-                // A later end of the same write replaces the linger of the one before. Its record
-                // has the lingers of other writes in it.
-                let others = self.keys.get(&key).filter(|(before, _)| *before != write);
-                let linger = others.map_or(linger, |(_, before)| linger.max(*before));
-                self.keys.insert(key, (write, linger));
-            }
-            Record::Confirmed { key } => {
-                self.keys.remove(&Key(key.into()));
-            }
-            Record::AllAdded => self.slots = SlotSet::ALL,
-            // Unreadable ranges may have named any slot.
-            Record::SlotsAdded { ranges } => {
-                self.slots.insert_all(&SlotSet::from_ranges(&ranges).unwrap_or(SlotSet::ALL));
-            }
-            Record::AllConfirmed => self.slots = SlotSet::NONE,
-            Record::SlotsConfirmed { ranges } => {
-                let confirmed = SlotSet::from_ranges(&ranges).unwrap_or(SlotSet::NONE);
-                self.slots = self.slots.difference(&confirmed);
-            }
-        }
     }
 }
 

@@ -7,7 +7,7 @@
 //! file. The keys of another prefix are not ours.
 
 use std::{
-    fs::{File, Metadata, OpenOptions, TryLockError},
+    fs::{File, OpenOptions, TryLockError},
     io::{self, BufReader, ErrorKind},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -23,15 +23,7 @@ pub(super) const MAX_PROCESSES: usize = 16;
 
 /// Returns the path of the n-th journal of a setting.
 pub(super) fn numbered(path: &Path, number: usize) -> PathBuf {
-    if number == 0 { path.to_owned() } else { with_suffix(path, &number.to_string()) }
-}
-
-/// Appends a dot and a suffix to the whole file name.
-pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".");
-    name.push(suffix);
-    name.into()
+    if number == 0 { path.to_owned() } else { path.with_added_extension(number.to_string()) }
 }
 
 /// Opens a journal and locks it for as long as the file is open; `None` if another process holds the
@@ -93,19 +85,7 @@ pub(crate) struct EndedJournal {
 }
 
 /// Identity, length and time of change of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileStamp {
-    inode: u64,
-    length: u64,
-    changed: (i64, i64),
-}
-
-impl FileStamp {
-    fn of(file: &Metadata) -> Self {
-        let changed = (file.mtime(), file.mtime_nsec());
-        Self { inode: file.ino(), length: file.len(), changed }
-    }
-}
+type FileStamp = (u64, u64, i64, i64);
 
 impl EndedJournal {
     /// Empties the file, now that its records are in another journal, and releases the lock. A
@@ -159,10 +139,11 @@ impl Siblings {
     }
 
     fn look(&mut self, number: usize, path: &Path) -> io::Result<SiblingState> {
-        let stamp = FileStamp::of(&std::fs::metadata(path)?);
-        if stamp.length == 0 {
+        let file = std::fs::metadata(path)?;
+        if file.len() == 0 {
             return Ok(SiblingState::Empty);
         }
+        let stamp: FileStamp = (file.ino(), file.len(), file.mtime(), file.mtime_nsec());
         let is_unchanged = self.stamps[number] == Some(stamp);
         let locked = lock(path, &mut OpenOptions::new())?;
         if is_unchanged && locked.is_none() {

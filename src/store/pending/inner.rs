@@ -141,7 +141,7 @@ impl Due {
 pub(super) struct PendingSlots {
     /// Indexed by slot; 0 for a slot that is not pending. Empty while none is.
     additions: Vec<u64>,
-    due: Option<Due>,
+    pub(super) due: Option<Due>,
 }
 
 /// The slots that one purge of all has to confirm.
@@ -189,15 +189,6 @@ impl PendingSlots {
             self.additions = vec![0; usize::from(SLOTS)];
         }
         self.additions[usize::from(slot)] = addition;
-    }
-
-    /// Returns all pending slots, if they are to be purged now.
-    pub(super) fn due(&self, now: Instant) -> Option<SlotSet> {
-        self.due.filter(|due| due.at <= now).map(|_| self.slots())
-    }
-
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        self.due.map(|due| due.at)
     }
 
     pub(super) fn make_due(&mut self) {

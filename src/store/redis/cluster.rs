@@ -18,7 +18,7 @@
 //!   keys are apart, so nothing is leased or filled; invalidations go key by key
 //!   (`invalidate.rs`).
 //! - **The owner of a slot changes** in our map: the near entries of the slot are evicted before
-//!   the new map is used (`SlotMap::update`). Until we know of the change, the old owner no longer
+//!   the new map is used (`Cluster::update_map`). Until we know of the change, the old owner no longer
 //!   holds a key of the slot, and answers `MOVED`.
 //! - **Entries that moved along** from another master were stored in another epoch, and are not
 //!   used. A fill under a lease that moved along is refused by this sidecar for the same reason. A
@@ -48,6 +48,7 @@ use std::{
 
 use redis::{Cmd, FromRedisValue};
 use tokio::time::timeout;
+use tracing::info;
 
 use self::plan::{Master, Plan};
 use super::{
@@ -63,7 +64,6 @@ use crate::{
     store::{
         NodeAddress,
         errors::{DETACHED_TIMEOUT, Result},
-        near::Watcher,
         slots::{OwnedSlots, SLOTS, SlotSet},
     },
 };
@@ -73,7 +73,7 @@ const MAX_TEMP_CONNECTIONS: usize = 32;
 
 /// The masters of a cluster.
 pub(super) struct Cluster {
-    pub(super) slot_map: SlotMap,
+    slot_map: RwLock<SlotMap>,
     pub(super) refreshes: Arc<RefreshRounds>,
     seeds: Vec<NodeAddress>,
     /// How to connect to any node, and with which credentials.
@@ -95,7 +95,7 @@ impl Cluster {
     ) -> Result<Self> {
         let seed = |(host, port): &(String, u16)| NodeAddress::new(host, *port);
         Ok(Self {
-            slot_map: SlotMap::default(),
+            slot_map: RwLock::default(),
             refreshes: Arc::default(),
             seeds: seeds.hosts.iter().map(seed).collect(),
             target: Target::of_nodes(seeds, config, &context.metrics.tls)?,
@@ -108,6 +108,7 @@ impl Cluster {
 
     /// Starts the shard of a master that was not served before.
     fn new_shard(&self, Master { address, epoch, .. }: &Master) -> Shard {
+        info!(node = %address, "found a master of the cluster");
         let slots = Arc::<OwnedSlots>::default();
         let source = MasterSource::Cluster(ClusterMember {
             target: self.target.at(address),
@@ -119,6 +120,47 @@ impl Cluster {
         let number = self.next_shard.fetch_add(1, Ordering::Relaxed);
         let context = Arc::clone(&self.context);
         Shard::start(number, ShardState::new(context, source, address.to_string(), slots))
+    }
+
+    /// Returns the current version. Do not keep the guard: an update waits for it.
+    pub(super) fn slot_map(&self) -> RwLockReadGuard<'_, SlotMap> {
+        self.slot_map.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Updates the map; returns the shards that are no longer in it.
+    ///
+    /// Near entries of a slot that changes hands are evicted under the lock. News about them has
+    /// come over the connection of the old owner, and may still be on its way there when the first
+    /// reader passes the barrier of the new owner. A reader that set out for the old owner earlier
+    /// does not insert what it reads, because it noted the generation of its key before it looked
+    /// at the map.
+    fn update_map(&self, plan: Plan) -> Vec<Arc<Shard>> {
+        let mut drawn = self.slot_map.write().unwrap_or_else(PoisonError::into_inner);
+        drawn.pass_claims(&plan);
+        if drawn.plan.masters == plan.masters && drawn.plan.owners == plan.owners {
+            drawn.plan = plan;
+            return Vec::new();
+        }
+        let shard = |master: &Master| {
+            let known = drawn.shard_of(|known| known.is(master));
+            known.cloned().unwrap_or_else(|| Arc::new(self.new_shard(master)))
+        };
+        let shards = plan.masters.iter().map(shard).collect();
+        let next = SlotMap { plan, shards };
+        let moved = drawn.moved(&next);
+        if let Some(watcher) = &self.context.watcher
+            && !moved.is_empty()
+            && !mutants::is(Mutant::NearAcrossMoves)
+        {
+            watcher.evict_matching(&|name| moved.contains_name(name));
+        }
+        for shard in drawn.shards.iter().chain(&next.shards) {
+            shard.state.slots.assign(|slot| next.owner_number(slot) == Some(shard.number));
+        }
+        let before = std::mem::replace(&mut *drawn, next).shards;
+        let is_gone =
+            |shard: &Arc<Shard>| !drawn.shards.iter().any(|kept| kept.number == shard.number);
+        before.into_iter().filter(is_gone).collect()
     }
 
     /// Opens a connection to a node that is not one of our masters.
@@ -145,7 +187,7 @@ impl Cluster {
         command: &Cmd,
     ) -> Result<T> {
         let (to, target) = {
-            let map = self.slot_map.read();
+            let map = self.slot_map();
             let sender = NodeAddress::parse(&from.state.address);
             let to = map.resolve_redirect(to, sender);
             let target = map.shard_at(&to).cloned();
@@ -159,21 +201,15 @@ impl Cluster {
     }
 }
 
-/// The current slot map.
+/// One version of the slot map.
 #[derive(Default)]
 pub(super) struct SlotMap {
-    current: RwLock<SlotMapVersion>,
-}
-
-/// One version of the map.
-#[derive(Default)]
-pub(super) struct SlotMapVersion {
     plan: Plan,
     /// In the order of `plan.masters`.
     pub(super) shards: Vec<Arc<Shard>>,
 }
 
-impl SlotMapVersion {
+impl SlotMap {
     /// The shard that owns a slot.
     pub(super) fn owner(&self, slot: u16) -> Option<&Arc<Shard>> {
         let index = (*self.plan.owners.get(usize::from(slot))?)?;
@@ -228,53 +264,5 @@ impl SlotMapVersion {
     /// Number of slots without an owner.
     pub(super) fn unowned(&self) -> usize {
         usize::from(SLOTS) - self.plan.owners.iter().flatten().count()
-    }
-}
-
-impl SlotMap {
-    /// Returns the current version. Do not keep the guard: an update waits for it.
-    pub(super) fn read(&self) -> RwLockReadGuard<'_, SlotMapVersion> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Updates the map; returns the shards that are no longer in it.
-    ///
-    /// Near entries of a slot that changes hands are evicted under the lock. News about them has
-    /// come over the connection of the old owner, and may still be on its way there when the first
-    /// reader passes the barrier of the new owner. A reader that set out for the old owner earlier
-    /// does not insert what it reads, because it noted the generation of its key before it looked
-    /// at the map.
-    fn update(
-        &self,
-        plan: Plan,
-        watcher: Option<&Arc<dyn Watcher>>,
-        mut new_shard: impl FnMut(&Master) -> Shard,
-    ) -> Vec<Arc<Shard>> {
-        let mut drawn = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        drawn.pass_claims(&plan);
-        if drawn.plan.masters == plan.masters && drawn.plan.owners == plan.owners {
-            drawn.plan = plan;
-            return Vec::new();
-        }
-        let shard = |master: &Master| {
-            let known = drawn.shard_of(|known| known.is(master));
-            known.cloned().unwrap_or_else(|| Arc::new(new_shard(master)))
-        };
-        let shards = plan.masters.iter().map(shard).collect();
-        let next = SlotMapVersion { plan, shards };
-        let moved = drawn.moved(&next);
-        if let Some(watcher) = watcher
-            && !moved.is_empty()
-            && !mutants::is(Mutant::NearAcrossMoves)
-        {
-            watcher.evict_matching(&|name| moved.contains_name(name));
-        }
-        for shard in drawn.shards.iter().chain(&next.shards) {
-            shard.state.slots.assign(|slot| next.owner_number(slot) == Some(shard.number));
-        }
-        let before = std::mem::replace(&mut *drawn, next).shards;
-        let is_gone =
-            |shard: &Arc<Shard>| !drawn.shards.iter().any(|kept| kept.number == shard.number);
-        before.into_iter().filter(is_gone).collect()
     }
 }

@@ -26,7 +26,7 @@ use super::{
     tracking::wire::Question,
 };
 use crate::{
-    config::{Config, StoreUrl},
+    config::{Config, StoreConfig, StoreUrl},
     store::{
         Epoch, NodeAddress, Redirect, StoreError,
         errors::{DETACHED_TIMEOUT, Result},
@@ -89,7 +89,7 @@ impl MasterSource {
 
     /// Whether the entries of the master must be purged before use. Resets the flag.
     pub(super) fn take_behind(&self) -> bool {
-        matches!(self, Self::Sentinels(watch) if watch.take_behind())
+        matches!(self, Self::Sentinels(watch) if watch.is_behind.swap(false, Ordering::Relaxed))
     }
 
     /// Returns once the master is another server than `target`, or the same one in another term.
@@ -105,11 +105,13 @@ impl MasterSource {
         matches!(self, Self::Cluster(_))
     }
 
-    /// The name of the mark of the epoch, in a slot of this server; `None` if it has no slot.
-    pub(super) fn epoch_mark(&self, prefix: &str) -> Option<String> {
+    /// The name of the mark of the epoch, in a slot of this server; `None` if it has no slot, or no
+    /// mark is needed.
+    pub(super) fn epoch_mark(&self, config: &StoreConfig) -> Option<String> {
         match self {
-            Self::Cluster(member) => member.slots.name(prefix, "epoch", 0),
-            _ => Some(format!("{{{prefix}}}:epoch")),
+            _ if config.reconnect_grace.is_zero() => None,
+            Self::Cluster(member) => member.slots.name(&config.prefix, "epoch", 0),
+            _ => Some(format!("{{{}}}:epoch", config.prefix)),
         }
     }
 
@@ -137,13 +139,6 @@ impl MasterSource {
             member.refresh_rounds.wanted.notify_one();
         }
     }
-
-    /// Records the config epoch in which other nodes say that a master claims its slots.
-    pub(super) fn raise_claim(&self, epoch: u64) {
-        if let Self::Cluster(member) = self {
-            member.claimed_epoch.fetch_max(epoch, Ordering::AcqRel);
-        }
-    }
 }
 
 /// A master in its cluster.
@@ -169,24 +164,19 @@ impl ClusterMember {
         let mut requests = connection.requests.clone();
         let claim = command.arg("INFO").query_async::<String>(&mut requests);
         let claim = claimed_epoch(&timeout(DETACHED_TIMEOUT, claim).await??)?;
-        self.confirm(claim).await?;
-        Ok(Epoch(format!("{}-{}", info.epoch().as_str(), claim).into()))
-    }
-
-    /// Checks with another node, after this server has answered us, that it is still a master. A
-    /// server that hung while its replica took over does not know that when it comes back.
-    async fn confirm(&self, claim: u64) -> Result<()> {
+        // After this server has answered us, another node has to say that it is still a master. A
+        // server that hung while its replica took over does not know that when it comes back.
         let refresh = timeout(DETACHED_TIMEOUT, self.refresh_rounds.next()).await?;
-        if !refresh.confirms(&self.address) {
-            return Err(StoreError::Unusable("no other node of the cluster answers".into()));
-        }
-        if self.slots.is_empty() {
-            return Err(StoreError::Unusable("its slots belong to another node".into()));
-        }
-        if self.claimed_epoch.load(Ordering::Acquire) > claim {
-            return Err(StoreError::Unusable("the master has taken over slots".into()));
-        }
-        Ok(())
+        let objection = if !refresh.confirms(&self.address) {
+            "no other node of the cluster answers"
+        } else if self.slots.is_empty() {
+            "its slots belong to another node"
+        } else if self.claimed_epoch.load(Ordering::Acquire) > claim {
+            "the master has taken over slots"
+        } else {
+            return Ok(Epoch(format!("{}-{claim}", info.epoch().as_str()).into()));
+        };
+        Err(StoreError::Unusable(objection.into()))
     }
 }
 

@@ -80,7 +80,7 @@ pub(super) struct SentinelWatch {
     /// available.
     newest: Mutex<Option<(SentinelReply, Instant)>>,
     /// Set if the named master may hold entries that were invalidated at another master.
-    is_behind: AtomicBool,
+    pub(super) is_behind: AtomicBool,
     at_sentinels: Target,
     at_master: Target,
     warnings: Throttle,
@@ -155,12 +155,6 @@ impl SentinelWatch {
         } else {
             Err(moved(target, &answer))
         }
-    }
-
-    /// Whether the master may hold entries that were invalidated at another master. Resets the
-    /// flag.
-    pub(super) fn take_behind(&self) -> bool {
-        self.is_behind.swap(false, Ordering::Relaxed)
     }
 
     /// Compares an answer with earlier ones and returns the one that counts.

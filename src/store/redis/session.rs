@@ -189,14 +189,9 @@ pub(super) fn clock_ahead_ms((seconds, micros): (i64, i64), sent: SystemTime) ->
 
 /// Escapes the characters that are special in `SCAN MATCH`.
 fn escape_glob(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        if matches!(c, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
-            escaped.push('\\');
-        }
-        escaped.push(c);
-    }
-    escaped
+    let is_special = |c: &char| matches!(c, '*' | '?' | '[' | ']' | '\\' | '^' | '-');
+    let escape = |c| is_special(&c).then_some('\\').into_iter().chain([c]);
+    text.chars().flat_map(escape).collect()
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@
 
 use std::{
     borrow::Cow,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
@@ -25,6 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     dial::ClusterReplies,
+    master_source::MasterSource,
     server_info::config_epoch_of,
     session::Session,
     state::{SessionHandle, ShardState},
@@ -246,7 +247,9 @@ impl Shard {
     /// Records the config epoch in which other nodes say that the master claims its slots. A
     /// session that was opened under a lower epoch ends.
     pub(super) fn raise_claimed_epoch(&self, epoch: u64) {
-        self.state.source.raise_claim(epoch);
+        if let MasterSource::Cluster(member) = &self.state.source {
+            member.claimed_epoch.fetch_max(epoch, Ordering::AcqRel);
+        }
         // A lower epoch than the master's own is only outdated.
         if let Ok(session) = self.state.session()
             && config_epoch_of(&session.epoch).is_some_and(|held| held < epoch)

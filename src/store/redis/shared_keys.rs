@@ -35,10 +35,7 @@ pub(super) async fn keep_record(shard: &ShardState, session: &Session) -> Infall
         let exchange = async {
             renew_epoch_mark(shard, session).await?;
             if shard.keeps_shared_keys() {
-                let (records, prefix) = (&shard.context.records, &shard.context.config.prefix);
-                let ours = records.ours().text();
-                let outdated = records.take_outdated();
-                records.compare(&exchange_records(session, prefix, &ours, &outdated).await?);
+                exchange_records(shard, session).await?;
             }
             Ok::<_, StoreError>(())
         };
@@ -53,32 +50,31 @@ pub(super) async fn keep_record(shard: &ShardState, session: &Session) -> Infall
 /// Sets the mark of the epoch if it is gone: without it, a replica that is promoted later would
 /// look like a server that jobcache has never used.
 async fn renew_epoch_mark(shard: &ShardState, session: &Session) -> Result<()> {
-    let Some(name) = epoch_mark(shard) else { return Ok(()) };
+    let mark = shard.source.epoch_mark(&shard.context.config);
+    let Some(name) = mark else { return Ok(()) };
     let mark = format!("0 {}", shard.source.marked_epoch(&session.epoch));
     session.query::<Value>(redis::cmd("SET").arg(name).arg(mark).arg("NX")).await?;
     Ok(())
 }
 
-/// Renews our record, removes outdated ones, and returns all that live.
-async fn exchange_records(
-    session: &Session,
-    prefix: &str,
-    ours: &str,
-    outdated: &[String],
-) -> Result<Vec<String>> {
+/// Renews our record, removes outdated ones, and compares those of others.
+async fn exchange_records(shard: &ShardState, session: &Session) -> Result<()> {
+    let (records, prefix) = (&shard.context.records, &shard.context.config.prefix);
+    let outdated = records.take_outdated();
     let name = name(prefix);
     let now_ms = session.now_ms();
     let expires_at_ms = now_ms + millis(LIFE + RENEW_EVERY);
     let mut pipeline = redis::pipe();
     pipeline.cmd("ZREMRANGEBYSCORE").arg(&name).arg("-inf").arg(now_ms).ignore();
     if !outdated.is_empty() {
-        pipeline.cmd("ZREM").arg(&name).arg(outdated).ignore();
+        pipeline.cmd("ZREM").arg(&name).arg(&outdated).ignore();
     }
-    pipeline.cmd("ZADD").arg(&name).arg(expires_at_ms).arg(ours).ignore();
+    pipeline.cmd("ZADD").arg(&name).arg(expires_at_ms).arg(records.ours().text()).ignore();
     pipeline.cmd("PEXPIREAT").arg(&name).arg(expires_at_ms).ignore();
     pipeline.add_command(live_records(prefix, now_ms));
-    let (records,) = pipeline.query_async(&mut session.requests()).await?;
-    Ok(records)
+    let (live,) = pipeline.query_async::<(Vec<String>,)>(&mut session.requests()).await?;
+    records.compare(&live);
+    Ok(())
 }
 
 /// The command that reads the records which have not expired.
@@ -104,7 +100,7 @@ pub(super) async fn grace_end(
     session: &Session,
     info: &ServerInfo,
 ) -> Option<Instant> {
-    let name = epoch_mark(shard)?;
+    let name = shard.source.epoch_mark(&shard.context.config)?;
     let grace = shard.context.config.reconnect_grace;
     let is_new = info.uptime_secs() <= grace.as_secs() + 1 + UPTIME_ERROR_SECS;
     let mut script = EPOCH.key(name);
@@ -130,35 +126,26 @@ pub(super) async fn grace_end(
     })
 }
 
-/// The name of the mark, in a slot of this server; `None` if it has no slot, or none is needed.
-pub(super) fn epoch_mark(shard: &ShardState) -> Option<String> {
-    let config = &shard.context.config;
-    (!config.reconnect_grace.is_zero()).then(|| shard.source.epoch_mark(&config.prefix))?
-}
-
 /// Fetches the fingerprint key that all sidecars share; the first one creates it. If the server
 /// refuses, this sidecar keeps its own key: its callers then get entries of other sidecars only
 /// after the upstream has accepted them.
 pub(super) async fn share_credential_key(shard: &ShardState, session: &Session) -> Result<()> {
-    match timeout(DETACHED_TIMEOUT, credential_key(&shard.context.config.prefix, session)).await? {
-        Ok(key) => {
-            shard.context.set_credential_key(key);
-            Ok(())
-        }
+    match timeout(DETACHED_TIMEOUT, credential_key(shard, session)).await? {
+        Ok(key) => shard.context.set_credential_key(key),
         // `ASK` means that the slot is migrating and lacks the key; the next session tries
         // again.
         Err(error @ (StoreError::Refused(_) | StoreError::Redirected(Redirect::Ask(_)))) => {
             if let Some(suppressed) = shard.warnings.key.admit(&error.to_string()) {
                 warn!(%error, suppressed, "cannot share the fingerprint key");
             }
-            Ok(())
         }
-        Err(error) => Err(error),
+        Err(error) => return Err(error),
     }
+    Ok(())
 }
 
-async fn credential_key(prefix: &str, session: &Session) -> Result<CredentialKey> {
-    let name = format!("{{{prefix}}}:credential-key");
+async fn credential_key(shard: &ShardState, session: &Session) -> Result<CredentialKey> {
+    let name = shard.context.credential_key_name();
     let mut get = redis::cmd("GET");
     get.arg(&name);
     let mut bytes: Option<Vec<u8>> = session.query(&get).await?;

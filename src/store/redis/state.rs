@@ -2,7 +2,7 @@
 //! tracking connection updates.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -78,6 +78,11 @@ impl StoreContext {
         self.credential_key.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Name of the key that holds the credential key.
+    pub(super) fn credential_key_name(&self) -> String {
+        format!("{{{}}}:credential-key", self.config.prefix)
+    }
+
     pub(super) fn set_credential_key(&self, key: CredentialKey) {
         *self.credential_key.write().unwrap_or_else(PoisonError::into_inner) = key;
     }
@@ -96,7 +101,7 @@ pub(super) struct ShardState {
     pub(super) slots: Arc<OwnedSlots>,
     session: RwLock<Option<SessionHandle>>,
     /// Invalidations that the session has recently confirmed.
-    recently_confirmed: RecentlyConfirmed,
+    recently_confirmed: Mutex<RecentlyConfirmed>,
     /// Notified when a session fails.
     pub(super) failed: Notify,
     pub(super) warnings: ShardWarnings,
@@ -135,7 +140,7 @@ impl ShardState {
             address,
             slots,
             session: RwLock::default(),
-            recently_confirmed: RecentlyConfirmed::default(),
+            recently_confirmed: Mutex::default(),
             failed: Notify::new(),
             warnings: ShardWarnings::default(),
             tracked,
@@ -158,7 +163,7 @@ impl ShardState {
 
     /// Whether the keys that all sidecars share, apart from those of jobs, are on this server.
     pub(super) fn keeps_shared_keys(&self) -> bool {
-        self.slots.contains_name(format!("{{{}}}", self.context.config.prefix).as_bytes())
+        self.slots.contains_name(self.context.credential_key_name().as_bytes())
     }
 
     /// Publishes a session. What is pending can be confirmed now.
@@ -173,15 +178,19 @@ impl ShardState {
     pub(super) fn retract(&self, error: &StoreError) {
         let published = self.session.write().unwrap_or_else(PoisonError::into_inner).take();
         if published.is_some() {
-            self.context.metrics.breaker.open(error);
+            self.context.metrics.open_breaker(error);
         }
         self.context.status_changed.notify_one();
+    }
+
+    fn recently_confirmed(&self) -> MutexGuard<'_, RecentlyConfirmed> {
+        self.recently_confirmed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records an invalidation that the session has just confirmed. Fails if the session has ended
     /// meanwhile: `requeue_recent` may have run already, without this invalidation.
     pub(super) fn note_confirmed(&self, session: &Session, key: &Key) -> Result<()> {
-        self.recently_confirmed.note(key, Instant::now().into_std());
+        self.recently_confirmed().note(key, Instant::now().into_std());
         if session.has_failed() {
             return Err(StoreError::Lost("the session ended before the answer came".into()));
         }
@@ -190,7 +199,8 @@ impl ShardState {
 
     /// Records that all entries of some slots were purged. Fails like `note_confirmed`.
     pub(super) fn note_purged(&self, session: &Session, slots: &SlotSet) -> Result<()> {
-        self.recently_confirmed.note_slots(slots, Instant::now().into_std());
+        let now = Instant::now().into_std();
+        self.recently_confirmed().note_slots(slots, now, now);
         if session.has_failed() {
             return Err(StoreError::Lost("the session ended during a purge of all".into()));
         }
@@ -201,7 +211,7 @@ impl ShardState {
     /// them just before the session ended.
     pub(super) async fn requeue_recent(&self) {
         let queue = &self.context.retry_queue;
-        let (keys, slots) = self.recently_confirmed.take(Instant::now().into_std());
+        let (keys, slots) = self.recently_confirmed().take(Instant::now().into_std());
         if let Some(slots) = slots {
             queue.pending.add_slots(*slots).await;
             queue.changed.notify_one();

@@ -68,10 +68,7 @@ async fn serve(shard: &ShardState, session: &SessionHandle, backoff: &mut Durati
     *backoff = BACKOFF.0;
     tokio::select! {
         error = watch(shard, session) => error,
-        error = shard.source.moved(&session.target, session.term) => {
-            session.fail();
-            error
-        }
+        error = shard.source.moved(&session.target, session.term) => error,
         never = keep_record(shard, session) => match never {},
         never = session.end_grace() => match never {},
         never = track(shard, session) => match never {},
@@ -80,9 +77,10 @@ async fn serve(shard: &ShardState, session: &SessionHandle, backoff: &mut Durati
 
 /// Returns the reason when the session can no longer be trusted.
 async fn watch(shard: &ShardState, session: &Session) -> StoreError {
+    let probe_interval = longest_pause(shard).min(PROBE_EVERY);
     loop {
         tokio::select! {
-            _ = timeout(probe_interval(shard), shard.failed.notified()) => {}
+            _ = timeout(probe_interval, shard.failed.notified()) => {}
             () = session.connection.closed.notified() => {
                 return StoreError::Lost("the server closed the connection".into());
             }
@@ -91,13 +89,13 @@ async fn watch(shard: &ShardState, session: &Session) -> StoreError {
             return StoreError::Unusable("too many operations failed".into());
         }
         if let Err(error) = session.probe().await {
-            session.fail();
             return error;
         }
     }
 }
 
-/// Interval between two probes of the server's role.
+/// Interval between two probes of the server's role. A connection that is closed is noticed at once; a
+/// server that is silent or no longer a master is not.
 const PROBE_EVERY: Duration = Duration::from_millis(400);
 
 /// Most attempts to connect that are under way at a time.
@@ -131,7 +129,7 @@ async fn reconnect(
                 continue;
             }
         };
-        shard.context.metrics.breaker.fail(&failed);
+        shard.context.metrics.fail_to_connect(&failed);
         if let Some(suppressed) = shard.warnings.connect.admit(&failed.to_string()) {
             let store = &shard.address;
             warn!(store, error = %failed, suppressed, "cannot connect to the store; retrying");
@@ -147,12 +145,6 @@ async fn reconnect(
 fn longest_pause(shard: &ShardState) -> Duration {
     let grace = shard.context.config.reconnect_grace;
     if grace.is_zero() { BACKOFF.1 } else { (grace / 4).clamp(BACKOFF.0, BACKOFF.1) }
-}
-
-/// The interval between two probes of the server. A connection that is closed is noticed at once;
-/// a server that is silent or no longer a master is not.
-fn probe_interval(shard: &ShardState) -> Duration {
-    longest_pause(shard).min(PROBE_EVERY)
 }
 
 fn jittered(pause: Duration) -> Duration {

@@ -65,8 +65,10 @@ impl NodeView {
 
     fn from_replies(asked: &NodeAddress, (slots, nodes, info): &ClusterReplies) -> Option<Self> {
         let epochs = epochs(nodes);
-        let mut view =
-            Self { current_epoch: field(info, "cluster_current_epoch")?, ..Self::default() };
+        let mut view = Self {
+            current_epoch: text_field(info, "cluster_current_epoch")?.parse().ok()?,
+            ..Self::default()
+        };
         for range in array(slots)? {
             let [Value::Int(first), Value::Int(last), master, replicas @ ..] = array(range)? else {
                 return None;
@@ -170,11 +172,6 @@ fn nodes(views: &[NodeView]) -> (Vec<NodeAddress>, bool) {
     let is_alone = nodes.len() <= 1;
     nodes.extend(views.iter().flat_map(|view| &view.known_nodes));
     (nodes.into_iter().take(MAX_NODES).cloned().collect(), is_alone)
-}
-
-/// The number after a name in the lines of `CLUSTER INFO`.
-fn field(info: &str, name: &str) -> Option<u64> {
-    text_field(info, name)?.parse().ok()
 }
 
 /// The config epoch of every node, by its id.

@@ -138,7 +138,7 @@ impl Cluster {
 
     /// Returns the masters that we are connected to, and all other nodes.
     fn masters_and_others(&self) -> (Vec<NodeAddress>, Vec<NodeAddress>) {
-        let map = self.slot_map.read();
+        let map = self.slot_map();
         let up = map.plan.masters.iter().zip(&map.shards).filter(|(_, shard)| shard.is_up());
         let masters: Vec<NodeAddress> = up.map(|(master, _)| master.address.clone()).collect();
         let nodes: BTreeSet<&NodeAddress> = map.plan.nodes.iter().chain(&self.seeds).collect();
@@ -153,7 +153,7 @@ impl Cluster {
 
     /// Uses the connection that there is, else a temporary one.
     async fn cluster_replies(&self, node: &NodeAddress) -> Result<ClusterReplies> {
-        let shard = self.slot_map.read().shard_at(node).cloned();
+        let shard = self.slot_map().shard_at(node).cloned();
         if let Some(shard) = shard.filter(|shard| shard.is_up()) {
             return shard.cluster_replies().await;
         }
@@ -174,7 +174,7 @@ impl Cluster {
         mut views: Vec<(NodeAddress, NodeView)>,
         is_late: bool,
     ) -> Option<(Plan, Vec<NodeAddress>)> {
-        let epoch = self.slot_map.read().plan.current_epoch;
+        let epoch = self.slot_map().plan.current_epoch;
         if !is_late {
             views.retain(|(_, view)| view.current_epoch >= epoch);
         }
@@ -185,11 +185,8 @@ impl Cluster {
 
     async fn apply_topology(&self, plan: Plan) {
         let masters = plan.masters.len();
-        let masters_before = self.slot_map.read().shards.len();
-        let gone = self.slot_map.update(plan, self.context.watcher.as_ref(), |master| {
-            info!(node = %master.address, "found a master of the cluster");
-            self.new_shard(master)
-        });
+        let masters_before = self.slot_map().shards.len();
+        let gone = self.update_map(plan);
         if masters != masters_before {
             info!(masters, "the number of masters of the cluster has changed");
         }
@@ -202,7 +199,7 @@ impl Cluster {
 
     /// Whether a master is not trusted, or a slot has no owner.
     fn is_degraded(&self) -> bool {
-        let map = self.slot_map.read();
+        let map = self.slot_map();
         map.unowned() > 0 || map.shards.iter().any(|shard| !shard.is_up())
     }
 }
