@@ -67,29 +67,32 @@
 //! | the pending set overflows | hits, except in the slots of keys that did not fit | those jobs are not cached here until all is purged |
 
 pub mod barrier;
-mod batch_outcome;
-mod budget;
 mod errors;
 pub mod journal;
-mod key_state;
-mod lease;
 pub mod memory;
 mod metrics;
 pub mod near;
-mod near_metrics;
-mod node_address;
-mod node_status;
 mod operations;
 pub mod pending;
-mod receipt;
-pub mod redis;
+mod redis;
 mod retry_queue;
-mod sibling_watch;
 mod sidecar_record;
 mod slots;
-mod tokens;
 mod words;
 mod write;
+
+pub use self::{
+    barrier::BarrierWait,
+    errors::{Budget, NodeAddress, Redirect, StoreError},
+    metrics::NearMetrics,
+    pending::JournalStatus,
+    sidecar_record::{RecordMismatch, SidecarRecord},
+    words::{
+        CredentialKey, Ended, Epoch, Fill, Grant, IdentityHash, Key, KeyState, Lease, LeaseState,
+        MAX_PAIRS_OF_CREDENTIAL, NodeStatus, Replacement, Seen, StoredValue, Token,
+    },
+    write::{KeyReceipt, Purged, RemovedEntry, Write},
+};
 
 use std::{
     fmt,
@@ -99,29 +102,14 @@ use std::{
 };
 
 use tokio::task::JoinHandle;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-pub use self::{
-    barrier::BarrierWait,
-    budget::Budget,
-    errors::{Redirect, StoreError},
-    key_state::{KeyState, LeaseState},
-    lease::{Grant, Lease},
-    near_metrics::NearMetrics,
-    node_address::NodeAddress,
-    node_status::NodeStatus,
-    pending::sibling_bypass::JournalStatus,
-    receipt::{KeyReceipt, Purged, RemovedEntry},
-    sidecar_record::{RecordMismatch, SidecarRecord},
-    words::{
-        CredentialKey, Ended, Epoch, Fill, IdentityHash, Key, MAX_PAIRS_OF_CREDENTIAL, Replacement,
-        Seen, StoredValue, Token,
-    },
-    write::Write,
-};
 use self::{
-    memory::Memory, metrics::StoreMetrics, near::Watcher, redis::Redis, tokens::Tokens,
-    words::unix_ms,
+    memory::Memory,
+    metrics::StoreMetrics,
+    near::Watcher,
+    redis::RedisEngine,
+    words::{Tokens, unix_ms},
 };
 use crate::{
     clock, config,
@@ -131,15 +119,18 @@ use crate::{
 /// Checks that the configured store can be reached now and is fit for use. Returns how other
 /// sidecars there are configured differently.
 pub async fn probe(config: &config::Config) -> Result<Vec<RecordMismatch>, StoreError> {
-    match &config.store.url {
-        config::StoreUrl::Memory => Ok(Vec::new()),
-        _ => redis::probe(config).await,
+    if config.store.url == config::StoreUrl::Memory {
+        return Ok(Vec::new());
     }
+    let (ours, records) = (SidecarRecord::of(config), redis::probe(config).await?);
+    Ok(records.iter().filter_map(|record| ours.mismatch(record)).collect())
 }
 
 /// The store: Redis, or the memory of this process with the same semantics.
 pub struct Store {
     engine: Engine,
+    /// What runs for as long as the store is open.
+    _background: Vec<AbortOnDropHandle<()>>,
     tokens: Tokens,
     /// Tasks that finish even if their caller is dropped.
     tasks: TaskTracker,
@@ -149,16 +140,12 @@ pub struct Store {
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store")
-            .field("engine", &self.engine)
-            .field("pending", &self.pending())
-            .finish_non_exhaustive()
+        f.debug_struct("Store").field("pending", &self.pending()).finish_non_exhaustive()
     }
 }
 
-#[derive(Debug)]
 enum Engine {
-    Redis(Redis),
+    Redis(Arc<RedisEngine>),
     Memory(Memory),
 }
 
@@ -176,14 +163,16 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let tasks = TaskTracker::new();
         let metrics = Arc::new(StoreMetrics::register(registry));
-        let engine = if config.store.url == config::StoreUrl::Memory {
+        let (engine, background) = if config.store.url == config::StoreUrl::Memory {
             metrics.set_up(true, &events);
-            Engine::Memory(Memory::new(config))
+            (Engine::Memory(Memory::new(config)), Vec::new())
         } else {
             let (metrics, events) = (Arc::clone(&metrics), Arc::clone(&events));
-            Engine::Redis(Redis::open(config, metrics, events, tasks.clone(), watcher)?)
+            let (engine, tasks) = redis::open(config, metrics, events, tasks.clone(), watcher)?;
+            (Engine::Redis(engine), tasks)
         };
-        Ok(Self { engine, tokens: Tokens::new(), tasks, metrics, events })
+        let tokens = Tokens::new();
+        Ok(Self { engine, _background: background, tokens, tasks, metrics, events })
     }
 
     /// Returns the metrics of this store.
@@ -226,11 +215,11 @@ impl Store {
     pub fn credential_key(&self) -> CredentialKey {
         match &self.engine {
             Engine::Redis(redis) => redis.context.credential_key(),
-            Engine::Memory(memory) => memory.credential_key(),
+            Engine::Memory(memory) => memory.credential_key.clone(),
         }
     }
 
-    fn redis(&self) -> Option<&Redis> {
+    fn redis(&self) -> Option<&Arc<RedisEngine>> {
         if let Engine::Redis(redis) = &self.engine { Some(redis) } else { None }
     }
 
@@ -264,7 +253,7 @@ impl Store {
 
     /// Returns the state of the journal of unconfirmed invalidations, if there is one.
     pub fn journal(&self) -> Option<JournalStatus> {
-        self.redis()?.context.retry_queue.journal_status()
+        self.redis()?.context.retry_queue.pending.journal_status()
     }
 
     /// Waits for spawned tasks and tries a last time to confirm what is pending, all within
@@ -274,8 +263,8 @@ impl Store {
         self.tasks.close();
         let _ = tokio::time::timeout(deadline, self.tasks.wait()).await;
         let left = deadline.saturating_sub(started.elapsed());
-        if let Some(redis) = self.redis() {
-            redis.close(left).await;
+        if let Some(engine) = self.redis() {
+            redis::close(engine, left).await;
         }
     }
 }

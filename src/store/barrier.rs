@@ -7,7 +7,7 @@
 //! while a round is under way waits for the next one, which is a single `PING` for all of them.
 //!
 //! A round may carry keys. Where the server reports only changes to keys that were read on the
-//! connection, such a round ([`Barrier::carry`]) makes it remember a key. Once the reader passes,
+//! connection, such a round makes it remember a key. Once the reader passes,
 //! news about that key arrives like any other.
 //!
 //! The barrier only coordinates: it sends nothing and reads no clock. [`Barrier::launch`] and
@@ -16,9 +16,7 @@
 //! waits when it goes down gets an error.
 
 use std::{
-    fmt,
-    future::Future,
-    pin::Pin,
+    future::{Future, poll_fn},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -29,7 +27,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::words::Key;
+use super::Key;
 
 /// The rounds of one connection after another.
 #[derive(Default)]
@@ -43,15 +41,6 @@ pub struct Barrier {
     fresh_at_us: AtomicU64,
     /// Notified when a round is wanted and none is under way.
     wanted: Notify,
-}
-
-impl fmt::Debug for Barrier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Barrier")
-            .field("answered", &self.answered)
-            .field("life", &self.life)
-            .finish_non_exhaustive()
-    }
 }
 
 #[derive(Default)]
@@ -73,41 +62,17 @@ struct BarrierState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BarrierDown;
 
-/// Waits for a round that is launched after the first poll.
-#[must_use = "the barrier is passed only when this has been awaited"]
-#[derive(Debug)]
-pub struct BarrierPass<'r> {
-    barrier: &'r Barrier,
-    ticket: BarrierTicket,
-    /// The key that the round is to carry, until the round was joined.
-    key: Option<Key>,
-}
-
-/// The place of one reader, for callers that poll and cannot borrow. Each reader needs a new one.
-#[derive(Debug, Default)]
-pub struct BarrierTicket {
-    /// The round that lets the reader pass, and the life in which it was joined.
-    joined: Option<(u64, u64)>,
-}
-
-/// The progress of one read through the barrier.
+/// The progress of one read through the barrier. Each reader needs a new one.
 #[derive(Debug, Default)]
 pub struct BarrierWait {
-    pub(super) ticket: BarrierTicket,
+    /// The round that lets the reader pass, and the life in which it was joined.
+    joined: Option<(u64, u64)>,
     /// The number of the shard that is waited for, on a cluster.
     pub(super) shard: Option<u64>,
-    began: Option<Instant>,
+    pub(super) began: Option<Instant>,
 }
 
 impl BarrierWait {
-    pub(super) fn has_begun(&self) -> bool {
-        self.began.is_some()
-    }
-
-    pub(super) fn begin(&mut self) {
-        self.began = Some(Instant::now());
-    }
-
     /// Returns how long the wait has lasted; zero if there was none.
     pub fn lasted(&self) -> Duration {
         self.began.map_or(Duration::ZERO, |began| began.elapsed())
@@ -115,41 +80,38 @@ impl BarrierWait {
 }
 
 impl Barrier {
-    /// Waits for a round that begins after the first poll.
-    pub fn pass(&self) -> BarrierPass<'_> {
-        BarrierPass { barrier: self, ticket: BarrierTicket::default(), key: None }
+    /// Waits for a round that begins after the first poll, and carries the `key` if there is one.
+    pub fn pass(&self, mut key: Option<Key>) -> impl Future<Output = Result<(), BarrierDown>> {
+        let mut wait = BarrierWait::default();
+        poll_fn(move |cx| self.poll_joined(&mut wait, &mut key, cx))
     }
 
-    /// As [`Barrier::pass`], with a round that carries this key.
-    pub fn carry(&self, key: &Key) -> BarrierPass<'_> {
-        BarrierPass { key: Some(key.clone()), ..self.pass() }
-    }
-
-    /// As [`Barrier::pass`], for a caller that holds a ticket.
+    /// As [`Barrier::pass`], for callers that poll and cannot borrow.
     pub fn poll_pass(
         &self,
-        ticket: &mut BarrierTicket,
+        wait: &mut BarrierWait,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), BarrierDown>> {
-        self.poll_joined(ticket, &mut None, cx)
+        self.poll_joined(wait, &mut None, cx)
     }
 
+    /// The `key` is the one that the round is to carry, until the round was joined.
     fn poll_joined(
         &self,
-        ticket: &mut BarrierTicket,
+        wait: &mut BarrierWait,
         key: &mut Option<Key>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), BarrierDown>> {
         // Checked without the lock: most readers are polled twice, and the second time there is an
         // answer.
-        if let Some(joined) = ticket.joined
+        if let Some(joined) = wait.joined
             && let Poll::Ready(passed) = self.outcome(joined)
         {
             return Poll::Ready(passed);
         }
         let mut state = self.lock();
         let now = (state.launched + 1, self.life.load(Ordering::Relaxed));
-        let joined = *ticket.joined.get_or_insert(now);
+        let joined = *wait.joined.get_or_insert(now);
         if let Poll::Ready(passed) = self.outcome(joined) {
             return Poll::Ready(passed);
         }
@@ -229,26 +191,18 @@ impl Barrier {
     /// replace the contents of `carried`. The caller has the server remember them, and sends the
     /// `PING` after that. Must not be called while a round is under way.
     pub fn launch(&self, carried: &mut Vec<Key>) -> Option<usize> {
-        let mut state = self.lock();
-        let BarrierState {
-            launched,
-            in_flight: flying,
-            nudged,
-            current_waiters: current,
-            next_waiters: next,
-            next_keys: keys,
-        } = &mut *state;
-        if next.is_empty() && !*nudged {
+        let state = &mut *self.lock();
+        if state.next_waiters.is_empty() && !state.nudged {
             return None;
         }
-        *launched += 1;
-        *flying = true;
-        *nudged = false;
-        // The emptied vector keeps its capacity for the next round.
-        std::mem::swap(current, next);
+        state.launched += 1;
+        state.in_flight = true;
+        state.nudged = false;
+        // The emptied vectors keep their capacity for the next round.
+        std::mem::swap(&mut state.current_waiters, &mut state.next_waiters);
         carried.clear();
-        std::mem::swap(carried, keys);
-        Some(current.len())
+        std::mem::swap(carried, &mut state.next_keys);
+        Some(state.current_waiters.len())
     }
 
     /// Ends the round under way, which was launched at this time: it has been answered, and the
@@ -270,18 +224,7 @@ impl Barrier {
     fn lock(&self) -> MutexGuard<'_, BarrierState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Future for BarrierPass<'_> {
-    type Output = Result<(), BarrierDown>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
-        this.barrier.poll_joined(&mut this.ticket, &mut this.key, cx)
-    }
-}
-
-impl Barrier {
     /// Returns whether a reader that joined this round in this life passes. The life is checked
     /// first: once it is over, nothing is answered in its name.
     fn outcome(&self, (round, life): (u64, u64)) -> Poll<Result<(), BarrierDown>> {
@@ -316,11 +259,11 @@ mod tests {
     #[tokio::test]
     async fn who_comes_while_a_round_is_under_way_waits_for_the_next() {
         let rounds = up();
-        let mut early = pin!(rounds.pass());
+        let mut early = pin!(rounds.pass(None));
         assert!(poll!(&mut early).is_pending());
         rounds.wanted().await;
         assert_eq!(rounds.launch(&mut Vec::new()), Some(1));
-        let (mut late, mut later) = (pin!(rounds.pass()), pin!(rounds.pass()));
+        let (mut late, mut later) = (pin!(rounds.pass(None)), pin!(rounds.pass(None)));
         assert!(poll!(&mut late).is_pending() && poll!(&mut later).is_pending());
         rounds.answered(1);
         assert_eq!(poll!(&mut early), Poll::Ready(Ok(())));
@@ -335,9 +278,9 @@ mod tests {
     #[tokio::test]
     async fn nobody_passes_a_connection_that_is_down_or_went_down() {
         let rounds = Barrier::default();
-        assert_eq!(rounds.pass().await, Err(BarrierDown));
+        assert_eq!(rounds.pass(None).await, Err(BarrierDown));
         rounds.mark_up();
-        let (mut current, mut next) = (pin!(rounds.pass()), pin!(rounds.pass()));
+        let (mut current, mut next) = (pin!(rounds.pass(None)), pin!(rounds.pass(None)));
         assert!(poll!(&mut current).is_pending());
         assert_eq!(rounds.launch(&mut Vec::new()), Some(1));
         assert!(poll!(&mut next).is_pending());
@@ -345,7 +288,7 @@ mod tests {
         rounds.mark_up();
         assert_eq!(poll!(&mut current), Poll::Ready(Err(BarrierDown)), "its round was lost");
         assert_eq!(poll!(&mut next), Poll::Ready(Err(BarrierDown)));
-        let mut again = pin!(rounds.pass());
+        let mut again = pin!(rounds.pass(None));
         assert!(poll!(&mut again).is_pending());
         rounds.wanted().await;
         assert_eq!(rounds.launch(&mut Vec::new()), Some(1));
@@ -357,11 +300,11 @@ mod tests {
     async fn a_round_carries_the_names_of_who_boards_it_once() {
         let rounds = up();
         let key = |id| Key::new("job_status:", id);
-        let (mut early, mut carried) = (pin!(rounds.carry(&key("x"))), Vec::new());
+        let (mut early, mut carried) = (pin!(rounds.pass(Some(key("x")))), Vec::new());
         assert!(poll!(&mut early).is_pending() && poll!(&mut early).is_pending());
         assert_eq!(rounds.launch(&mut carried), Some(2), "one reader, polled twice");
         assert_eq!(carried, [key("x")]);
-        let (mut late, mut other) = (pin!(rounds.carry(&key("y"))), pin!(rounds.pass()));
+        let (mut late, mut other) = (pin!(rounds.pass(Some(key("y")))), pin!(rounds.pass(None)));
         assert!(poll!(&mut late).is_pending() && poll!(&mut other).is_pending());
         rounds.answered(1);
         assert_eq!(poll!(&mut early), Poll::Ready(Ok(())));

@@ -1,8 +1,10 @@
-//! Why the store gave no answer.
+//! Why the store gave no answer, and how long a request waits for one.
 
-use std::fmt;
+use std::{fmt, future::Future, time::Duration};
 
-use super::node_address::NodeAddress;
+use futures_util::future::join_all;
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+use tokio::time::{Instant, error::Elapsed};
 
 /// A cluster node's refusal of a command for a slot that it does not serve alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,11 +31,8 @@ impl Redirect {
     }
 }
 
-impl fmt::Display for Redirect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+/// The result of an operation of the store.
+pub(super) type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 /// Why the store gave no answer. None of these reaches a client.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +69,7 @@ pub enum StoreError {
     #[error("the store refused: {0}")]
     Refused(String),
     /// A cluster node does not serve the slot of the key.
-    #[error("the cluster node answered {0}")]
+    #[error("the cluster node answered {}", .0.as_str())]
     Redirected(Redirect),
     /// The journal of unconfirmed invalidations cannot be opened.
     #[error("cannot open the journal {}: {source}", path.display())]
@@ -96,5 +95,161 @@ impl StoreError {
             Self::Refused(_) | Self::Journal { .. } => "refused",
             Self::Redirected(_) => "redirected",
         }
+    }
+}
+
+/// The address at which a node is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeAddress {
+    /// A host name, or an IP address without brackets.
+    pub host: Box<str>,
+    /// The port of the protocol that we speak, plain or TLS.
+    pub port: u16,
+}
+
+impl NodeAddress {
+    pub(super) fn new(host: &str, port: u16) -> Self {
+        Self { host: host.into(), port }
+    }
+
+    /// Parses `host:port` as in a redirection, where an IPv6 address has no brackets.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        Some(Self { host: host.into(), port: port.parse().ok()? })
+    }
+}
+
+impl fmt::Display for NodeAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            return write!(f, "[{}]:{}", self.host, self.port);
+        }
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// The time that one request may still spend on the store, over all its operations.
+#[derive(Debug)]
+pub struct Budget {
+    whole: Duration,
+    left: Duration,
+}
+
+impl Budget {
+    /// Makes a budget of this much waiting.
+    pub fn new(left: Duration) -> Self {
+        Self { whole: left, left }
+    }
+
+    /// Returns the time that is left.
+    pub fn left(&self) -> Duration {
+        self.left
+    }
+
+    /// Deducts time that was spent elsewhere.
+    pub fn charge(&mut self, spent: Duration) {
+        self.left = self.left.saturating_sub(spent);
+    }
+
+    /// Waits for `operation` while the budget lasts, and deducts the time it took.
+    pub(super) async fn spend<T>(
+        &mut self,
+        operation: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let started = Instant::now();
+        let given = self.left;
+        let result = tokio::time::timeout(given, operation).await;
+        self.left = self.left.saturating_sub(started.elapsed());
+        result.unwrap_or_else(|_| Err(self.timeout_error(given)))
+    }
+
+    /// Returns the error of an operation that did not finish within `given`. If that was less than
+    /// half of the budget, the timeout says little about the store.
+    pub(super) fn timeout_error(&self, given: Duration) -> StoreError {
+        if given * 2 < self.whole { StoreError::Spent } else { StoreError::Timeout }
+    }
+
+    /// As [`Budget::spend`], for several operations at once; each has its own result.
+    pub(super) async fn spend_each<T>(
+        &mut self,
+        operations: impl Iterator<Item = impl Future<Output = Result<T, StoreError>>>,
+    ) -> Vec<Result<T, StoreError>> {
+        let started = Instant::now();
+        let given = self.left;
+        let results = operations.map(|operation| tokio::time::timeout(given, operation));
+        let results = join_all(results).await;
+        self.left = self.left.saturating_sub(started.elapsed());
+        let result =
+            |result: Result<_, _>| result.unwrap_or_else(|_| Err(self.timeout_error(given)));
+        results.into_iter().map(result).collect()
+    }
+}
+
+/// Timeout for connecting, and for operations that no client waits for: fills, releases, repeated
+/// ends.
+pub(super) const DETACHED_TIMEOUT: Duration = Duration::from_secs(1);
+/// First and longest pause between two attempts to connect; doubles each time.
+pub(super) const BACKOFF: (Duration, Duration) =
+    (Duration::from_millis(50), Duration::from_secs(1));
+/// Error of a script that accesses a key which is not on this node, or no longer there.
+const NON_LOCAL: &str = "non local key";
+
+/// Classifies errors by how they are handled: `Lost` ends the session, `Refused` does not.
+impl From<RedisError> for StoreError {
+    fn from(error: RedisError) -> Self {
+        match error.kind() {
+            // The `redis` crate has no kind for BUSY: a script has been running for too long, and the
+            // server answers no commands.
+            _ if error.code() == Some("BUSY") => StoreError::Timeout,
+            ErrorKind::Server(
+                ServerErrorKind::ReadOnly
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::BusyLoading,
+            ) => StoreError::Unusable(error.to_string()),
+            ErrorKind::Server(ServerErrorKind::Moved) => StoreError::Redirected(Redirect::Moved),
+            ErrorKind::Server(ServerErrorKind::Ask) => {
+                let to = error.redirect_node().and_then(|(to, _)| NodeAddress::parse(to));
+                StoreError::Redirected(Redirect::Ask(to))
+            }
+            ErrorKind::Server(ServerErrorKind::TryAgain) => {
+                StoreError::Redirected(Redirect::TryAgain)
+            }
+            ErrorKind::Server(ServerErrorKind::ClusterDown) => {
+                StoreError::Redirected(Redirect::Down)
+            }
+            // A script in a migrating slot has deleted a key and then accesses it.
+            ErrorKind::Server(_) if error.to_string().contains(NON_LOCAL) => {
+                StoreError::Redirected(Redirect::TryAgain)
+            }
+            // The last two are replies that cannot be decoded. If the stream itself is corrupt, the
+            // connection ends with it, and the next operation reports that.
+            ErrorKind::Server(_)
+            | ErrorKind::Extension
+            | ErrorKind::UnexpectedReturnType
+            | ErrorKind::Parse => StoreError::Refused(error.to_string()),
+            _ => StoreError::Lost(error.to_string()),
+        }
+    }
+}
+
+impl From<Elapsed> for StoreError {
+    fn from(_: Elapsed) -> Self {
+        Self::Timeout
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timeout_counts_against_the_store_only_if_it_had_most_of_the_budget() {
+        let mut budget = Budget::new(Duration::from_millis(20));
+        let never = || std::future::pending::<Result<(), StoreError>>();
+        assert!(matches!(budget.spend(never()).await, Err(StoreError::Timeout)));
+        assert!(matches!(budget.spend(never()).await, Err(StoreError::Spent)));
+        let each = budget.spend_each([never()].into_iter()).await;
+        assert!(matches!(each[..], [Err(StoreError::Spent)]));
     }
 }

@@ -6,10 +6,9 @@
 //! it has grown long. A last line that was cut off by a crash is ignored, because its write was never
 //! answered; any other unreadable line makes every job pending, because it may have named any job.
 //!
-//! A process locks its file (`journal/lock.rs`). Another one with the same setting takes `<path>.1`, and so on;
-//! each reads what the others have not confirmed (`journal/siblings.rs`), and takes it over when they end.
+//! A process locks its file. Another one with the same setting takes `<path>.1`, and so on; each reads
+//! what the others have not confirmed, and takes it over when they end (`journal/siblings.rs`).
 
-mod lock;
 pub(super) mod records;
 pub(super) mod siblings;
 
@@ -28,9 +27,8 @@ use tokio::{sync::watch, time::timeout};
 use tracing::warn;
 
 use self::{
-    lock::{LockOutcome, MAX_PROCESSES, Missing, lock, numbered, with_suffix},
     records::{JournalOwner, Record, encode, read},
-    siblings::Siblings,
+    siblings::{MAX_PROCESSES, Siblings, lock, numbered},
 };
 use crate::observe::throttle::Throttle;
 
@@ -46,31 +44,22 @@ const REWRITE_DUE: usize = usize::MAX / 2;
 /// Records are queued in the order in which they are given and written by one blocking task at a
 /// time. A caller waits for the disk only if it asks to.
 pub struct Journal {
-    shared: Arc<JournalShared>,
-    /// Number of the last queued batch that is on the disk or given up.
-    done: watch::Receiver<u64>,
-    warnings: Throttle,
-}
-
-struct JournalShared {
     path: PathBuf,
     owner: JournalOwner,
     /// Holds the lock of the journal.
     file: Mutex<File>,
     queue: Mutex<JournalQueue>,
+    /// Number of the last queued batch that is on the disk or given up.
     done: watch::Sender<u64>,
     /// Number of the last batch that was given up.
     failed: AtomicU64,
+    slow_disk: Throttle,
     warnings: Throttle,
 }
 
 #[derive(Debug, Default)]
 struct JournalQueue {
-    records: Vec<Record>,
-    /// The records are the whole state: the file is rewritten.
-    rewrite: bool,
-    /// Whether a caller waits for these records to be on the disk.
-    sync: bool,
+    batch: JournalBatch,
     /// Lines of the file once all of this is written.
     lines: usize,
     /// Number of batches that were queued.
@@ -79,9 +68,18 @@ struct JournalQueue {
     writing: bool,
 }
 
+#[derive(Debug, Default)]
+struct JournalBatch {
+    records: Vec<Record>,
+    /// The records are the whole state: the file is rewritten.
+    rewrite: bool,
+    /// Whether a caller waits for these records to be on the disk.
+    sync: bool,
+}
+
 /// A journal that was opened.
 pub(super) struct OpenedJournal {
-    pub(super) journal: Journal,
+    pub(super) journal: Arc<Journal>,
     /// What this process, or one before it, has left in the file.
     pub(super) records: Vec<Record>,
     pub(super) siblings: Siblings,
@@ -100,7 +98,7 @@ impl Journal {
             })?;
             if let Some((journal, records)) = opened {
                 let siblings = Siblings::new(path, number, owner.clone());
-                return Ok(OpenedJournal { journal, records, siblings });
+                return Ok(OpenedJournal { journal: Arc::new(journal), records, siblings });
             }
         }
         Err(io::Error::other(format!(
@@ -112,7 +110,7 @@ impl Journal {
 
     /// Returns `None` if another process has the file, or if it belongs to another store or prefix.
     fn open_one(path: &Path, owner: &JournalOwner) -> io::Result<Option<(Self, Vec<Record>)>> {
-        let LockOutcome::Locked(file) = lock(path, Missing::Create)? else { return Ok(None) };
+        let Some(file) = lock(path, OpenOptions::new().create(true))? else { return Ok(None) };
         let content = read(BufReader::new(&file))?;
         if !owner.owns(&content) && !content.records.is_empty() {
             if let Some(other) = &content.owner {
@@ -124,65 +122,58 @@ impl Journal {
         if file.metadata()?.len() > keep {
             file.set_len(keep)?;
         }
-        let (sender, done) = watch::channel(0);
         let has_header = content.owner.is_some() || content.records.is_empty();
         // A file of an older version is rewritten with the next record, and gets its header then.
         let lines = if has_header { content.records.len() } else { REWRITE_DUE };
         let queue = JournalQueue { lines, ..JournalQueue::default() };
-        let shared = JournalShared {
+        let journal = Self {
             path: path.to_owned(),
             owner: owner.clone(),
             file: Mutex::new(file),
             queue: Mutex::new(queue),
-            done: sender,
+            done: watch::Sender::new(0),
             failed: AtomicU64::new(0),
+            slow_disk: Throttle::default(),
             warnings: Throttle::default(),
         };
-        let journal = Self { shared: Arc::new(shared), done, warnings: Throttle::default() };
         Ok(Some((journal, content.records)))
     }
 
     /// Returns the path of the file that this process writes.
     pub(super) fn path(&self) -> &Path {
-        &self.shared.path
+        &self.path
     }
 
     /// Queues records. [`Journal::synced`] with the returned number waits until they are on the
     /// disk.
-    pub fn append(&self, records: impl IntoIterator<Item = Record>, sync: Durability) -> u64 {
+    pub fn append(self: &Arc<Self>, records: Vec<Record>, sync: Durability) -> u64 {
         self.enqueue(records, sync, false)
     }
 
     /// Queues a rewrite of the file, which then holds only these records.
-    pub fn rewrite(&self, records: impl IntoIterator<Item = Record>, sync: Durability) -> u64 {
+    pub fn rewrite(self: &Arc<Self>, records: Vec<Record>, sync: Durability) -> u64 {
         self.enqueue(records, sync, true)
     }
 
     /// Returns whether the file is much longer than this many pending keys need.
     pub fn is_long(&self, keys: usize) -> bool {
-        self.shared.queue().lines > REWRITE_LINES.1 + REWRITE_LINES.0 * keys
+        self.queue().lines > REWRITE_LINES.1 + REWRITE_LINES.0 * keys
     }
 
-    fn enqueue(
-        &self,
-        records: impl IntoIterator<Item = Record>,
-        sync: Durability,
-        rewrite: bool,
-    ) -> u64 {
-        let mut queue = self.shared.queue();
+    fn enqueue(self: &Arc<Self>, records: Vec<Record>, sync: Durability, rewrite: bool) -> u64 {
+        let mut queue = self.queue();
         if rewrite {
-            queue.rewrite = true;
+            queue.batch.rewrite = true;
             queue.lines = 0;
-            queue.records.clear();
+            queue.batch.records.clear();
         }
-        let before = queue.records.len();
-        queue.records.extend(records);
-        queue.lines += queue.records.len() - before;
-        queue.sync |= sync == Durability::Awaited;
+        queue.lines += records.len();
+        queue.batch.records.extend(records);
+        queue.batch.sync |= sync == Durability::Awaited;
         queue.count += 1;
         if !std::mem::replace(&mut queue.writing, true) {
-            let shared = Arc::clone(&self.shared);
-            tokio::task::spawn_blocking(move || shared.write_all());
+            let journal = Arc::clone(self);
+            tokio::task::spawn_blocking(move || journal.write_all());
         }
         queue.count
     }
@@ -190,37 +181,31 @@ impl Journal {
     /// Waits until this batch is on the disk, and returns whether it is. A disk that fails or is slow
     /// is logged: the invalidation is then pending in memory only, and the answer goes out.
     pub async fn synced(&self, count: u64) -> bool {
-        let mut done = self.done.clone();
+        let mut done = self.done.subscribe();
         let in_time = timeout(SYNC_TIMEOUT, done.wait_for(|done| *done >= count)).await.is_ok();
-        if !in_time && let Some(suppressed) = self.warnings.admit("") {
+        if !in_time && let Some(suppressed) = self.slow_disk.admit("") {
             warn!(
-                path = %self.shared.path.display(),
+                path = %self.path.display(),
                 suppressed,
                 "the journal did not reach the disk in time; answering without it"
             );
         }
-        in_time && self.shared.failed.load(Ordering::Acquire) < count
+        in_time && self.failed.load(Ordering::Acquire) < count
     }
-}
 
-impl JournalShared {
     /// Writes until nothing is queued.
     fn write_all(&self) {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let (records, rewrite, sync, count) = {
-                let mut queue = self.queue();
-                if queue.records.is_empty() && !queue.rewrite {
-                    queue.writing = false;
-                    self.done.send_replace(queue.count);
-                    return;
-                }
-                let records = std::mem::take(&mut queue.records);
-                let rewrite = std::mem::take(&mut queue.rewrite);
-                let sync = std::mem::take(&mut queue.sync);
-                (records, rewrite, sync, queue.count)
-            };
-            if let Err(error) = self.write_some(&mut file, &records, rewrite, sync) {
+            let mut queue = self.queue();
+            let (batch, count) = (std::mem::take(&mut queue.batch), queue.count);
+            if batch.records.is_empty() && !batch.rewrite {
+                queue.writing = false;
+                self.done.send_replace(count);
+                return;
+            }
+            drop(queue);
+            if let Err(error) = self.write_batch(&mut file, &batch) {
                 self.failed.store(count, Ordering::Release);
                 // Lost records come back with the next rewrite, which is due now.
                 self.queue().lines = REWRITE_DUE;
@@ -232,17 +217,12 @@ impl JournalShared {
         }
     }
 
-    fn write_some(
-        &self,
-        file: &mut File,
-        records: &[Record],
-        rewrite: bool,
-        sync: bool,
-    ) -> io::Result<()> {
-        if rewrite && records.is_empty() {
+    fn write_batch(&self, file: &mut File, batch: &JournalBatch) -> io::Result<()> {
+        let JournalBatch { records, rewrite, sync } = batch;
+        if *rewrite && records.is_empty() {
             return file.set_len(0);
         }
-        if rewrite {
+        if *rewrite {
             if let Ok(new_file) = self.write_new_file(records) {
                 *file = new_file;
                 return Ok(());
@@ -251,13 +231,13 @@ impl JournalShared {
             file.set_len(0)?;
         }
         self.write(file, records)?;
-        if sync || rewrite { file.sync_data() } else { Ok(()) }
+        if *sync || *rewrite { file.sync_data() } else { Ok(()) }
     }
 
     /// Writes a new file and renames it once it is complete, so that a crash leaves the old file or
     /// the new one.
     fn write_new_file(&self, records: &[Record]) -> io::Result<File> {
-        let new_path = with_suffix(&self.path, "new");
+        let new_path = self.path.with_added_extension("new");
         let _ = std::fs::remove_file(&new_path);
         let mut file = OpenOptions::new().append(true).create_new(true).open(&new_path)?;
         // Locked before it is in place, so that the journal is never without a lock.

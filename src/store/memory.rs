@@ -4,26 +4,18 @@
 //! there is no third party's `DEL` and nothing is ever pending. Its size is bounded in bytes: past
 //! the limit entries are evicted in turn, regardless of their age.
 
-mod admitted;
-
 use std::{
     collections::{HashMap, VecDeque},
-    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
 
-use self::admitted::admitted;
 use super::{
-    key_state::{KeyState, LeaseState},
-    lease::{Grant, Lease, LeaseGuard},
-    receipt::{KeyReceipt, Purged, RemovedEntry},
-    words::{
-        CredentialKey, Ended, Epoch, Fill, Key, Replacement, Seen, StoredValue, Token, millis,
-        unix_ms,
-    },
+    CredentialKey, Ended, Epoch, Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState, Purged,
+    RemovedEntry, Replacement, Seen, StoredValue, Token,
+    words::{EntryChange, LeaseGuard, MAX_PAIRS_OF_CREDENTIAL, millis, unix_ms},
 };
 use crate::{clock, config};
 
@@ -37,18 +29,8 @@ pub struct Memory {
     lease: Duration,
     max_bytes: usize,
     epoch: Epoch,
-    credential_key: CredentialKey,
+    pub(super) credential_key: CredentialKey,
     slots: Arc<Mutex<MemorySlots>>,
-}
-
-impl fmt::Debug for Memory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let slots = self.slots();
-        f.debug_struct("Memory")
-            .field("keys", &slots.by_key.len())
-            .field("bytes", &slots.bytes)
-            .finish_non_exhaustive()
-    }
 }
 
 #[derive(Default)]
@@ -111,7 +93,7 @@ impl Memory {
         }
     }
 
-    pub(super) fn lease(&self, key: &Key, token: Token, refused: Option<&StoredValue>) -> Grant {
+    pub(super) fn lease(&self, key: &Key, token: &Token, refused: Option<&StoredValue>) -> Grant {
         let now = now_ms();
         let mut slots = self.slots();
         slots.sweep(now);
@@ -131,7 +113,7 @@ impl Memory {
         let expires_ms = now + millis(self.lease);
         slot.lease = Some(MemoryLease { token: token.clone(), granted_ms: now, expires_ms });
         let epoch = self.epoch.clone();
-        let key = key.clone();
+        let (key, token) = (key.clone(), token.clone());
         let slots = Arc::clone(&self.slots);
         let released = (key.clone(), token.clone());
         let hold = LeaseGuard::new(move || lock(&slots).release(&released.0, &released.1));
@@ -149,8 +131,7 @@ impl Memory {
         if expires_at_ms <= now {
             return Fill::Revoked;
         }
-        let meta = format!("{meta},\"expires_at_ms\":{expires_at_ms}}}").into();
-        let entry = StoredValue { body: copied(body), meta, expires_at_ms };
+        let entry = stored(body, meta, expires_at_ms);
         let bytes = size(&entry);
         slot.entry = Some(entry);
         slots.bytes += bytes;
@@ -158,36 +139,27 @@ impl Memory {
         Fill::Stored
     }
 
-    pub(super) fn admit(&self, key: &Key, seen: &Seen, caller: &str) -> Fill {
+    pub(super) fn change(&self, key: &Key, seen: &Seen, change: EntryChange<'_>) -> Fill {
         let now = now_ms();
         let mut slots = self.slots();
         let Some(entry) = slots.unchanged(key, seen, now) else { return Fill::Revoked };
-        let meta = admitted(&String::from_utf8_lossy(&entry.meta), caller, seen.now_ms);
         let before = size(entry);
-        entry.meta = meta.into();
+        match change {
+            EntryChange::Admit(caller) => {
+                let meta = String::from_utf8_lossy(&entry.meta);
+                entry.meta = admitted(&meta, caller, seen.now_ms).into();
+            }
+            EntryChange::Replace(Replacement { body, meta, expires_at_ms })
+                if expires_at_ms > now =>
+            {
+                *entry = stored(body, meta, expires_at_ms);
+            }
+            EntryChange::Replace(_) => return Fill::Revoked,
+        }
         let after = size(entry);
         slots.bytes = slots.bytes + after - before;
-        Fill::Stored
-    }
-
-    pub(super) fn replace(&self, key: &Key, seen: &Seen, new: Replacement<'_>) -> Fill {
-        let now = now_ms();
-        let expires_at_ms = new.expires_at_ms;
-        let mut slots = self.slots();
-        let Some(entry) = slots.unchanged(key, seen, now).filter(|_| expires_at_ms > now) else {
-            return Fill::Revoked;
-        };
-        let meta = format!("{},\"expires_at_ms\":{expires_at_ms}}}", new.meta).into();
-        let old =
-            std::mem::replace(entry, StoredValue { body: copied(new.body), meta, expires_at_ms });
-        let grown = size(entry);
-        slots.bytes = slots.bytes + grown - size(&old);
         slots.evict(self.max_bytes);
         Fill::Stored
-    }
-
-    pub(super) fn credential_key(&self) -> CredentialKey {
-        self.credential_key.clone()
     }
 
     pub(super) fn release(&self, lease: &Lease) {
@@ -339,10 +311,11 @@ impl MemorySlot {
     }
 }
 
-/// Copies a body: the bytes may be part of a much larger buffer, which is counted elsewhere for as
+/// Copies the body: the bytes may be part of a much larger buffer, which is counted elsewhere for as
 /// long as they live.
-fn copied(body: &Bytes) -> Bytes {
-    Bytes::copy_from_slice(body)
+fn stored(body: &Bytes, meta: &str, expires_at_ms: i64) -> StoredValue {
+    let meta = format!("{meta},\"expires_at_ms\":{expires_at_ms}}}").into();
+    StoredValue { body: Bytes::copy_from_slice(body), meta, expires_at_ms }
 }
 
 fn size(entry: &StoredValue) -> usize {
@@ -351,6 +324,39 @@ fn size(entry: &StoredValue) -> usize {
 
 fn now_ms() -> i64 {
     unix_ms(clock::now())
+}
+
+/// Returns meta with this caller in its audience: renewed in its place, else added in front. Then it may
+/// replace the oldest of its credential, as in `admit.lua`.
+pub(super) fn admitted(meta: &str, caller: &str, served_at_ms: i64) -> String {
+    /// Hexadecimal digits of a credential, which is the first half of a caller.
+    const CREDENTIAL_DIGITS: usize = 32;
+    // Every meta has an audience, and its members contain no bracket.
+    let Some((before, rest)) = meta.split_once("\"audience\":[") else { return meta.to_owned() };
+    let Some((list, after)) = rest.split_once(']') else { return meta.to_owned() };
+    let members = list.split(',').map(|member| member.trim_matches('"'));
+    let mut members: Vec<&str> = members.filter(|member| !member.is_empty()).collect();
+    let member = format!("{caller}@{served_at_ms}");
+    if let Some(own) = members.iter_mut().find(|member| member.split('@').next() == Some(caller)) {
+        *own = &member;
+    } else {
+        let credential = caller.get(..CREDENTIAL_DIGITS).unwrap_or(caller);
+        let served = |at: &usize| {
+            let time = members[*at].split_once('@').and_then(|(_, ms)| ms.parse::<i64>().ok());
+            // Newer members come first.
+            (time.unwrap_or(0), std::cmp::Reverse(*at))
+        };
+        let of_credential = |at: &usize| members[*at].starts_with(credential);
+        let mut own: Vec<usize> = (0..members.len()).filter(of_credential).collect();
+        own.sort_by_key(served);
+        own.truncate((own.len() + 1).saturating_sub(MAX_PAIRS_OF_CREDENTIAL));
+        own.sort_unstable();
+        for at in own.into_iter().rev() {
+            members.remove(at);
+        }
+        members.insert(0, &member);
+    }
+    format!("{before}\"audience\":[\"{}\"]{after}", members.join("\",\""))
 }
 
 #[cfg(test)]
@@ -367,5 +373,24 @@ mod tests {
             memory.end(&keys, &write, Duration::ZERO);
         }
         assert!(memory.slots().by_key.len() <= SWEEP, "{}", memory.slots().by_key.len());
+    }
+
+    #[test]
+    fn a_credential_holds_at_most_eight_pairs_and_the_next_one_replaces_its_oldest() {
+        let limit = format!("local most = {MAX_PAIRS_OF_CREDENTIAL}\n");
+        assert!(include_str!("lua/admit.lua").contains(&limit), "the script has another limit");
+        let caller = |who: char, n: usize| format!("{}{n:032x}", who.to_string().repeat(32));
+        let mut meta = format!("{{\"audience\":[\"{}@5\"],\"x\":[1]}}", caller('b', 0));
+        // The second pair is renewed, so that the third is the oldest after the first.
+        for (n, time) in [0, 1, 2, 3, 4, 5, 6, 7, 1, 8, 9].into_iter().zip(0..) {
+            meta = admitted(&meta, &caller('a', n), time);
+        }
+        let parsed: serde_json::Value = serde_json::from_str(&meta).unwrap();
+        let members: Vec<_> = parsed["audience"].as_array().unwrap().iter().collect();
+        assert_eq!(members.len(), 9, "{meta}");
+        for (n, held) in [(0, false), (1, true), (2, false), (3, true), (8, true), (9, true)] {
+            assert_eq!(meta.contains(&caller('a', n)), held, "{n}: {meta}");
+        }
+        assert!(meta.contains(&format!("{}@5", caller('b', 0))) && meta.ends_with(",\"x\":[1]}"));
     }
 }

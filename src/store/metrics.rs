@@ -1,5 +1,6 @@
 //! Metrics of the store: its operations, what is pending, and the breaker that keeps requests from a
-//! store that is down.
+//! store that is down; of near entries, of tracking with the read barrier, and of the masters of a
+//! Redis Cluster.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,10 +9,7 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use super::{
-    errors::StoreError,
-    redis::{cluster::metrics::ClusterMetrics, tracking::metrics::TrackingMetrics},
-};
+use super::StoreError;
 use crate::{
     observe::{
         events::{EventKind, Events},
@@ -50,20 +48,11 @@ pub(crate) enum StoreOp {
 }
 
 impl StoreOp {
-    /// Every operation, in the order of declaration.
-    const ALL: [Self; 7] =
-        [Self::Read, Self::Lease, Self::Fill, Self::Admit, Self::Replace, Self::Begin, Self::End];
+    /// The names, in the order of declaration.
+    const NAMES: [&str; 7] = ["read", "lease", "fill", "admit", "replace", "begin", "end"];
 
     fn as_str(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Lease => "lease",
-            Self::Fill => "fill",
-            Self::Admit => "admit",
-            Self::Replace => "replace",
-            Self::Begin => "begin",
-            Self::End => "end",
-        }
+        Self::NAMES[self as usize]
     }
 }
 
@@ -76,7 +65,10 @@ pub(crate) struct StoreMetrics {
     /// How often there were too many of them, so that whole slots became pending.
     pub(super) pending_overflows: Counter,
     pub(crate) operations: OperationMetrics,
-    pub(super) breaker: BreakerMetrics,
+    /// 1 while requests do not ask the store.
+    breaker_open: Gauge,
+    breaker_openings: Counters<1>,
+    connect_failures: Counters<1>,
     /// Changes in the store, and the read barrier.
     pub(crate) tracking: TrackingMetrics,
     /// The masters of a Redis Cluster.
@@ -87,21 +79,14 @@ pub(crate) struct StoreMetrics {
 /// Times and errors of store operations.
 pub(crate) struct OperationMetrics {
     /// The histograms of a family, looked up once.
-    seconds: [Histogram; StoreOp::ALL.len()],
+    seconds: [Histogram; StoreOp::NAMES.len()],
     errors: Counters<2>,
     pub(crate) recent: Arc<RecentTimes>,
 }
 
-/// Whether requests ask the store.
-pub(super) struct BreakerMetrics {
-    open: Gauge,
-    openings: Counters<1>,
-    failures: Counters<1>,
-}
-
 impl StoreMetrics {
     pub(super) fn register(r: &mut Registry) -> Self {
-        Self {
+        let metrics = Self {
             up: r.gauge("store_up", "1 while there is a trusted connection to the store"),
             pending: r
                 .gauge("pending_invalidations", "Invalidations that the store has not confirmed"),
@@ -110,17 +95,44 @@ impl StoreMetrics {
                 "Times that whole slots became pending, because too many invalidations were",
             ),
             operations: OperationMetrics::register(r),
-            breaker: BreakerMetrics::register(r),
+            connect_failures: r.counters_by(
+                "error",
+                "store_connect_failures",
+                "Failed connections to the store, by error",
+                FATAL.into_iter().chain(["tls"]),
+            ),
+            breaker_open: r
+                .gauge("breaker_open", "1 while requests do not ask the store, because it is down"),
+            breaker_openings: r.counters_by(
+                "error",
+                "breaker_openings",
+                "Times that the store was trusted and then lost, by error",
+                FATAL,
+            ),
             tracking: TrackingMetrics::register(r),
             cluster: ClusterMetrics::register(r),
             tls: TlsMetrics::shared(r),
-        }
+        };
+        // Nothing is known about the store yet.
+        metrics.breaker_open.set(1);
+        metrics
     }
 
     /// Sets whether the whole store is trusted.
     pub(super) fn set_up(&self, is_up: bool, events: &Events) {
         events.set_state(&self.up, is_up, (EventKind::StoreUp, EventKind::StoreDown));
-        self.breaker.open.set((!is_up).into());
+        self.breaker_open.set((!is_up).into());
+    }
+
+    /// Records that the store was trusted and was lost.
+    pub(super) fn open_breaker(&self, error: &StoreError) {
+        self.breaker_open.set(1);
+        self.breaker_openings.inc([error.as_str()]);
+    }
+
+    /// Records that a connection could not be made, or that the store is not what it should be.
+    pub(super) fn fail_to_connect(&self, error: &StoreError) {
+        self.connect_failures.inc([error.as_str()]);
     }
 }
 
@@ -130,9 +142,9 @@ impl OperationMetrics {
         let seconds = Family::new_with_constructor(new);
         let seconds =
             r.add_with_unit("store_operation", "Time of store operations", Unit::Seconds, seconds);
-        let errors = StoreOp::ALL.map(|op| ERRORS.map(|error| [op.as_str(), error]));
+        let errors = StoreOp::NAMES.map(|op| ERRORS.map(|error| [op, error]));
         Self {
-            seconds: StoreOp::ALL.map(|op| seconds.get_or_create_owned(&[("op", op.as_str())])),
+            seconds: StoreOp::NAMES.map(|op| seconds.get_or_create_owned(&[("op", op)])),
             errors: r.counters(
                 "store_errors",
                 "Failed store operations, by error",
@@ -145,7 +157,6 @@ impl OperationMetrics {
 
     /// Counts an operation, its time and its error.
     pub(super) fn record<T>(&self, op: StoreOp, result: &Result<T, StoreError>, took: Duration) {
-        // `ALL` is in the order of declaration.
         self.seconds[op as usize].observe(took.as_secs_f64());
         if let Err(error) = result {
             self.errors.inc([op.as_str(), error.as_str()]);
@@ -156,38 +167,137 @@ impl OperationMetrics {
     }
 }
 
-impl BreakerMetrics {
-    /// Open at first, because nothing is known about the store yet.
-    fn register(r: &mut Registry) -> Self {
-        let breaker = Self {
-            failures: r.counters_by(
-                "error",
-                "store_connect_failures",
-                "Failed connections to the store, by error",
-                FATAL.into_iter().chain(["tls"]),
-            ),
-            open: r
-                .gauge("breaker_open", "1 while requests do not ask the store, because it is down"),
-            openings: r.counters_by(
-                "error",
-                "breaker_openings",
-                "Times that the store was trusted and then lost, by error",
-                FATAL,
-            ),
-        };
-        breaker.open.set(1);
-        breaker
+/// The metrics of the near entries.
+#[derive(Debug)]
+pub struct NearMetrics {
+    /// Size of the entries in this process, in bytes.
+    pub bytes: Gauge,
+    /// Entries in this process.
+    pub entries: Gauge,
+    /// Entries that left this process for lack of space.
+    pub(super) evictions: Counter,
+    /// Times that all entries left this process: tracking began or was lost, or all keys were
+    /// dropped.
+    pub(super) flushes: Counter,
+    lookups: Counters<1>,
+    /// The counter of hits, looked up once because most lookups are hits.
+    hits: Counter,
+}
+
+impl NearMetrics {
+    /// Registers the metrics.
+    pub fn register(r: &mut Registry) -> Self {
+        let lookups = r.counters_by(
+            "outcome",
+            "near_lookups",
+            "Lookups in this process by outcome",
+            ["miss", "evicted", "untracked", "hit"],
+        );
+        Self {
+            hits: lookups.handle(["hit"]),
+            lookups,
+            bytes: r.bytes("near", "Size of the entries in this process"),
+            entries: r.gauge("near_entries", "Entries in this process"),
+            evictions: r
+                .counter("near_evictions", "Entries that left this process for lack of space"),
+            flushes: r.counter("near_flushes", "Times that all entries left this process"),
+        }
     }
 
-    /// Records that the store was trusted and was lost.
-    pub(super) fn open(&self, error: &StoreError) {
-        self.open.set(1);
-        self.openings.inc([error.as_str()]);
+    /// Counts a lookup in this process by outcome.
+    pub fn count_lookup(&self, outcome: &'static str) {
+        if outcome == "hit" {
+            self.hits.inc();
+        } else {
+            self.lookups.inc([outcome]);
+        }
+    }
+}
+
+/// Bucket bounds of rounds of the read barrier, in seconds. A round is a round trip to Redis and
+/// nothing else.
+const ROUND_BUCKETS: [f64; 11] =
+    [0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.25];
+
+/// The metrics of tracking.
+pub(crate) struct TrackingMetrics {
+    /// 1 while changes in the store are tracked.
+    pub(crate) up: Gauge,
+    /// Names of changed keys that the store reported.
+    pub(super) news: Counter,
+    /// Rounds of the read barrier that began.
+    pub(super) rounds: Counter,
+    /// Time of an answered round of the read barrier. A lookup waits for at most two: the round
+    /// under way and its own.
+    pub(super) round_seconds: Histogram,
+    /// Lookups that waited for a round of the read barrier.
+    pub(super) waits: Counter,
+}
+
+impl TrackingMetrics {
+    pub(crate) fn register(r: &mut Registry) -> Self {
+        Self {
+            rounds: r
+                .counter("barrier_rounds", "Rounds of the read barrier, each a PING and its reply"),
+            round_seconds: r.seconds(
+                "barrier_round",
+                "Time of a round of the read barrier",
+                ROUND_BUCKETS,
+            ),
+            waits: r
+                .counter("barrier_waits", "Lookups that waited for a round of the read barrier"),
+            up: r.gauge("tracking_up", "1 while changes in the store are tracked"),
+            news: r.counter("tracking_news", "Names of changed keys that the store reported"),
+        }
+    }
+}
+
+/// The redirections, as the server spells them.
+const KINDS: [&str; 4] = ["moved", "ask", "tryagain", "clusterdown"];
+
+/// The metrics of a Redis Cluster; all zero for any other store.
+pub(crate) struct ClusterMetrics {
+    up: Gauge,
+    down: Gauge,
+    /// Slots that no master owns.
+    unowned: Gauge,
+    pub(crate) redirections: Counters<1>,
+    /// Times that the slot map was refreshed.
+    pub(super) refreshes: Counter,
+}
+
+impl ClusterMetrics {
+    pub(crate) fn register(r: &mut Registry) -> Self {
+        let shards = r.add(
+            "store_shards",
+            "Masters of the Redis Cluster by whether they are trusted",
+            Family::<[(&str, &str); 1], Gauge>::default(),
+        );
+        let shards = |state| shards.get_or_create_owned(&[("state", state)]);
+        Self {
+            up: shards("up"),
+            down: shards("down"),
+            unowned: r
+                .gauge("store_slots_unowned", "Slots of the Redis Cluster that no master owns"),
+            redirections: r.counters_by(
+                "kind",
+                "store_redirections",
+                "Operations that a node of the Redis Cluster redirected, by kind",
+                KINDS,
+            ),
+            refreshes: r.counter(
+                "store_topology_refreshes",
+                "Times that the slot map of the Redis Cluster was refreshed",
+            ),
+        }
     }
 
-    /// Records that a connection could not be made, or that the store is not what it should be.
-    pub(super) fn fail(&self, error: &StoreError) {
-        self.failures.inc([error.as_str()]);
+    /// Sets the numbers of trusted masters, of other masters, and of slots without a master.
+    pub(crate) fn set_shards(&self, up: usize, down: usize, unowned: usize) {
+        let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        self.up.set(number(up));
+        self.down.set(number(down));
+        self.unowned.set(number(unowned));
     }
 }
 
@@ -199,7 +309,15 @@ mod tests {
     fn an_operation_is_timed_under_its_own_name() {
         let mut registry = Registry::default();
         let operations = OperationMetrics::register(&mut registry);
-        for op in StoreOp::ALL {
+        for op in [
+            StoreOp::Read,
+            StoreOp::Lease,
+            StoreOp::Fill,
+            StoreOp::Admit,
+            StoreOp::Replace,
+            StoreOp::Begin,
+            StoreOp::End,
+        ] {
             operations.record::<()>(op, &Err(StoreError::Timeout), Duration::ZERO);
             let text = registry.exposition();
             let name = op.as_str();

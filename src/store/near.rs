@@ -27,7 +27,7 @@ use quick_cache::{
 use tokio::sync::Notify;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{near_metrics::NearMetrics, words::Key};
+use super::{Key, NearMetrics};
 use crate::{
     mutants::{self, Mutant},
     observe::events::Events,
@@ -95,13 +95,8 @@ impl NearShard {
     }
 }
 
+#[derive(Clone)]
 struct Weigh<V>(fn(&V) -> usize);
-
-impl<V> Clone for Weigh<V> {
-    fn clone(&self) -> Self {
-        Self(self.0)
-    }
-}
 
 impl<V> Weighter<Key, V> for Weigh<V> {
     fn weight(&self, key: &Key, value: &V) -> u64 {
@@ -110,17 +105,11 @@ impl<V> Weighter<Key, V> for Weigh<V> {
 }
 
 /// Counts the values that were evicted for lack of space.
+#[derive(Clone)]
 struct Evictions<V> {
     metrics: Arc<NearMetrics>,
     events: Arc<Events>,
     stash: DefaultLifecycle<Key, V>,
-}
-
-impl<V> Clone for Evictions<V> {
-    fn clone(&self) -> Self {
-        let Self { metrics, events, stash } = self;
-        Self { metrics: Arc::clone(metrics), events: Arc::clone(events), stash: stash.clone() }
-    }
 }
 
 impl<V> Lifecycle<Key, V> for Evictions<V> {
@@ -147,15 +136,15 @@ impl<V: Clone> NearEntries<V> {
         events: Arc<Events>,
     ) -> Self {
         let locks = (max_bytes / LOCKS.1).clamp(1, LOCKS.0);
-        let mut options = OptionsBuilder::new();
-        options
+        let options = OptionsBuilder::new()
             .shards(locks)
             .weight_capacity(max_bytes as u64)
-            .estimated_items_capacity((max_bytes / TYPICAL_SIZE).max(1));
+            .estimated_items_capacity((max_bytes / TYPICAL_SIZE).max(1))
+            .build();
         let stash = DefaultLifecycle::default();
         let evictions = Evictions { metrics: Arc::clone(&metrics), events, stash };
         #[allow(clippy::expect_used, reason = "it fails only without the two capacities")]
-        let options = options.build().expect("both capacities are given");
+        let options = options.expect("both capacities are given");
         Self {
             // Clients choose the keys, so the hash is the keyed one of the standard library.
             values: Cache::with_options(options, Weigh(weigh), RandomState::new(), evictions),
@@ -223,6 +212,19 @@ impl<V: Clone> NearEntries<V> {
         }
     }
 
+    fn remove_some(&self, remove: impl FnOnce()) {
+        // The first bump refuses values that were read before this began. The second tells readers
+        // that were given a value in the meantime.
+        self.bump_all();
+        remove();
+        self.bump_all();
+        self.metrics.flushes.inc();
+        for shard in &self.shards {
+            shard.changed.notify_waiters();
+        }
+        self.count();
+    }
+
     fn count(&self) {
         let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
         self.metrics.entries.set(number(self.values.len() as u64));
@@ -244,29 +246,11 @@ impl<V: Clone + Send + Sync> Watcher for NearEntries<V> {
     }
 
     fn flush(&self) {
-        self.remove_some(Cache::clear);
+        self.remove_some(|| self.values.clear());
     }
 
     fn evict_matching(&self, is_gone: &dyn Fn(&[u8]) -> bool) {
-        self.remove_some(|values| values.retain(|key, _| !is_gone(key.main().as_bytes())));
-    }
-}
-
-impl<V: Clone> NearEntries<V> {
-    fn remove_some(
-        &self,
-        remove: impl FnOnce(&Cache<Key, V, Weigh<V>, RandomState, Evictions<V>>),
-    ) {
-        // The first bump refuses values that were read before this began. The second tells readers
-        // that were given a value in the meantime.
-        self.bump_all();
-        remove(&self.values);
-        self.bump_all();
-        self.metrics.flushes.inc();
-        for shard in &self.shards {
-            shard.changed.notify_waiters();
-        }
-        self.count();
+        self.remove_some(|| self.values.retain(|key, _| !is_gone(key.main().as_bytes())));
     }
 }
 

@@ -1,7 +1,7 @@
 //! The operations on keys, each timed and counted.
 
 use std::{
-    future::Future,
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -9,16 +9,9 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Engine, Store,
-    barrier::{BarrierDown, BarrierWait},
-    budget::Budget,
-    errors::StoreError,
-    key_state::KeyState,
-    lease::{Grant, Lease},
-    metrics::StoreOp,
-    receipt::Purged,
-    words::{Ended, Fill, IdentityHash, Key, Replacement, Seen, StoredValue},
-    write::{Begun, Write},
+    BarrierWait, Budget, Ended, Engine, Fill, Grant, IdentityHash, Key, KeyState, Lease, Purged,
+    Replacement, Seen, Store, StoreError, StoredValue, Write, barrier::BarrierDown, errors::Result,
+    memory::Memory, metrics::StoreOp, redis::Shard, words::EntryChange, write::Begun,
 };
 
 impl Store {
@@ -26,7 +19,7 @@ impl Store {
     /// was noted ([`NearEntries::note`](super::near::NearEntries::note)) and before it is read; if it
     /// fails, the value must not be inserted. Costs a round trip if the store reports only changes
     /// to keys that were read, and none otherwise.
-    pub async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<(), StoreError> {
+    pub async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<()> {
         match &self.engine {
             Engine::Redis(redis) => redis.owner(key)?.follow(key, budget).await,
             Engine::Memory(_) => Err(StoreError::Down),
@@ -50,19 +43,14 @@ impl Store {
     }
 
     /// Reads a key: one round trip, no script.
-    pub async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen, StoreError> {
-        self.timed(StoreOp::Read, async {
-            match &self.engine {
-                Engine::Redis(redis) => redis.owner(key)?.read(key, budget).await,
-                Engine::Memory(memory) => Ok(memory.read(key)),
-            }
-        })
-        .await
+    pub async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen> {
+        let read = async |shard: Arc<Shard>| shard.read(key, budget).await;
+        self.timed(StoreOp::Read, key, read, |memory| memory.read(key)).await
     }
 
     /// Reads everything under the keys of a job: one round trip, no script. For diagnosis: the
     /// result does not affect the connection, and the operation is not counted.
-    pub async fn inspect(&self, key: &Key, budget: &mut Budget) -> Result<KeyState, StoreError> {
+    pub async fn inspect(&self, key: &Key, budget: &mut Budget) -> Result<KeyState> {
         match &self.engine {
             Engine::Redis(redis) => redis.owner(key)?.inspect(key, budget).await,
             Engine::Memory(memory) => Ok(memory.inspect(key)),
@@ -81,16 +69,12 @@ impl Store {
         identity: IdentityHash,
         refused: Option<&StoredValue>,
         budget: &mut Budget,
-    ) -> Result<Grant, StoreError> {
+    ) -> Result<Grant> {
         let token = self.tokens.next_of(identity);
         let expected = self.events.expect_own_change(key.main());
-        let grant = self.timed(StoreOp::Lease, async {
-            match &self.engine {
-                Engine::Redis(redis) => redis.owner(key)?.lease(key, token, refused, budget).await,
-                Engine::Memory(memory) => Ok(memory.lease(key, token, refused)),
-            }
-        });
-        let grant = grant.await;
+        let lease = async |shard: Arc<Shard>| shard.lease(key, &token, refused, budget).await;
+        let of_memory = |memory: &Memory| memory.lease(key, &token, refused);
+        let grant = self.timed(StoreOp::Lease, key, lease, of_memory).await;
         if !matches!(grant, Ok(Grant::Lease(_))) {
             self.events.withdraw_expected(key.main(), expected);
         }
@@ -105,15 +89,17 @@ impl Store {
         body: &Bytes,
         meta: &str,
         ttl: Duration,
-    ) -> Result<Fill, StoreError> {
+    ) -> Result<Fill> {
         self.expect([&lease.key]);
-        self.timed(StoreOp::Fill, async {
-            match &self.engine {
-                Engine::Redis(redis) => redis.owner(&lease.key)?.fill(lease, body, meta, ttl).await,
-                Engine::Memory(memory) => Ok(memory.fill(&lease, body, meta, ttl)),
+        let started = Instant::now();
+        let fill = match &self.engine {
+            Engine::Redis(redis) => {
+                async { redis.owner(&lease.key)?.fill(lease, body, meta, ttl).await }.await
             }
-        })
-        .await
+            Engine::Memory(memory) => Ok(memory.fill(&lease, body, meta, ttl)),
+        };
+        self.metrics.operations.record(StoreOp::Fill, &fill, started.elapsed());
+        fill
     }
 
     /// Adds a caller to the audience of an entry, if that is still the very entry that was seen.
@@ -124,16 +110,8 @@ impl Store {
         seen: &Seen,
         generation: &str,
         caller: &str,
-    ) -> Result<Fill, StoreError> {
-        self.timed(StoreOp::Admit, async {
-            match &self.engine {
-                Engine::Redis(redis) => {
-                    redis.owner(key)?.admit(key, seen, generation, caller).await
-                }
-                Engine::Memory(memory) => Ok(memory.admit(key, seen, caller)),
-            }
-        })
-        .await
+    ) -> Result<Fill> {
+        self.change(StoreOp::Admit, key, seen, generation, EntryChange::Admit(caller)).await
     }
 
     /// Replaces an entry with a newer body, if it is still the very entry that was seen. `meta` is
@@ -144,15 +122,21 @@ impl Store {
         seen: &Seen,
         generation: &str,
         new: Replacement<'_>,
-    ) -> Result<Fill, StoreError> {
+    ) -> Result<Fill> {
         self.expect([key]);
-        self.timed(StoreOp::Replace, async {
-            match &self.engine {
-                Engine::Redis(redis) => redis.owner(key)?.replace(key, seen, generation, new).await,
-                Engine::Memory(memory) => Ok(memory.replace(key, seen, new)),
-            }
-        })
-        .await
+        self.change(StoreOp::Replace, key, seen, generation, EntryChange::Replace(new)).await
+    }
+
+    async fn change(
+        &self,
+        op: StoreOp,
+        key: &Key,
+        seen: &Seen,
+        generation: &str,
+        change: EntryChange<'_>,
+    ) -> Result<Fill> {
+        let changed = async |shard: Arc<Shard>| shard.change(key, seen, generation, change).await;
+        self.timed(op, key, changed, |memory| memory.change(key, seen, change)).await
     }
 
     /// Hands a lease back when the answer cannot be stored.
@@ -172,27 +156,29 @@ impl Store {
     /// Fences keys before a write is forwarded. Never fails: if the fence is not confirmed, the end
     /// of the write runs twice.
     pub async fn begin(&self, keys: Vec<Key>, fence: Duration, budget: &mut Budget) -> Write {
-        let id = self.tokens.next();
-        self.expect(&keys);
-        let begun = match &self.engine {
+        let mut write = self.write(keys, fence);
+        self.expect(&write.keys);
+        match &self.engine {
             Engine::Redis(redis) => {
                 let started = Instant::now();
-                let (begun, result) = redis.begin(&keys, &id, fence, budget).await;
-                self.metrics.operations.record(StoreOp::Begin, &result, started.elapsed());
-                begun
+                let begun = redis.begin(&mut write, budget).await;
+                self.metrics.operations.record(StoreOp::Begin, &begun, started.elapsed());
             }
             Engine::Memory(memory) => {
-                memory.begin(&keys, &id, fence);
-                Begun::Confirmed
+                memory.begin(&write.keys, &write.id, fence);
+                write.begun = Begun::Confirmed;
             }
-        };
-        Write { keys, elsewhere: 0, id, fence, begun }
+        }
+        write
     }
 
     /// Returns a write that fences nothing, to be widened and ended.
     pub fn unfenced(&self, fence: Duration) -> Write {
-        let id = self.tokens.next();
-        Write { keys: Vec::new(), elsewhere: 0, id, fence, begun: Begun::NotSent }
+        self.write(Vec::new(), fence)
+    }
+
+    fn write(&self, keys: Vec<Key>, fence: Duration) -> Write {
+        Write { keys, elsewhere: 0, id: self.tokens.next(), fence, begun: Begun::NotSent }
     }
 
     /// Renews the fence of a long write.
@@ -224,11 +210,9 @@ impl Store {
     /// its own deadline, and a batch of keys waits for the store at most `wait`; keys that are not
     /// confirmed become pending. Must not be cancelled, like [`Store::end`].
     pub async fn purge(&self, keys: Vec<Key>, wait: Duration) -> Purged {
-        let id = self.tokens.next();
-        self.expect(&keys);
+        let write = self.write(keys, Duration::ZERO);
+        self.expect(&write.keys);
         let started = Instant::now();
-        let (elsewhere, fence, begun) = (0, Duration::ZERO, Begun::NotSent);
-        let write = Write { keys, elsewhere, id, fence, begun };
         let (ended, was) = match &self.engine {
             Engine::Redis(redis) => redis.purge(&write, wait).await,
             Engine::Memory(memory) => return memory.end(&write.keys, &write.id, Duration::ZERO),
@@ -253,13 +237,22 @@ impl Store {
         }
     }
 
+    /// Runs an operation on one key, at its owner or in memory, and counts it.
     async fn timed<T>(
         &self,
         op: StoreOp,
-        operation: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
+        key: &Key,
+        at_owner: impl AsyncFnOnce(Arc<Shard>) -> Result<T>,
+        in_memory: impl FnOnce(&Memory) -> T,
+    ) -> Result<T> {
         let started = Instant::now();
-        let result = operation.await;
+        let result = match &self.engine {
+            Engine::Redis(redis) => match redis.owner(key) {
+                Ok(shard) => at_owner(shard).await,
+                Err(error) => Err(error),
+            },
+            Engine::Memory(memory) => Ok(in_memory(memory)),
+        };
         self.metrics.operations.record(op, &result, started.elapsed());
         result
     }

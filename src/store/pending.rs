@@ -1,15 +1,17 @@
 //! Invalidations that the store has not confirmed: a bounded set of keys, bypassed until it has.
+//!
+//! While another process with the same journal lives, this one only bypasses its jobs. When it has
+//! ended, they are added here and repeated as if they had always been ours.
 
 mod inner;
-mod item;
-mod pending_slots;
-pub(super) mod sibling_bypass;
+
+pub(super) use self::inner::{PendingItem, PurgeAllTask};
 
 use std::{
-    fmt, io,
-    path::Path,
+    io,
+    path::{Path, PathBuf},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -17,16 +19,15 @@ use std::{
 
 use tokio::time::Instant;
 
-use self::{inner::Inner, item::Due, pending_slots::PendingSlots};
-pub(super) use self::{item::PendingItem, pending_slots::PurgeAllTask};
+use self::inner::{Due, Inner};
 use super::{
+    Key, Token,
     journal::{
         Durability, Journal, OpenedJournal,
-        records::{JournalOwner, Record},
-        siblings::Siblings,
+        records::{JournalOwner, LiveRecords, Record},
+        siblings::{SiblingState, Siblings},
     },
     slots::{SlotSet, slot_of_key},
-    words::{Key, Token},
 };
 
 /// The set of keys with an unconfirmed invalidation.
@@ -36,29 +37,22 @@ use super::{
 /// as well.
 pub struct PendingSet {
     limit: usize,
-    journal: Option<Journal>,
+    journal: Option<Arc<Journal>>,
     /// Number of keys, plus one while whole slots are pending, plus the parts of siblings. Lets a
     /// reader pass without the lock.
     size: AtomicUsize,
     inner: Mutex<Inner>,
 }
 
-impl fmt::Debug for PendingSet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PendingSet")
-            .field("limit", &self.limit)
-            .field("size", &self.size)
-            .finish_non_exhaustive()
-    }
-}
-
-/// The outcome of an addition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Added {
-    /// The keys are remembered.
-    Keys,
-    /// The set is full: every key in the slots of those that did not fit is pending now.
-    Overflow,
+/// The journal of this process, for operators.
+#[derive(Clone, Debug)]
+pub struct JournalStatus {
+    /// The file that this process writes.
+    pub path: PathBuf,
+    /// Number of other processes with unconfirmed invalidations.
+    pub siblings: usize,
+    /// Number of their invalidations, where all of some slots count as one.
+    pub sibling_invalidations: usize,
 }
 
 impl PendingSet {
@@ -81,30 +75,8 @@ impl PendingSet {
     }
 
     fn restore(&self, records: Vec<Record>) {
-        for record in records {
-            match record {
-                Record::Added { key, write, linger_ms } => {
-                    let key = Key(key.into());
-                    let write = Token(write.into());
-                    let linger = Duration::from_millis(linger_ms);
-                    self.update(|inner| self.insert(inner, &key, &write, linger));
-                }
-                Record::Confirmed { key } => self.update(|inner| {
-                    inner.remove(&Key(key.into()));
-                }),
-                Record::AllAdded => self.update(|inner| inner.insert_slots(&SlotSet::ALL)),
-                Record::SlotsAdded { ranges } => {
-                    // Unreadable ranges may have named any slot.
-                    let slots = SlotSet::from_ranges(&ranges).unwrap_or(SlotSet::ALL);
-                    self.update(|inner| inner.insert_slots(&slots));
-                }
-                Record::AllConfirmed => self.update(|inner| inner.slots = PendingSlots::default()),
-                Record::SlotsConfirmed { ranges } => {
-                    let slots = SlotSet::from_ranges(&ranges).unwrap_or(SlotSet::NONE);
-                    self.update(|inner| inner.slots.confirm(&slots, inner.additions));
-                }
-            }
-        }
+        let live = LiveRecords::replay(records);
+        self.update(|inner| self.insert_live(inner, &live));
     }
 
     /// Returns whether this key must be bypassed.
@@ -132,31 +104,16 @@ impl PendingSet {
     }
 
     /// Remembers the unconfirmed invalidation of some keys by one write. With a journal it returns
-    /// when the records are on the disk, or the disk has failed or takes too long.
-    pub async fn add(&self, keys: &[&Key], write: &Token, linger: Duration) -> Added {
-        let (added, queued) = self.update(|inner| {
-            let mut overflowed = SlotSet::NONE;
-            for key in keys {
-                if self.insert(inner, key, write, linger) == Added::Overflow {
-                    overflowed.insert(slot_of_key(key));
-                }
-            }
-            let records: Vec<_> = keys
-                .iter()
-                .map(|key| {
-                    let linger = inner.keys.get(*key).map_or(linger, |item| item.linger);
-                    Record::added(key.main(), write.as_str(), linger)
-                })
-                .collect();
-            let slots = (!overflowed.is_empty()).then(|| Record::slots_added(&overflowed));
-            let added = if overflowed.is_empty() { Added::Keys } else { Added::Overflow };
-            (
-                added,
-                self.write_journal(inner, records.into_iter().chain(slots), Durability::Awaited),
-            )
+    /// when the records are on the disk, or the disk has failed or takes too long. Returns the slots of
+    /// the keys that found no room: every key in them is pending now.
+    pub(super) async fn add(&self, keys: &[&Key], write: &Token, linger: Duration) -> SlotSet {
+        let (overflowed, queued) = self.update(|inner| {
+            let keys = keys.iter().map(|key| (*key, write, linger));
+            let (records, overflowed) = self.insert_all(inner, keys);
+            (overflowed, self.write_journal(inner, records, Durability::Awaited))
         });
         self.synced(queued).await;
-        added
+        overflowed
     }
 
     /// Makes every key pending; returns what a purge of all has to confirm.
@@ -168,29 +125,63 @@ impl PendingSet {
     pub(super) async fn add_slots(&self, slots: SlotSet) -> PurgeAllTask {
         let (addition, queued) = self.update(|inner| {
             inner.insert_slots(&slots);
-            let record = [Record::slots_added(&slots)];
-            (inner.additions, self.write_journal(inner, record, Durability::Awaited))
+            let record = Record::slots_added(&slots);
+            (inner.additions, self.write_journal(inner, vec![record], Durability::Awaited))
         });
         self.synced(queued).await;
         PurgeAllTask { slots, addition }
     }
 
-    fn insert(&self, inner: &mut Inner, key: &Key, write: &Token, linger: Duration) -> Added {
+    /// Adds keys. Returns their records, and the slots of the keys that found no room.
+    fn insert_all<'k>(
+        &self,
+        inner: &mut Inner,
+        keys: impl Iterator<Item = (&'k Key, &'k Token, Duration)>,
+    ) -> (Vec<Record>, SlotSet) {
+        let mut records = Vec::new();
+        let mut overflowed = SlotSet::NONE;
+        for (key, write, linger) in keys {
+            match self.insert(inner, key, write, linger) {
+                Some(linger) => records.push(Record::added(key.main(), write.as_str(), linger)),
+                None => overflowed.insert(slot_of_key(key)),
+            }
+        }
+        if !overflowed.is_empty() {
+            records.push(Record::slots_added(&overflowed));
+        }
+        (records, overflowed)
+    }
+
+    /// Adds a key, and returns its linger. If there is no room, its slot becomes pending.
+    fn insert(
+        &self,
+        inner: &mut Inner,
+        key: &Key,
+        write: &Token,
+        linger: Duration,
+    ) -> Option<Duration> {
         inner.additions += 1;
         let addition = inner.additions;
         if inner.keys.len() >= self.limit && !inner.keys.contains_key(key) {
             inner.slots.overflow(slot_of_key(key), addition);
-            return Added::Overflow;
+            return None;
         }
         let linger_of_others = inner.remove(key).map_or(Duration::ZERO, |item| item.others(write));
-        inner.put(PendingItem {
-            key: key.clone(),
-            write: write.clone(),
-            linger: linger.max(linger_of_others),
-            linger_of_others,
-            due: Due::now(addition),
-        });
-        Added::Keys
+        let linger = linger.max(linger_of_others);
+        let (key, write, due) = (key.clone(), write.clone(), Due::now(addition));
+        inner.put(PendingItem { key, write, linger, linger_of_others, due });
+        Some(linger)
+    }
+
+    /// Adds everything of another journal, and returns its records.
+    fn insert_live(&self, inner: &mut Inner, live: &LiveRecords) -> Vec<Record> {
+        let keys = live.keys.iter().map(|(key, (write, linger))| (key, write, *linger));
+        let (mut records, _) = self.insert_all(inner, keys);
+        if !live.slots.is_empty() {
+            inner.insert_slots(&live.slots);
+            records.push(Record::slots_added(&live.slots));
+        }
+        records
     }
 
     /// Applies the linger of an end of a write to its earlier ends that are still pending. A longer
@@ -210,8 +201,8 @@ impl PendingSet {
     /// Returns what a purge of all has to confirm, if one is due.
     pub(super) fn due_purge_all(&self) -> Option<PurgeAllTask> {
         let inner = self.lock();
-        let slots = inner.slots.due(Instant::now())?;
-        Some(PurgeAllTask { slots, addition: inner.additions })
+        inner.slots.due.filter(|due| due.at <= Instant::now())?;
+        Some(PurgeAllTask { slots: inner.slots.slots(), addition: inner.additions })
     }
 
     /// Returns up to `limit` items that are due, those that have waited longest first.
@@ -225,7 +216,7 @@ impl PendingSet {
     pub fn next_due(&self) -> Option<Instant> {
         let inner = self.lock();
         let first = inner.due.first_key_value().map(|((at, _), _)| *at);
-        first.into_iter().chain(inner.slots.next_due()).min()
+        first.into_iter().chain(inner.slots.due.map(|due| due.at)).min()
     }
 
     /// Makes everything due now: there is a new connection, or the process is about to stop.
@@ -252,8 +243,8 @@ impl PendingSet {
     }
 
     /// Repeats a purge of all later: it could not be confirmed, or not in every slot.
-    pub(super) fn postpone_purge_all(&self, sweep: &PurgeAllTask) {
-        self.lock().slots.postpone(sweep);
+    pub(super) fn postpone_purge_all(&self, task: &PurgeAllTask) {
+        self.lock().slots.postpone(task);
     }
 
     /// Removes this item, which the store has confirmed. It stays if it was added again in the
@@ -263,20 +254,17 @@ impl PendingSet {
             let current = inner.keys.get(&item.key);
             if current.is_some_and(|current| current.due.addition == item.due.addition) {
                 inner.remove(&item.key);
-                self.write_journal(
-                    inner,
-                    [Record::Confirmed { key: item.key.main().into() }],
-                    Durability::Lazy,
-                );
+                let record = Record::Confirmed { key: item.key.main().into() };
+                self.write_journal(inner, vec![record], Durability::Lazy);
             }
         });
     }
 
     /// Removes these slots, in which a purge of all has been confirmed. Slots that were added again
     /// after it began stay.
-    pub(super) fn confirm_slots(&self, slots: &SlotSet, sweep: &PurgeAllTask) {
+    pub(super) fn confirm_slots(&self, slots: &SlotSet, task: &PurgeAllTask) {
         self.update(|inner| {
-            let confirmed = inner.slots.confirm(slots, sweep.addition);
+            let confirmed = inner.slots.confirm(slots, task.addition);
             if confirmed.is_empty() {
                 return;
             }
@@ -285,7 +273,7 @@ impl PendingSet {
             } else {
                 Record::SlotsConfirmed { ranges: confirmed.ranges() }
             };
-            self.write_journal(inner, [record], Durability::Lazy);
+            self.write_journal(inner, vec![record], Durability::Lazy);
         });
     }
 
@@ -296,16 +284,11 @@ impl PendingSet {
 
     /// Queues records for the journal, and returns the number of the batch to wait for. Called
     /// under the lock, so that the journal has everything in the order in which it happened.
-    fn write_journal(
-        &self,
-        inner: &Inner,
-        records: impl IntoIterator<Item = Record>,
-        sync: Durability,
-    ) -> Option<u64> {
+    fn write_journal(&self, inner: &Inner, records: Vec<Record>, sync: Durability) -> Option<u64> {
         let journal = self.journal.as_ref()?;
         let is_empty = inner.keys.is_empty() && inner.slots.is_empty();
         Some(if is_empty || journal.is_long(inner.keys.len()) {
-            journal.rewrite(inner.records(), sync)
+            journal.rewrite(inner.records().collect(), sync)
         } else {
             journal.append(records, sync)
         })
@@ -329,6 +312,57 @@ impl PendingSet {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // No code that holds the lock panics half-way through a change.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the state of the journal, if there is one.
+    pub(crate) fn journal_status(&self) -> Option<JournalStatus> {
+        let path = self.journal.as_ref()?.path().to_owned();
+        let inner = self.lock();
+        let count = |live: &LiveRecords| live.keys.len() + usize::from(!live.slots.is_empty());
+        let sibling_invalidations = inner.siblings.values().map(count).sum();
+        Some(JournalStatus { path, siblings: inner.siblings.len(), sibling_invalidations })
+    }
+
+    /// Bypasses what the siblings have not confirmed by a scan of them, whether they live or not.
+    pub(crate) fn bypass_siblings(&self, scan: Vec<(usize, SiblingState)>) {
+        self.update(|inner| {
+            // This scan has found them wherever they are now.
+            inner.leaving.clear();
+            for (number, state) in scan {
+                match state {
+                    SiblingState::Live(live) | SiblingState::Ended(live, _) if !live.is_empty() => {
+                        inner.set_sibling(number, Some(live));
+                    }
+                    SiblingState::Unchanged => {}
+                    _ => inner.set_sibling(number, None),
+                }
+            }
+        });
+    }
+
+    /// Takes over what a process has left that has ended. Its file may be emptied once this returns
+    /// true: the records are on the disk here. Until then they are in this process only.
+    pub(crate) async fn adopt(&self, number: usize, live: LiveRecords) -> bool {
+        if live.is_empty() {
+            self.update(|inner| inner.set_sibling(number, None));
+            return true;
+        }
+        let queued = self.update(|inner| {
+            // Under one lock, so that no reader finds the keys neither there nor here.
+            inner.set_sibling(number, None);
+            let records = self.insert_live(inner, &live);
+            self.write_journal(inner, records, Durability::Awaited)
+        });
+        self.synced(queued).await
+    }
+
+    /// Writes everything that is pending to the journal again. Returns whether it is on the disk.
+    pub(crate) async fn persist(&self) -> bool {
+        let queued = self.update(|inner| {
+            let journal = self.journal.as_ref()?;
+            Some(journal.rewrite(inner.records().collect(), Durability::Awaited))
+        });
+        self.synced(queued).await
     }
 }
 

@@ -2,118 +2,95 @@
 //! cluster.
 //!
 //! Each server is a shard (`redis/shard.rs`) with a supervisor, a session, an epoch, a tracking
-//! connection and its rounds. The topology (`redis/topology.rs`) tells which shard owns a key: one
+//! connection and its rounds. The topology (`redis/engine.rs`) tells which shard owns a key: one
 //! owns all, or each master of a cluster (`redis/cluster.rs`) owns some of the slots. Invalidations
-//! (`redis/invalidate.rs`), purges of all and retries (`redis/retry_worker.rs`) ask the topology,
-//! and are the same for any number of shards.
+//! (`redis/invalidate.rs`) and purges of all ask the topology, and are the same for any number of
+//! shards.
+//!
+//! The retry worker repeats what was not confirmed. The process has one retry queue. An item goes to
+//! the current owner of its key each time it is repeated. A purge of all goes to every master that
+//! owns pending slots, and each confirms its own: a lost master, or a slot without an owner, does not
+//! delay the jobs of the others. Nothing is repeated while no server is trusted; one that becomes
+//! trusted makes everything due.
 
-mod by_key;
-mod classify;
-pub(super) mod cluster;
-mod cluster_member;
-mod connect;
-mod context;
+mod cluster;
 mod dial;
 mod engine;
-mod grace;
 mod invalidate;
 mod master_source;
-mod purge_all;
 mod recently_confirmed;
-mod reconnect;
-mod record_keeper;
-mod retry_worker;
 mod sentinel;
 mod server_info;
 mod session;
 mod shard;
+mod shared_keys;
 mod state;
-mod status;
 mod supervisor;
-mod temp_connection;
-mod topology;
-pub(super) mod tracking;
+mod tracking;
 
-use std::{convert::Infallible, fmt, ops::Deref, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
+use tokio::time::timeout;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tracing::info;
 
 use self::{
-    cluster::{Cluster, topology_refresh::refresh_topology},
-    connect::connect_master,
-    context::StoreContext,
-    engine::RedisEngine,
+    cluster::{
+        Cluster,
+        topology_refresh::{probe_seeds, refresh_topology},
+    },
+    engine::Topology,
+    invalidate::END_BATCH,
     master_source::MasterSource,
-    retry_worker::retry_forever,
-    shard::Shard,
-    status::publish_changes,
-    topology::Topology,
+    shared_keys::live_records,
+    state::{ShardState, StoreContext},
+    supervisor::connect_master,
 };
+pub(super) use self::{engine::RedisEngine, shard::Shard};
 use super::{
-    errors::StoreError,
+    errors::{DETACHED_TIMEOUT, Result, StoreError},
     metrics::StoreMetrics,
     near::Watcher,
-    sidecar_record::{RecordMismatch, SidecarRecord},
+    pending::PendingItem,
     slots::OwnedSlots,
+    write::{KeyOp, WriteStep},
 };
 use crate::{
     config::{Config, StoreUrl},
-    observe::{events::Events, metrics::Registry},
+    observe::{
+        events::{EventKind, Events},
+        metrics::Registry,
+    },
     tls::TlsMetrics,
 };
 
-/// The engine and its background tasks.
-pub struct Redis {
-    engine: Arc<RedisEngine>,
-    _tasks: Vec<AbortOnDropHandle<()>>,
-}
-
-impl fmt::Debug for Redis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.engine.fmt(f)
-    }
-}
-
-impl Deref for Redis {
-    type Target = RedisEngine;
-
-    fn deref(&self) -> &RedisEngine {
-        &self.engine
-    }
-}
-
-impl Redis {
-    /// Checks the URL, and starts to connect in the background.
-    pub(super) fn open(
-        config: &Config,
-        metrics: Arc<StoreMetrics>,
-        events: Arc<Events>,
-        tasks: TaskTracker,
-        watcher: Option<Arc<dyn Watcher>>,
-    ) -> Result<Self, StoreError> {
-        let context = Arc::new(StoreContext::new(config, metrics, events, tasks, watcher)?);
-        let mut tasks = Vec::new();
-        let topology = if let StoreUrl::Cluster(seeds) = &config.store.url {
-            let cluster = Arc::new(Cluster::new(seeds, config, Arc::clone(&context))?);
-            tasks.push(forever(refresh_topology(Arc::clone(&cluster))));
-            Topology::Cluster(cluster)
-        } else {
-            let source = MasterSource::new(config, &context.metrics.tls)?;
-            let address = config.store.url.to_string();
-            let slots = Arc::new(OwnedSlots::all());
-            let watcher = context.watcher.clone();
-            Topology::One(Arc::new(Shard::start(0, &context, source, address, slots, watcher)))
-        };
-        let engine = Arc::new(RedisEngine { topology, context });
-        tasks.push(forever(publish_changes(Arc::clone(&engine))));
-        tasks.push(forever(retry_forever(Arc::clone(&engine))));
-        Ok(Self { engine, _tasks: tasks })
-    }
-
-    /// Tries a last time to confirm what is pending, within `deadline`.
-    pub(super) async fn close(&self, deadline: Duration) {
-        retry_worker::close(&self.engine, deadline).await;
-    }
+/// Checks the URL, and starts to connect in the background, until the tasks are dropped.
+pub(super) fn open(
+    config: &Config,
+    metrics: Arc<StoreMetrics>,
+    events: Arc<Events>,
+    tasks: TaskTracker,
+    watcher: Option<Arc<dyn Watcher>>,
+) -> Result<(Arc<RedisEngine>, Vec<AbortOnDropHandle<()>>)> {
+    let context = Arc::new(StoreContext::new(config, metrics, events, tasks, watcher)?);
+    let mut tasks = Vec::new();
+    let topology = if let StoreUrl::Cluster(seeds) = &config.store.url {
+        let cluster = Arc::new(Cluster::new(seeds, config, Arc::clone(&context))?);
+        tasks.push(forever(refresh_topology(Arc::clone(&cluster))));
+        Topology::Cluster(cluster)
+    } else {
+        let source = MasterSource::new(config, &context.metrics.tls)?;
+        let address = config.store.url.to_string();
+        let slots = Arc::<OwnedSlots>::default();
+        slots.assign(|_| true);
+        let state = ShardState::new(Arc::clone(&context), source, address, slots);
+        Topology::One(Arc::new(Shard::start(0, state)))
+    };
+    let engine = Arc::new(RedisEngine { topology, context });
+    tasks.push(forever(publish_changes(Arc::clone(&engine))));
+    tasks.push(forever(retry_forever(Arc::clone(&engine))));
+    Ok((engine, tasks))
 }
 
 /// Spawns a task that ends only when it is aborted.
@@ -121,13 +98,105 @@ fn forever(task: impl Future<Output = Infallible> + Send + 'static) -> AbortOnDr
     AbortOnDropHandle::new(tokio::spawn(async { match task.await {} }))
 }
 
-/// Connects as a session would, reads the records of other sidecars, and disconnects.
-pub(super) async fn probe(config: &Config) -> Result<Vec<RecordMismatch>, StoreError> {
+/// Connects as a session would, reads the records of the sidecars, and disconnects.
+pub(super) async fn probe(config: &Config) -> Result<Vec<String>> {
     if let StoreUrl::Cluster(seeds) = &config.store.url {
-        return cluster::probe::probe(seeds, config).await;
+        return probe_seeds(seeds, config).await;
     }
     let source = MasterSource::new(config, &TlsMetrics::shared(&mut Registry::default()))?;
-    let records = connect_master(&source).await?.records(&config.store.prefix).await;
-    let ours = SidecarRecord::of(config);
-    Ok(records.iter().filter_map(|record| ours.mismatch(record)).collect())
+    let (session, _) = connect_master(&source).await?;
+    let read = live_records(&config.store.prefix, session.now_ms());
+    let records = timeout(DETACHED_TIMEOUT, session.query(&read)).await;
+    Ok(records.ok().and_then(Result::ok).unwrap_or_default())
+}
+
+/// Repeats what is due whenever a server is trusted.
+async fn retry_forever(engine: Arc<RedisEngine>) -> Infallible {
+    let queue = &engine.context.retry_queue;
+    loop {
+        if engine.is_any_up() {
+            retry_due(&engine).await;
+            queue.due().await;
+        } else {
+            queue.changed.notified().await;
+        }
+    }
+}
+
+/// Repeats what is due. Failures are postponed, so that this comes to an end.
+async fn retry_due(engine: &RedisEngine) {
+    let queue = &engine.context.retry_queue;
+    if let Some(task) = queue.pending.due_purge_all() {
+        engine.run_purge_all(&task).await;
+    }
+    loop {
+        let batch = queue.pending.batch(END_BATCH);
+        if batch.is_empty() {
+            break;
+        }
+        join_all(batch.iter().map(|item| repeat(engine, item))).await;
+        queue.update_gauge();
+    }
+    queue.update_gauge();
+}
+
+async fn repeat(engine: &RedisEngine, item: &PendingItem) {
+    engine.context.events.expect_own_change(item.key.main());
+    let PendingItem { key, write, linger: fence, .. } = item;
+    let end = engine.run(KeyOp { step: WriteStep::End, key, write, fence: *fence });
+    let ended = timeout(DETACHED_TIMEOUT, end).await.unwrap_or(Err(StoreError::Timeout));
+    if ended.is_ok() {
+        engine.context.events.record(item.key.main(), EventKind::Confirmed, "");
+    }
+    engine.context.retry_queue.record(item, ended);
+}
+
+/// Tries a last time to confirm what is pending, within `deadline`.
+pub(super) async fn close(engine: &RedisEngine, deadline: Duration) {
+    let queue = &engine.context.retry_queue;
+    if queue.pending.is_empty() {
+        return;
+    }
+    let last_try = async {
+        if !engine.is_any_up() {
+            let shards = engine.shards_with_slots();
+            join_all(shards.iter().map(|(shard, _)| shard.connect_once())).await;
+        }
+        queue.pending.make_all_due();
+        retry_due(engine).await;
+    };
+    let _ = timeout(deadline, last_try).await;
+    queue.log_remaining();
+}
+
+/// Publishes the status whenever a server becomes trusted or tracked, or stops being so. The store is
+/// up when all masters are trusted and all slots have an owner.
+async fn publish_changes(engine: Arc<RedisEngine>) -> Infallible {
+    let StoreContext { metrics, events, retry_queue, .. } = &*engine.context;
+    let is_cluster = engine.cluster().is_some();
+    let (mut up_before, mut unowned_before) = (0, 0);
+    loop {
+        engine.context.status_changed.notified().await;
+        let (masters, up, tracked, unowned) = engine.with_shards(|shards, unowned| {
+            let up = shards.iter().filter(|shard| shard.is_up()).count();
+            let tracked = shards.iter().filter(|shard| shard.is_tracked()).count();
+            (shards.len(), up, tracked, unowned)
+        });
+        let is_whole = masters > 0 && unowned == 0;
+        metrics.set_up(is_whole && up == masters, events);
+        let kinds = (EventKind::TrackingUp, EventKind::TrackingDown);
+        events.set_state(&metrics.tracking.up, is_whole && tracked == masters, kinds);
+        if is_cluster {
+            metrics.cluster.set_shards(up, masters - up, unowned);
+        }
+        if is_cluster && up != up_before {
+            info!(up, masters, "the number of trusted masters has changed");
+        }
+        if unowned < unowned_before {
+            // Retries in slots that have an owner again can succeed now.
+            retry_queue.pending.make_all_due();
+            retry_queue.changed.notify_one();
+        }
+        (up_before, unowned_before) = (up, unowned);
+    }
 }

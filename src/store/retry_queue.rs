@@ -1,28 +1,45 @@
 //! The retry queue: invalidations that the store has not confirmed, with their warnings and
 //! metrics.
 //!
-//! The queue only keeps track of what is due; `redis/retry_worker.rs` repeats the invalidations.
+//! The queue only keeps track of what is due; `redis.rs` repeats the invalidations.
+//!
+//! Other processes may have the same `pending.journal`: a new process takes over from an old one
+//! while that still runs, and each has a journal of its own. A task reads what the others have not
+//! confirmed, and adopts it when they end.
 
-use tokio::{sync::Notify, time::sleep_until};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval, timeout_at},
+};
 use tracing::{debug, warn};
 
 use super::{
-    errors::StoreError,
+    Ended, Key, StoreError, Token,
+    errors::Result,
+    journal::{
+        records::JournalOwner,
+        siblings::{EndedJournal, SiblingState, Siblings},
+    },
     metrics::StoreMetrics,
-    pending::{Added, PendingItem, PendingSet, PurgeAllTask, sibling_bypass::JournalStatus},
-    words::{Ended, Key, Token},
+    pending::{PendingItem, PendingSet, PurgeAllTask},
 };
 use crate::{
+    config,
     mutants::{self, Mutant},
     observe::throttle::Throttle,
 };
-use std::{future, sync::Arc, time::Duration};
 
 /// The unconfirmed invalidations, and the signal to repeat them.
 pub(super) struct RetryQueue {
     pub(super) pending: PendingSet,
     /// Notified when something is to be repeated.
-    due: Notify,
+    pub(super) changed: Notify,
     metrics: Arc<StoreMetrics>,
     unconfirmed: Throttle,
     purge_all: Throttle,
@@ -33,7 +50,7 @@ impl RetryQueue {
     pub(super) fn new(pending: PendingSet, metrics: Arc<StoreMetrics>) -> Self {
         Self {
             pending,
-            due: Notify::new(),
+            changed: Notify::new(),
             metrics,
             unconfirmed: Throttle::default(),
             purge_all: Throttle::default(),
@@ -43,34 +60,18 @@ impl RetryQueue {
 
     /// Waits until something is to be repeated.
     pub(super) async fn due(&self) {
-        let next = self.pending.next_due();
-        let wait = async {
-            match next {
-                Some(at) => sleep_until(at).await,
-                None => future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = wait => {}
-            () = self.due.notified() => {}
+        match self.pending.next_due() {
+            // In time or not, something is to be repeated.
+            Some(at) => drop(timeout_at(at, self.changed.notified()).await),
+            None => self.changed.notified().await,
         }
-    }
-
-    /// Waits until something changes, whatever is due.
-    pub(super) async fn woken(&self) {
-        self.due.notified().await;
-    }
-
-    /// Wakes the task that repeats what is due.
-    pub(super) fn wake(&self) {
-        self.due.notify_one();
     }
 
     pub(super) async fn add(&self, keys: &[&Key], write: &Token, linger: Duration) {
         if keys.is_empty() || mutants::is(Mutant::NoPending) {
             return;
         }
-        if self.pending.add(keys, write, linger).await == Added::Overflow {
+        if !self.pending.add(keys, write, linger).await.is_empty() {
             self.metrics.pending_overflows.inc();
             if let Some(suppressed) = self.overflow.admit("") {
                 warn!(
@@ -82,11 +83,11 @@ impl RetryQueue {
             }
         }
         self.update_gauge();
-        self.due.notify_one();
+        self.changed.notify_one();
     }
 
     /// Records the result of a repeated invalidation.
-    pub(super) fn record<T>(&self, item: &PendingItem, result: Result<T, StoreError>) {
+    pub(super) fn record<T>(&self, item: &PendingItem, result: Result<T>) {
         let Err(error) = result else { return self.pending.confirm(item) };
         self.pending.postpone(item);
         debug!(%error, key = item.key.main(), "an invalidation is still unconfirmed");
@@ -98,19 +99,15 @@ impl RetryQueue {
 
     /// Records the result of a purge of all: the number of entries that were removed. On a cluster,
     /// the slots of the masters that confirmed are settled already.
-    pub(super) fn record_purge_all(
-        &self,
-        sweep: &PurgeAllTask,
-        result: Result<usize, StoreError>,
-    ) -> Ended {
+    pub(super) fn record_purge_all(&self, task: &PurgeAllTask, result: Result<usize>) -> Ended {
         let error = match result {
             Ok(entries) => {
-                self.pending.confirm_slots(&sweep.slots, sweep);
+                self.pending.confirm_slots(&task.slots, task);
                 return Ended::Confirmed { entries };
             }
             Err(error) => error,
         };
-        self.pending.postpone_purge_all(sweep);
+        self.pending.postpone_purge_all(task);
         debug!(%error, "a purge of all failed");
         if let Some(suppressed) = self.purge_all.admit(&error.to_string()) {
             let slots = self.pending.slots();
@@ -120,11 +117,6 @@ impl RetryQueue {
             );
         }
         Ended::Pending
-    }
-
-    /// Returns the state of the journal, if there is one.
-    pub(super) fn journal_status(&self) -> Option<JournalStatus> {
-        self.pending.journal_status()
     }
 
     pub(super) fn update_gauge(&self) {
@@ -141,4 +133,84 @@ impl RetryQueue {
             );
         }
     }
+}
+
+/// Interval between two looks at the siblings. A process that ends, or a job that becomes pending in
+/// one, is known within a second.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Opens the retry queue with the contents of the journal, if one is configured, and watches the
+/// journals of other processes with the same setting.
+pub(super) fn open_queue(
+    config: &config::Config,
+    metrics: Arc<StoreMetrics>,
+) -> Result<Arc<RetryQueue>> {
+    let limit = config.pending.limit;
+    let Some(path) = &config.pending.journal else {
+        return Ok(Arc::new(RetryQueue::new(PendingSet::new(limit), metrics)));
+    };
+    let owner =
+        JournalOwner { store: config.store.url.identity(), prefix: config.store.prefix.clone() };
+    let (pending, mut siblings) = PendingSet::with_journal(limit, path, &owner)
+        .map_err(|source| StoreError::Journal { path: path.clone(), source })?;
+    // Before the first request: what the others owe is not served from here. Twice, in case one
+    // of them adopts a journal during the first scan.
+    for _ in 0..2 {
+        pending.bypass_siblings(siblings.scan());
+        siblings.forget_scan();
+    }
+    let queue = Arc::new(RetryQueue::new(pending, metrics));
+    tokio::spawn(watch_siblings(Arc::downgrade(&queue), siblings));
+    Ok(queue)
+}
+
+/// Runs until the queue is dropped.
+async fn watch_siblings(queue: Weak<RetryQueue>, mut siblings: Siblings) {
+    let mut look = interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Journals with records that are here but not on the disk yet. They stay locked, and as they are.
+    let mut held: Vec<(usize, EndedJournal)> = Vec::new();
+    loop {
+        look.tick().await;
+        let scan = spawn_blocking(move || {
+            let states = siblings.scan();
+            (siblings, states)
+        });
+        // It fails only if the process is about to end.
+        let Ok((back, mut states)) = scan.await else { return };
+        siblings = back;
+        let Some(queue) = queue.upgrade() else { return };
+        states.retain(|(number, _)| held.iter().all(|(held, _)| held != number));
+        let is_behind = !held.is_empty();
+        adopt_ended(&queue, states, &mut held).await;
+        if is_behind && queue.pending.persist().await {
+            release(std::mem::take(&mut held)).await;
+        }
+    }
+}
+
+/// Bypasses the jobs of siblings that live, and adopts those of siblings that have ended.
+async fn adopt_ended(
+    queue: &Arc<RetryQueue>,
+    states: Vec<(usize, SiblingState)>,
+    held: &mut Vec<(usize, EndedJournal)>,
+) {
+    let (ended, others): (Vec<_>, Vec<_>) =
+        states.into_iter().partition(|(_, state)| matches!(state, SiblingState::Ended(..)));
+    queue.pending.bypass_siblings(others);
+    for (number, state) in ended {
+        let SiblingState::Ended(live, ended) = state else { continue };
+        if queue.pending.adopt(number, live).await {
+            release(vec![(number, ended)]).await;
+        } else {
+            held.push((number, ended));
+        }
+        queue.update_gauge();
+        queue.changed.notify_one();
+    }
+}
+
+async fn release(journals: Vec<(usize, EndedJournal)>) {
+    // A failure means that the process is about to end: the files stay as they are.
+    let _ = spawn_blocking(|| journals.into_iter().for_each(|(_, ended)| ended.empty())).await;
 }

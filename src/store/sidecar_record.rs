@@ -6,7 +6,7 @@
 
 use std::{
     fmt, mem,
-    sync::{Mutex, PoisonError, RwLock},
+    sync::{Mutex, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
@@ -122,9 +122,8 @@ fn hash(value: &impl fmt::Debug) -> String {
 }
 
 /// Our record, and the warnings about others.
-#[derive(Debug)]
 pub(super) struct SidecarRecords {
-    ours: RwLock<SidecarRecord>,
+    ours: Mutex<SidecarRecord>,
     /// Our records from before a reload, which no longer hold.
     outdated: Mutex<Vec<String>>,
     warnings: HourlyPerName,
@@ -132,16 +131,13 @@ pub(super) struct SidecarRecords {
 
 impl SidecarRecords {
     pub(super) fn new(config: &Config) -> Self {
-        Self {
-            ours: RwLock::new(SidecarRecord::of(config)),
-            outdated: Mutex::default(),
-            warnings: HourlyPerName::default(),
-        }
+        let ours = Mutex::new(SidecarRecord::of(config));
+        Self { ours, outdated: Mutex::default(), warnings: HourlyPerName::default() }
     }
 
     /// Replaces our record after a reload.
     pub(super) fn replace(&self, record: SidecarRecord) {
-        let mut ours = self.ours.write().unwrap_or_else(PoisonError::into_inner);
+        let mut ours = self.ours.lock().unwrap_or_else(PoisonError::into_inner);
         if *ours != record {
             let outdated = mem::replace(&mut *ours, record).text();
             self.outdated.lock().unwrap_or_else(PoisonError::into_inner).push(outdated);
@@ -155,7 +151,7 @@ impl SidecarRecords {
     }
 
     pub(super) fn ours(&self) -> SidecarRecord {
-        self.ours.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.ours.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Warns about each configuration that differs from ours, once an hour.

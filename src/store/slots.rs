@@ -1,11 +1,11 @@
 //! Slots: the slot of a key, and the slots of a shard. Pure.
 
-use std::{
-    fmt,
-    sync::atomic::{AtomicU64, Ordering},
+use std::sync::{
+    LazyLock,
+    atomic::{AtomicU64, Ordering},
 };
 
-use super::words::Key;
+use super::Key;
 
 /// Number of slots in every cluster.
 pub(super) const SLOTS: u16 = 16_384;
@@ -18,24 +18,14 @@ const POLYNOMIAL: u16 = 0x1021;
 const NAMES_TRIED: u32 = 1 << 20;
 
 /// The CRC of every byte.
-const TABLE: [u16; 256] = table();
-
-const fn table() -> [u16; 256] {
-    let mut table = [0; 256];
-    let mut byte = 0_usize;
-    while byte < 256 {
-        #[allow(clippy::cast_possible_truncation, reason = "it is less than 256")]
-        let mut crc = (byte as u16) << 8;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ POLYNOMIAL };
-            bit += 1;
-        }
-        table[byte] = crc;
-        byte += 1;
-    }
-    table
-}
+static TABLE: LazyLock<[u16; 256]> = LazyLock::new(|| {
+    let of_bit = |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ POLYNOMIAL };
+    let mut bytes = 0..=u8::MAX;
+    std::array::from_fn(|_| {
+        let byte = bytes.next().unwrap_or_default();
+        (0..8).fold(u16::from(byte) << 8, of_bit)
+    })
+});
 
 /// Returns the slot of a name.
 ///
@@ -61,9 +51,10 @@ fn tag(name: &[u8]) -> &[u8] {
 }
 
 fn crc16(bytes: &[u8]) -> u16 {
+    let table = &*TABLE;
     bytes.iter().fold(0, |crc, byte| {
         let [high, _] = crc.to_be_bytes();
-        (crc << 8) ^ TABLE[usize::from(high ^ byte)]
+        (crc << 8) ^ table[usize::from(high ^ byte)]
     })
 }
 
@@ -158,12 +149,6 @@ impl SlotSet {
 /// The slots of one shard. They change at run time, and readers need no lock.
 pub(super) struct OwnedSlots([AtomicU64; WORDS]);
 
-impl fmt::Debug for OwnedSlots {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("OwnedSlots").field(&self.snapshot().iter().count()).finish()
-    }
-}
-
 impl Default for OwnedSlots {
     fn default() -> Self {
         Self(std::array::from_fn(|_| AtomicU64::new(0)))
@@ -171,16 +156,6 @@ impl Default for OwnedSlots {
 }
 
 impl OwnedSlots {
-    /// Every slot, for the only server of a store.
-    pub(super) fn all() -> Self {
-        Self(std::array::from_fn(|_| AtomicU64::new(u64::MAX)))
-    }
-
-    /// Whether the shard owns this slot.
-    fn contains(&self, slot: u16) -> bool {
-        self.0[usize::from(slot / 64)].load(Ordering::Acquire) >> (slot % 64) & 1 == 1
-    }
-
     /// Returns the current slots. For the slots of several shards at one point in time, hold the
     /// lock of the slot map.
     pub(super) fn snapshot(&self) -> SlotSet {
@@ -189,12 +164,13 @@ impl OwnedSlots {
 
     /// Whether the shard owns none.
     pub(super) fn is_empty(&self) -> bool {
-        self.0.iter().all(|word| word.load(Ordering::Acquire) == 0)
+        self.snapshot().is_empty()
     }
 
     /// Whether the shard owns the slot of a name.
     pub(super) fn contains_name(&self, name: &[u8]) -> bool {
-        self.contains(slot_of(name))
+        let slot = slot_of(name);
+        self.0[usize::from(slot / 64)].load(Ordering::Acquire) >> (slot % 64) & 1 == 1
     }
 
     /// Replaces the slots.
@@ -282,7 +258,7 @@ mod tests {
         assert_eq!(slots.name("job_status:", "barrier", 0), None);
         for only in [0, 63, 64, 9_999, SLOTS - 1] {
             slots.assign(|slot| slot == only);
-            assert!(slots.contains(only) && !slots.contains(only ^ 1));
+            assert_eq!(slots.snapshot().ranges(), [(only, only)]);
             let name = slots.name("job_status:", "barrier", 7).unwrap();
             assert_eq!(slot_of(name.as_bytes()), only, "{name}");
             assert!(name.starts_with("{job_status:") && name.ends_with("}:barrier"), "{name}");

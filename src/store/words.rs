@@ -1,18 +1,21 @@
-//! The words of the store: keys, tokens, epochs, values and outcomes.
-
-use std::{
-    borrow::Borrow,
-    fmt,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
-
-use bytes::Bytes;
+//! The words of the store: keys, tokens, epochs, values, leases and outcomes.
 
 pub use crate::semantics::{
     audience::{CredentialKey, MAX_PAIRS_OF_CREDENTIAL},
     identity::IdentityHash,
 };
+
+use std::{
+    borrow::Borrow,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
 
 /// The name of a job's entry in the store: prefix and id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -23,10 +26,7 @@ impl Key {
     /// in the same cluster slot.
     pub fn new(prefix: &str, id: &str) -> Self {
         // One allocation, because a key is made for every read.
-        let mut name = String::with_capacity(prefix.len() + id.len());
-        name.push_str(prefix);
-        name.push_str(id);
-        Self(name.into_boxed_str())
+        Self([prefix, id].concat().into())
     }
 
     /// Changes it to the key of another id; reuses the allocation if the length is the same.
@@ -51,12 +51,6 @@ impl Key {
 impl Borrow<str> for Key {
     fn borrow(&self) -> &str {
         &self.0
-    }
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 
@@ -135,6 +129,15 @@ pub struct Replacement<'r> {
     pub expires_at_ms: i64,
 }
 
+/// A change of an entry that has been seen.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum EntryChange<'c> {
+    /// Adds this caller to its audience.
+    Admit(&'c str),
+    /// Replaces its body.
+    Replace(Replacement<'c>),
+}
+
 /// The outcome of a fill, an admission or a replacement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
@@ -174,4 +177,149 @@ pub(super) fn millis(duration: Duration) -> i64 {
 /// A time in ms since 1970.
 pub(super) fn unix_ms(time: SystemTime) -> i64 {
     millis(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// Makes tokens that are unique among all sidecars, without a round trip.
+#[derive(Debug)]
+pub(super) struct Tokens {
+    process: u64,
+    next: AtomicU64,
+}
+
+impl Tokens {
+    pub(super) fn new() -> Self {
+        Self { process: fastrand::u64(..), next: AtomicU64::new(0) }
+    }
+
+    pub(super) fn next(&self) -> Token {
+        Token(self.text().into())
+    }
+
+    /// Makes a token that names an identity.
+    pub(super) fn next_of(&self, identity: IdentityHash) -> Token {
+        Token(format!("{}-{identity}", self.text()).into())
+    }
+
+    fn text(&self) -> String {
+        format!("{:016x}-{:x}", self.process, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// An answer of [`Store::lease`](super::Store::lease).
+#[derive(Debug)]
+pub enum Grant {
+    /// The lease was granted.
+    Lease(Lease),
+    /// The key has been filled in the meantime.
+    Stored(Seen),
+    /// Another reader is filling, under this token. The epoch is that of the connection that showed
+    /// the token: a snapshot or a promotion may have brought it back from another epoch.
+    Leased(Token, Epoch),
+    /// A write is in flight, or its outcome is unknown.
+    Fenced,
+}
+
+/// Permission to fill one key, granted by the store to one reader at a time.
+///
+/// A purge or a write revokes it, so a response fetched before a write can never be stored after
+/// it. If it is dropped unspent it is handed back; if its sidecar dies it expires in the store.
+#[must_use = "spend a lease with `fill`; if it is dropped, it is handed back"]
+#[derive(Debug)]
+pub struct Lease {
+    pub(super) key: Key,
+    pub(super) token: Token,
+    pub(super) epoch: Epoch,
+    pub(super) granted_at_ms: i64,
+    pub(super) hold: LeaseGuard,
+}
+
+/// Hands a lease back when it is dropped. It is made before the lease is asked for: a request that
+/// times out, or is dropped because its client hung up, must not block all fills of the job until
+/// the lease expires.
+pub(super) struct LeaseGuard(Option<Box<dyn FnOnce() + Send + Sync>>);
+
+impl fmt::Debug for LeaseGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaseGuard").field("spent", &self.0.is_none()).finish()
+    }
+}
+
+impl LeaseGuard {
+    pub(super) fn new(hand_back: impl FnOnce() + Send + Sync + 'static) -> Self {
+        Self(Some(Box::new(hand_back)))
+    }
+
+    /// Cancels the hand-back: the lease was not granted, or has been used up.
+    pub(super) fn spend(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for LeaseGuard {
+    fn drop(&mut self) {
+        if let Some(hand_back) = self.0.take() {
+            hand_back();
+        }
+    }
+}
+
+impl Lease {
+    /// Returns when the lease was asked for, in ms since 1970 by the store's clock.
+    pub fn granted_at_ms(&self) -> i64 {
+        self.granted_at_ms
+    }
+
+    /// Returns its token, which becomes the generation of the entry.
+    pub fn token(&self) -> &Token {
+        &self.token
+    }
+
+    /// Returns the epoch to which the entry will belong.
+    pub fn epoch(&self) -> &Epoch {
+        &self.epoch
+    }
+}
+
+/// Everything that stands under the keys of a job.
+#[derive(Clone, Debug)]
+pub struct KeyState {
+    /// The entry, as a reader sees it.
+    pub seen: Seen,
+    /// The main key holds a value that is not a string, so it was written by a third party.
+    pub is_alien: bool,
+    /// The main key holds the placeholder of a lease.
+    pub is_placeholder: bool,
+    /// The lease under which the key may be filled.
+    pub lease: Option<LeaseState>,
+    /// Time until the fence expires, in ms; -1 if it never does. `None` without a fence.
+    pub fence_left_ms: Option<i64>,
+}
+
+/// A lease that is held at present.
+#[derive(Clone, Debug)]
+pub struct LeaseState {
+    /// The token of its holder.
+    pub token: Token,
+    /// Time until it expires, in ms; -1 if it never does.
+    pub left_ms: i64,
+}
+
+impl KeyState {
+    /// Returns the epoch of the connection that read the state.
+    pub fn epoch(&self) -> &Epoch {
+        &self.seen.epoch
+    }
+}
+
+/// A master of a cluster.
+#[derive(Clone, Debug)]
+pub struct NodeStatus {
+    /// The address at which it is reached.
+    pub address: String,
+    /// Number of slots that it owns.
+    pub slots: usize,
+    /// Whether it is trusted.
+    pub up: bool,
+    /// Whether changes on it are tracked.
+    pub tracked: bool,
 }

@@ -1,8 +1,8 @@
-//! A write in flight.
+//! A write in flight, and the receipts of its end: what each invalidation found and removed.
 
 use std::{collections::HashSet, time::Duration};
 
-use super::words::{Key, Token};
+use super::{Ended, Key, StoreError, Token, errors::Result};
 
 /// A write in flight over some keys.
 #[derive(Debug)]
@@ -27,6 +27,25 @@ pub(super) enum Begun {
     Confirmed,
 }
 
+/// One step of a write on one key.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KeyOp<'w> {
+    pub(super) step: WriteStep,
+    pub(super) key: &'w Key,
+    pub(super) write: &'w Token,
+    /// How long the fence stands from now on; an end without that time lifts it.
+    pub(super) fence: Duration,
+}
+
+/// The steps of a write. Both set the fence, and delete the entry and the lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WriteStep {
+    /// Before the write is forwarded.
+    Begin,
+    /// Once its outcome is known. Counts as an invalidation.
+    End,
+}
+
 impl Write {
     /// Returns the keys that it invalidates.
     pub fn keys(&self) -> &[Key] {
@@ -49,13 +68,8 @@ impl Write {
     /// itself; `None` if there are no such keys.
     pub fn split_elsewhere(&self) -> Option<(Self, Self)> {
         let (elsewhere, rest) = self.keys.split_at(self.elsewhere);
-        let part = |keys: &[Key]| Self {
-            keys: keys.to_vec(),
-            elsewhere: 0,
-            id: self.id.clone(),
-            fence: self.fence,
-            begun: self.begun,
-        };
+        let part =
+            |keys: &[Key]| Self { keys: keys.to_vec(), elsewhere: 0, id: self.id.clone(), ..*self };
         (!elsewhere.is_empty()).then(|| (part(elsewhere), part(rest)))
     }
 
@@ -63,6 +77,93 @@ impl Write {
     pub fn widen(&mut self, keys: impl IntoIterator<Item = Key>) {
         let mut known: HashSet<Key> = self.keys.iter().cloned().collect();
         self.keys.extend(keys.into_iter().filter(|key| known.insert(key.clone())));
+    }
+}
+
+/// The outcome of a purge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Purged {
+    /// The outcome for all keys together.
+    pub ended: Ended,
+    /// The receipt of each key, in the order of the keys; `None` if the store has not confirmed it.
+    pub receipts: Vec<Option<KeyReceipt>>,
+}
+
+/// The contents of a key that an invalidation removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyReceipt {
+    /// A value that was an entry, or could have been taken for one.
+    pub entry: Option<RemovedEntry>,
+    /// A reader held a lease to fill the key; the lease was voided.
+    pub filling: bool,
+}
+
+/// An entry that was removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemovedEntry {
+    /// Size of its body in bytes.
+    pub size: usize,
+    /// The token under which it was stored; `None` if the value is not ours.
+    pub generation: Option<String>,
+    /// Its age in ms; `None` if the value is not ours.
+    pub age_ms: Option<i64>,
+}
+
+impl RemovedEntry {
+    /// Builds it from the fields of meta; `times` are `stored_at_ms` and `age_ms`.
+    pub(super) fn new(size: usize, generation: &str, times: [Option<i64>; 2], now_ms: i64) -> Self {
+        let [stored_at_ms, age_ms] = times;
+        // Saturates, because a third party may have written these fields.
+        let age = |stored_at_ms: i64| {
+            age_ms.unwrap_or(0).saturating_add(now_ms.saturating_sub(stored_at_ms).max(0))
+        };
+        Self {
+            size,
+            generation: (!generation.is_empty()).then(|| generation.to_owned()),
+            age_ms: stored_at_ms.map(age),
+        }
+    }
+}
+
+/// The combined outcome of several ends.
+#[derive(Debug)]
+pub(super) struct BatchOutcome<'k> {
+    /// The result for all keys together: the last failure, if there was one.
+    pub(super) ended: Result<Ended>,
+    pub(super) unconfirmed: Vec<&'k Key>,
+    /// The receipt of each key, in the order of the keys.
+    pub(super) receipts: Vec<Option<KeyReceipt>>,
+}
+
+impl Default for BatchOutcome<'_> {
+    fn default() -> Self {
+        let ended = Ok(Ended::Confirmed { entries: 0 });
+        Self { ended, unconfirmed: Vec::new(), receipts: Vec::new() }
+    }
+}
+
+impl<'k> BatchOutcome<'k> {
+    pub(super) fn add_results(&mut self, keys: &'k [Key], results: Vec<Result<KeyReceipt>>) {
+        for (key, result) in keys.iter().zip(results) {
+            match result {
+                Ok(was) => {
+                    if let Ok(Ended::Confirmed { entries }) = &mut self.ended {
+                        *entries += usize::from(was.entry.is_some());
+                    }
+                    self.receipts.push(Some(was));
+                }
+                Err(error) => {
+                    self.unconfirmed.push(key);
+                    self.receipts.push(None);
+                    self.ended = Err(error);
+                }
+            }
+        }
+    }
+
+    /// Whether the next keys would fail as well: the last failure was not about a single key.
+    pub(super) fn is_hopeless(&self) -> bool {
+        matches!(&self.ended, Err(error) if !matches!(error, StoreError::Refused(_)))
     }
 }
 
@@ -79,5 +180,14 @@ mod tests {
         write.mark_elsewhere(2);
         assert_eq!(write.renewed(), [Key::new("job_status:", "7")]);
         assert_eq!(write.keys().len(), 3);
+    }
+
+    #[test]
+    fn times_that_somebody_else_wrote_are_told_as_far_as_they_go() {
+        let age = |times| RemovedEntry::new(1, "", times, 1_000).age_ms;
+        assert_eq!(age([Some(400), Some(7)]), Some(607));
+        assert_eq!(age([Some(2_000), None]), Some(0));
+        assert_eq!(age([Some(i64::MIN), Some(i64::MAX)]), Some(i64::MAX));
+        assert_eq!(age([None, Some(7)]), None);
     }
 }

@@ -94,7 +94,7 @@ pub(super) struct Reader {
     pub(super) behind: Behind,
 }
 
-/// Whether the fence of a write is known to stand: `Begun` in `src/store/types.rs`.
+/// Whether the fence of a write is known to stand: `Begun` in `src/store/write.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Begun {
     NotSent,

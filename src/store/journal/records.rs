@@ -9,10 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::store::{
-    slots::SlotSet,
-    words::{Key, Token},
-};
+use crate::store::{Key, Token, slots::SlotSet};
 
 /// A change of the pending set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,8 +63,9 @@ impl Record {
 }
 
 /// The store and the prefix that a journal belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::store) struct JournalOwner {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct JournalOwner {
     /// Address of the store, without user and password.
     pub store: String,
     /// Prefix of the keys.
@@ -77,9 +75,9 @@ pub(in crate::store) struct JournalOwner {
 /// The first line of a file that is not empty. Versions without headers take it for a damaged line,
 /// and so for every job.
 #[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "event", deny_unknown_fields)]
+#[serde(rename_all = "snake_case", tag = "event")]
 enum Header {
-    Journal { store: String, prefix: String },
+    Journal(JournalOwner),
 }
 
 /// The content of a journal.
@@ -94,61 +92,56 @@ pub(super) struct JournalContent {
 
 /// The unconfirmed part of a journal: everything that was added and not confirmed.
 #[derive(Debug)]
-pub(in crate::store) struct LiveRecords {
+pub(crate) struct LiveRecords {
     /// Keys, each with the write that set the fence to lift and how long the fence lingers.
-    pub(in crate::store) keys: HashMap<Key, (Token, Duration)>,
+    pub(crate) keys: HashMap<Key, (Token, Duration)>,
     /// Slots of which every key is pending.
     pub(in crate::store) slots: SlotSet,
 }
 
 impl LiveRecords {
-    pub(in crate::store) fn replay(records: Vec<Record>) -> Self {
+    pub(crate) fn replay(records: Vec<Record>) -> Self {
         let mut live = Self { keys: HashMap::new(), slots: SlotSet::NONE };
         for record in records {
-            live.apply(record);
+            match record {
+                Record::Added { key, write, linger_ms } => {
+                    let linger = Duration::from_millis(linger_ms);
+                    let key = Key(key.into());
+                    let write = Token(write.into());
+                    // A later end of the same write replaces the linger of the one before. Its record
+                    // has the lingers of other writes in it.
+                    let others = live.keys.get(&key).filter(|(before, _)| *before != write);
+                    let linger = others.map_or(linger, |(_, before)| linger.max(*before));
+                    live.keys.insert(key, (write, linger));
+                }
+                Record::Confirmed { key } => {
+                    live.keys.remove(&Key(key.into()));
+                }
+                Record::AllAdded => live.slots = SlotSet::ALL,
+                // Unreadable ranges may have named any slot.
+                Record::SlotsAdded { ranges } => {
+                    live.slots.insert_all(&SlotSet::from_ranges(&ranges).unwrap_or(SlotSet::ALL));
+                }
+                Record::AllConfirmed => live.slots = SlotSet::NONE,
+                Record::SlotsConfirmed { ranges } => {
+                    let confirmed = SlotSet::from_ranges(&ranges).unwrap_or(SlotSet::NONE);
+                    live.slots = live.slots.difference(&confirmed);
+                }
+            }
         }
         live
     }
 
-    pub(in crate::store) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.keys.is_empty() && self.slots.is_empty()
-    }
-
-    fn apply(&mut self, record: Record) {
-        match record {
-            Record::Added { key, write, linger_ms } => {
-                let linger = Duration::from_millis(linger_ms);
-                let key = Key(key.into());
-                let write = Token(write.into());
-                // A later end of the same write replaces the linger of the one before. Its record
-                // has the lingers of other writes in it.
-                let others = self.keys.get(&key).filter(|(before, _)| *before != write);
-                let linger = others.map_or(linger, |(_, before)| linger.max(*before));
-                self.keys.insert(key, (write, linger));
-            }
-            Record::Confirmed { key } => {
-                self.keys.remove(&Key(key.into()));
-            }
-            Record::AllAdded => self.slots = SlotSet::ALL,
-            // Unreadable ranges may have named any slot.
-            Record::SlotsAdded { ranges } => {
-                self.slots.insert_all(&SlotSet::from_ranges(&ranges).unwrap_or(SlotSet::ALL));
-            }
-            Record::AllConfirmed => self.slots = SlotSet::NONE,
-            Record::SlotsConfirmed { ranges } => {
-                let confirmed = SlotSet::from_ranges(&ranges).unwrap_or(SlotSet::NONE);
-                self.slots = self.slots.difference(&confirmed);
-            }
-        }
     }
 }
 
 /// Returns records as lines, after a header if there is one to write.
 pub(super) fn encode(header: Option<&JournalOwner>, records: &[Record]) -> io::Result<Vec<u8>> {
     let mut lines = Vec::new();
-    if let Some(JournalOwner { store, prefix }) = header {
-        let header = Header::Journal { store: store.clone(), prefix: prefix.clone() };
-        serde_json::to_writer(&mut lines, &header)?;
+    if let Some(owner) = header {
+        serde_json::to_writer(&mut lines, &Header::Journal(owner.clone()))?;
         lines.push(b'\n');
     }
     for record in records {
@@ -169,9 +162,7 @@ pub(super) fn read(mut file: impl BufRead) -> io::Result<JournalContent> {
         let is_first = content.complete == 0;
         content.complete += line.len() as u64;
         match serde_json::from_slice(&line) {
-            Ok(Header::Journal { store, prefix }) if is_first => {
-                content.owner = Some(JournalOwner { store, prefix });
-            }
+            Ok(Header::Journal(owner)) if is_first => content.owner = Some(owner),
             _ => content.records.push(record(&line)),
         }
         line.clear();

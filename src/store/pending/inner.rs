@@ -1,14 +1,21 @@
-//! What is pending, here and in the journals of siblings. Pure.
+//! What is pending, here and in the journals of siblings, and when it is repeated. Pure.
+//!
+//! A slot of which every key is pending stays so until a purge of all has been confirmed there.
+//! Slots are confirmed one by one, because a lost master withholds only the confirmation of its
+//! own. They share one due time: a purge goes to the masters that own some of them, and costs the
+//! others nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
-use super::{item::PendingItem, pending_slots::PendingSlots};
 use crate::store::{
+    Key, Token,
     journal::records::{LiveRecords, Record},
-    slots::{SlotSet, slot_of_key},
-    words::Key,
+    slots::{SLOTS, SlotSet, slot_of_key},
 };
 
 /// What is pending.
@@ -77,5 +84,135 @@ impl Inner {
             None => self.siblings.remove(&number),
         };
         self.leaving.extend(before);
+    }
+}
+
+/// First and longest pause before a failed invalidation is repeated; the pause doubles in between.
+pub(super) const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// One unconfirmed invalidation.
+#[derive(Clone, Debug)]
+pub struct PendingItem {
+    /// The key to invalidate.
+    pub key: Key,
+    /// The write that set the fence to lift.
+    pub write: Token,
+    /// How long the fence lingers.
+    pub linger: Duration,
+    /// The longest linger of other writes to the key that were pending before.
+    pub(super) linger_of_others: Duration,
+    pub(super) due: Due,
+}
+
+impl PendingItem {
+    /// Returns the linger that a later end of this write must keep: each end of a write replaces
+    /// the linger of the one before.
+    pub(super) fn others(&self, write: &Token) -> Duration {
+        if self.write == *write { self.linger_of_others } else { self.linger }
+    }
+}
+
+/// When something is to be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Due {
+    pub(super) addition: u64,
+    pub(super) at: Instant,
+    pub(super) failures: u32,
+}
+
+impl Due {
+    pub(super) fn now(addition: u64) -> Self {
+        Self { addition, at: Instant::now(), failures: 0 }
+    }
+
+    pub(super) fn postpone(&mut self) {
+        let pause = RETRY.0.saturating_mul(1 << self.failures.min(16)).min(RETRY.1);
+        self.at = Instant::now() + pause;
+        self.failures += 1;
+    }
+
+    pub(super) fn order(self) -> (Instant, u64) {
+        (self.at, self.addition)
+    }
+}
+
+/// Pending slots, each with the last addition that made it pending.
+#[derive(Debug, Default)]
+pub(super) struct PendingSlots {
+    /// Indexed by slot; 0 for a slot that is not pending. Empty while none is.
+    additions: Vec<u64>,
+    pub(super) due: Option<Due>,
+}
+
+/// The slots that one purge of all has to confirm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PurgeAllTask {
+    pub(crate) slots: SlotSet,
+    /// The last addition before the purge began. It does not confirm later additions.
+    pub(super) addition: u64,
+}
+
+impl PendingSlots {
+    pub(super) fn is_empty(&self) -> bool {
+        self.additions.is_empty()
+    }
+
+    pub(super) fn contains(&self, slot: u16) -> bool {
+        self.additions.get(usize::from(slot)).is_some_and(|addition| *addition > 0)
+    }
+
+    pub(super) fn slots(&self) -> SlotSet {
+        SlotSet::from_fn(|slot| self.contains(slot))
+    }
+
+    /// Makes slots pending, to be purged at once.
+    pub(super) fn add(&mut self, slots: &SlotSet, addition: u64) {
+        slots.iter().for_each(|slot| self.insert(slot, addition));
+        if !self.is_empty() {
+            self.due = Some(Due::now(addition));
+        }
+    }
+
+    /// Makes the slot of a key pending that found no room. However many there are, there is one
+    /// attempt a second.
+    pub(super) fn overflow(&mut self, slot: u16, addition: u64) {
+        self.insert(slot, addition);
+        let now = Due::now(addition);
+        self.due = Some(self.due.map_or(now, |due| {
+            let at = due.at.min(now.at + RETRY.0);
+            Due { at, failures: 0, ..due }
+        }));
+    }
+
+    fn insert(&mut self, slot: u16, addition: u64) {
+        if self.additions.is_empty() {
+            self.additions = vec![0; usize::from(SLOTS)];
+        }
+        self.additions[usize::from(slot)] = addition;
+    }
+
+    pub(super) fn make_due(&mut self) {
+        self.due = self.due.map(|due| Due::now(due.addition));
+    }
+
+    /// Postpones the next attempt, unless slots were added since that are to be purged at once.
+    pub(super) fn postpone(&mut self, task: &PurgeAllTask) {
+        if let Some(due) = self.due.as_mut().filter(|due| due.addition <= task.addition) {
+            due.postpone();
+        }
+    }
+
+    /// Removes the slots that are confirmed, and returns them; slots with a later addition stay.
+    pub(super) fn confirm(&mut self, slots: &SlotSet, addition: u64) -> SlotSet {
+        let confirmed = slots.intersection(&SlotSet::from_fn(|slot| {
+            self.contains(slot) && self.additions[usize::from(slot)] <= addition
+        }));
+        for slot in confirmed.iter() {
+            self.additions[usize::from(slot)] = 0;
+        }
+        if self.slots().is_empty() {
+            *self = Self::default();
+        }
+        confirmed
     }
 }

@@ -1,6 +1,6 @@
 //! Tests of the pending set.
 
-use super::{item::RETRY, *};
+use super::{inner::RETRY, *};
 use crate::store::journal;
 
 fn key(id: &str) -> Key {
@@ -20,7 +20,7 @@ fn stored(limit: usize, path: &Path) -> PendingSet {
     pending
 }
 
-async fn add(pending: &PendingSet, id: &str, write: &str, linger: Duration) -> Added {
+async fn add(pending: &PendingSet, id: &str, write: &str, linger: Duration) -> SlotSet {
     pending.add(&[&key(id)], &Token(write.into()), linger).await
 }
 
@@ -39,8 +39,8 @@ async fn an_item_added_again_while_it_was_repeated_stays() {
 /// A full set with room for one key.
 async fn full() -> PendingSet {
     let pending = PendingSet::new(1);
-    assert_eq!(add(&pending, "a", "w1", Duration::ZERO).await, Added::Keys);
-    assert_eq!(add(&pending, "b", "w2", Duration::ZERO).await, Added::Overflow);
+    assert!(add(&pending, "a", "w1", Duration::ZERO).await.is_empty());
+    assert!(!add(&pending, "b", "w2", Duration::ZERO).await.is_empty());
     pending
 }
 
@@ -51,9 +51,9 @@ async fn past_the_limit_a_key_is_pending_with_all_of_its_slot_until_a_purge_of_a
     assert!(pending.contains(&key("b")));
     assert!(pending.contains(&Key::new("{job_status:b}", "in its slot")));
     assert!(!pending.contains(&key("unrelated")));
-    let sweep = pending.due_purge_all().unwrap();
-    assert_eq!(sweep.slots, SlotSet::of_name(b"job_status:b"));
-    pending.confirm_slots(&sweep.slots, &sweep);
+    let task = pending.due_purge_all().unwrap();
+    assert_eq!(task.slots, SlotSet::of_name(b"job_status:b"));
+    pending.confirm_slots(&task.slots, &task);
     assert!(!pending.contains(&key("b")) && pending.due_purge_all().is_none());
     assert!(pending.contains(&key("a")), "its own end is still due");
 }
@@ -66,7 +66,7 @@ async fn a_purge_of_all_confirms_nothing_that_was_added_after_it_began() {
     pending.confirm_slots(&SlotSet::ALL, &stale);
     assert!(pending.contains(&key("unrelated")), "a newer one was not covered");
     assert_eq!(pending.slots(), 16_384);
-    assert_eq!(add(&pending, "c", "w3", Duration::ZERO).await, Added::Overflow);
+    assert!(!add(&pending, "c", "w3", Duration::ZERO).await.is_empty());
     pending.confirm_slots(&SlotSet::ALL, &newer);
     assert!(!pending.contains(&key("unrelated")));
     assert!(pending.contains(&key("c")), "it came after the newer one");
@@ -78,34 +78,34 @@ async fn a_purge_of_all_confirms_nothing_that_was_added_after_it_began() {
 #[tokio::test]
 async fn a_purge_of_all_is_confirmed_slot_by_slot() {
     let pending = PendingSet::new(10);
-    let sweep = pending.add_all().await;
+    let task = pending.add_all().await;
     let mine = SlotSet::of_name(b"job_status:dead");
-    pending.confirm_slots(&SlotSet::ALL.difference(&mine), &sweep);
+    pending.confirm_slots(&SlotSet::ALL.difference(&mine), &task);
     assert!(pending.contains(&key("dead")) && !pending.contains(&key("unrelated")));
     assert_eq!((pending.len(), pending.slots()), (1, 1));
-    pending.postpone_purge_all(&sweep);
+    pending.postpone_purge_all(&task);
     assert!(pending.due_purge_all().is_none() && pending.next_due().is_some());
     pending.make_all_due();
-    assert_eq!(pending.due_purge_all().map(|sweep| sweep.slots), Some(mine.clone()));
-    pending.confirm_slots(&mine, &sweep);
+    assert_eq!(pending.due_purge_all().map(|task| task.slots), Some(mine.clone()));
+    pending.confirm_slots(&mine, &task);
     assert!(pending.is_empty() && pending.next_due().is_none());
 }
 
 #[tokio::test]
 async fn what_overflows_meanwhile_does_not_keep_a_purge_from_being_postponed() {
     let pending = full().await;
-    let sweep = pending.due_purge_all().unwrap();
+    let task = pending.due_purge_all().unwrap();
     add(&pending, "c", "w3", Duration::ZERO).await;
-    pending.postpone_purge_all(&sweep);
+    pending.postpone_purge_all(&task);
     assert!(pending.due_purge_all().is_none(), "one attempt a second, however many come");
-    let sweep = pending.add_all().await;
+    let task = pending.add_all().await;
     assert!(pending.due_purge_all().is_some(), "this one is new");
     for _ in 0..5 {
-        pending.postpone_purge_all(&sweep);
+        pending.postpone_purge_all(&task);
     }
     add(&pending, "d", "w4", Duration::ZERO).await;
     let soon = Instant::now() + RETRY.0;
-    assert!(pending.lock().slots.next_due().is_some_and(|due| due <= soon));
+    assert!(pending.lock().slots.due.is_some_and(|due| due.at <= soon));
 }
 
 #[tokio::test]
@@ -157,7 +157,9 @@ async fn a_later_end_of_a_write_replaces_the_linger_of_an_earlier_one() {
 /// Waits until everything noted so far is on the disk.
 async fn settled(pending: &PendingSet) {
     pending
-        .synced(pending.journal.as_ref().map(|journal| journal.append([], Durability::Lazy)))
+        .synced(
+            pending.journal.as_ref().map(|journal| journal.append(Vec::new(), Durability::Lazy)),
+        )
         .await;
 }
 
@@ -205,9 +207,9 @@ async fn a_journal_brings_back_the_slots_that_were_not_confirmed() {
     add(&first, "b", "w2", Duration::ZERO).await;
     settled(&first).await;
     assert_eq!(open().due_purge_all().unwrap().slots, SlotSet::of_name(b"job_status:b"));
-    let sweep = first.add_all().await;
+    let task = first.add_all().await;
     let mine = SlotSet::of_name(b"job_status:dead");
-    first.confirm_slots(&SlotSet::ALL.difference(&mine), &sweep);
+    first.confirm_slots(&SlotSet::ALL.difference(&mine), &task);
     settled(&first).await;
     assert_eq!(open().due_purge_all().unwrap().slots, mine);
     // Enough records to have the journal rewritten.
@@ -215,7 +217,7 @@ async fn a_journal_brings_back_the_slots_that_were_not_confirmed() {
         add(&first, "a", "w", Duration::ZERO).await;
     }
     assert_eq!(open().due_purge_all().unwrap().slots, mine);
-    first.confirm_slots(&mine, &sweep);
+    first.confirm_slots(&mine, &task);
     settled(&first).await;
     assert!(open().due_purge_all().is_none() && open().contains(&key("a")));
     std::fs::remove_file(&path).unwrap();
@@ -236,4 +238,21 @@ fn a_journal_of_an_earlier_version_and_one_that_is_damaged_lose_nothing() {
     let none = r#"{"event":"slots_confirmed","ranges":[[9,1]]}"#;
     assert_eq!(read(&format!("{added}\n{none}\n")), 16_384);
     std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn what_leaves_a_sibling_is_bypassed_until_the_next_scan() {
+    let pending = PendingSet::new(10);
+    let key = Key::new("job_status:", "a");
+    let records = vec![Record::added(key.main(), "w", Duration::ZERO)];
+    let live = || SiblingState::Live(LiveRecords::replay(records.clone()));
+    pending.bypass_siblings(vec![(0, SiblingState::Empty), (1, live())]);
+    // The process of the first has adopted it after its own file was read.
+    pending.bypass_siblings(vec![(0, SiblingState::Empty), (1, SiblingState::Empty)]);
+    assert!(pending.contains(&key));
+    pending.bypass_siblings(vec![(0, live()), (1, SiblingState::Empty)]);
+    assert!(pending.contains(&key));
+    pending.bypass_siblings(vec![(0, SiblingState::Empty), (1, SiblingState::Empty)]);
+    pending.bypass_siblings(vec![(0, SiblingState::Empty), (1, SiblingState::Empty)]);
+    assert!(!pending.contains(&key) && pending.is_empty());
 }

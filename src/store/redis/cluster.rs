@@ -2,8 +2,8 @@
 //!
 //! Each master is served as a single Redis is: by a supervisor, a session, an epoch, a tracking
 //! connection and its rounds. A lost master costs its own slots their cache and nothing else. This
-//! module holds what a store with one master does not need: the slot map (`slot_map.rs`) and its
-//! refresh (`topology_refresh.rs`).
+//! module holds what a store with one master does not need: the slot map and its
+//! refresh (`cluster/topology_refresh.rs`).
 //!
 //! # Why nothing is stale although slots move
 //!
@@ -16,9 +16,9 @@
 //!   redirected to that node. A key that leaves is deleted at the source, which is news on the
 //!   source's tracking connection, so its near entry is evicted. Scripts are refused while their
 //!   keys are apart, so nothing is leased or filled; invalidations go key by key
-//!   (`by_key.rs`).
+//!   (`invalidate.rs`).
 //! - **The owner of a slot changes** in our map: the near entries of the slot are evicted before
-//!   the new map is used (`slot_map.rs`). Until we know of the change, the old owner no longer
+//!   the new map is used (`Cluster::update_map`). Until we know of the change, the old owner no longer
 //!   holds a key of the slot, and answers `MOVED`.
 //! - **Entries that moved along** from another master were stored in another epoch, and are not
 //!   used. A fill under a lease that moved along is refused by this sidecar for the same reason. A
@@ -35,81 +35,55 @@
 //!   has answered as well. In a manual failover it holds back writes until it knows that it is
 //!   deposed, so a read of the store ends with a command that counts as a write.
 
-pub(in crate::store) mod metrics;
 pub(super) mod plan;
-pub(super) mod probe;
-pub(super) mod refresh_rounds;
-pub(super) mod slot_map;
 pub(super) mod topology_refresh;
 
 use std::{
     collections::HashMap,
-    fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use redis::{Cmd, FromRedisValue};
+use tokio::time::timeout;
+use tracing::info;
 
-use self::{plan::Master, refresh_rounds::RefreshRounds, slot_map::SlotMap};
+use self::plan::{Master, Plan};
 use super::{
-    cluster_member::ClusterMember, context::StoreContext, dial::Target,
-    master_source::MasterSource, shard::Shard, temp_connection::TempConnection,
+    dial::{RedisConnection, Target},
+    master_source::{ClusterMember, MasterSource, RefreshRounds},
+    shard::Shard,
+    state::{ShardState, StoreContext},
 };
 use crate::{
     config,
+    mutants::{self, Mutant},
     observe::throttle::Throttle,
-    store::{errors::StoreError, near::Watcher, node_address::NodeAddress, slots::OwnedSlots},
+    store::{
+        NodeAddress,
+        errors::{DETACHED_TIMEOUT, Result},
+        slots::{OwnedSlots, SLOTS, SlotSet},
+    },
 };
 
 /// Connections to other nodes that are kept.
 const MAX_TEMP_CONNECTIONS: usize = 32;
 
 /// The masters of a cluster.
-pub(in crate::store) struct Cluster {
-    pub(super) slot_map: SlotMap,
+pub(super) struct Cluster {
+    slot_map: RwLock<SlotMap>,
     pub(super) refreshes: Arc<RefreshRounds>,
     seeds: Vec<NodeAddress>,
     /// How to connect to any node, and with which credentials.
     target: Target,
     /// Connections to nodes that are not our masters, kept for the next topology refresh.
-    temp_connections: Mutex<HashMap<NodeAddress, TempConnection>>,
+    temp_connections: Mutex<HashMap<NodeAddress, RedisConnection>>,
     /// Number of shards that were ever made.
     next_shard: AtomicU64,
     refresh_warnings: Throttle,
     context: Arc<StoreContext>,
-}
-
-impl fmt::Debug for Cluster {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cluster")
-            .field("seeds", &self.seeds)
-            .field("shards", &self.slot_map.read().shards.len())
-            .finish_non_exhaustive()
-    }
-}
-
-/// Limits a flush to the slots of one shard; on a single server a flush drops everything.
-#[derive(Debug)]
-struct ShardWatcher {
-    watcher: Arc<dyn Watcher>,
-    slots: Arc<OwnedSlots>,
-}
-
-impl Watcher for ShardWatcher {
-    fn evict(&self, name: &[u8]) {
-        self.watcher.evict(name);
-    }
-
-    fn flush(&self) {
-        self.watcher.evict_matching(&|name| self.slots.contains_name(name));
-    }
-
-    fn evict_matching(&self, is_gone: &dyn Fn(&[u8]) -> bool) {
-        self.watcher.evict_matching(is_gone);
-    }
 }
 
 impl Cluster {
@@ -118,14 +92,13 @@ impl Cluster {
         seeds: &config::ClusterSeeds,
         config: &config::Config,
         context: Arc<StoreContext>,
-    ) -> Result<Self, StoreError> {
-        let seed =
-            |(host, port): &(String, u16)| NodeAddress { host: (&**host).into(), port: *port };
+    ) -> Result<Self> {
+        let seed = |(host, port): &(String, u16)| NodeAddress::new(host, *port);
         Ok(Self {
-            slot_map: SlotMap::default(),
+            slot_map: RwLock::default(),
             refreshes: Arc::default(),
             seeds: seeds.hosts.iter().map(seed).collect(),
-            target: Target::from_seeds(seeds, config, &context.metrics.tls)?,
+            target: Target::of_nodes(seeds, config, &context.metrics.tls)?,
             temp_connections: Mutex::default(),
             next_shard: AtomicU64::new(0),
             refresh_warnings: Throttle::default(),
@@ -135,31 +108,68 @@ impl Cluster {
 
     /// Starts the shard of a master that was not served before.
     fn new_shard(&self, Master { address, epoch, .. }: &Master) -> Shard {
+        info!(node = %address, "found a master of the cluster");
         let slots = Arc::<OwnedSlots>::default();
         let source = MasterSource::Cluster(ClusterMember {
-            target: self.target.at(&address.host, address.port),
+            target: self.target.at(address),
             address: address.clone(),
             slots: Arc::clone(&slots),
             refresh_rounds: Arc::clone(&self.refreshes),
             claimed_epoch: AtomicU64::new(*epoch),
         });
-        let watcher = self.context.watcher.as_ref().map(|watcher| {
-            let watcher = Arc::clone(watcher);
-            let slots = Arc::clone(&slots);
-            Arc::new(ShardWatcher { watcher, slots }) as Arc<dyn Watcher>
-        });
         let number = self.next_shard.fetch_add(1, Ordering::Relaxed);
-        let name = address.to_string();
-        Shard::start(number, &self.context, source, name, slots, watcher)
+        let context = Arc::clone(&self.context);
+        Shard::start(number, ShardState::new(context, source, address.to_string(), slots))
+    }
+
+    /// Returns the current version. Do not keep the guard: an update waits for it.
+    pub(super) fn slot_map(&self) -> RwLockReadGuard<'_, SlotMap> {
+        self.slot_map.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Updates the map; returns the shards that are no longer in it.
+    ///
+    /// Near entries of a slot that changes hands are evicted under the lock. News about them has
+    /// come over the connection of the old owner, and may still be on its way there when the first
+    /// reader passes the barrier of the new owner. A reader that set out for the old owner earlier
+    /// does not insert what it reads, because it noted the generation of its key before it looked
+    /// at the map.
+    fn update_map(&self, plan: Plan) -> Vec<Arc<Shard>> {
+        let mut drawn = self.slot_map.write().unwrap_or_else(PoisonError::into_inner);
+        drawn.pass_claims(&plan);
+        if drawn.plan.masters == plan.masters && drawn.plan.owners == plan.owners {
+            drawn.plan = plan;
+            return Vec::new();
+        }
+        let shard = |master: &Master| {
+            let known = drawn.shard_of(|known| known.is(master));
+            known.cloned().unwrap_or_else(|| Arc::new(self.new_shard(master)))
+        };
+        let shards = plan.masters.iter().map(shard).collect();
+        let next = SlotMap { plan, shards };
+        let moved = drawn.moved(&next);
+        if let Some(watcher) = &self.context.watcher
+            && !moved.is_empty()
+            && !mutants::is(Mutant::NearAcrossMoves)
+        {
+            watcher.evict_matching(&|name| moved.contains_name(name));
+        }
+        for shard in drawn.shards.iter().chain(&next.shards) {
+            shard.state.slots.assign(|slot| next.owner_number(slot) == Some(shard.number));
+        }
+        let before = std::mem::replace(&mut *drawn, next).shards;
+        let is_gone =
+            |shard: &Arc<Shard>| !drawn.shards.iter().any(|kept| kept.number == shard.number);
+        before.into_iter().filter(is_gone).collect()
     }
 
     /// Opens a connection to a node that is not one of our masters.
-    async fn temp_connection(&self, node: &NodeAddress) -> Result<TempConnection, StoreError> {
-        TempConnection::open(&self.target.at(&node.host, node.port)).await
+    async fn temp_connection(&self, node: &NodeAddress) -> Result<RedisConnection> {
+        timeout(DETACHED_TIMEOUT, self.target.at(node).connect()).await?
     }
 
     /// Keeps a connection, in the place of another if there are too many.
-    fn keep_connection(&self, node: NodeAddress, connection: TempConnection) {
+    fn keep_connection(&self, node: NodeAddress, connection: RedisConnection) {
         let mut kept = self.temp_connections.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= MAX_TEMP_CONNECTIONS
             && let Some(other) = kept.keys().next().cloned()
@@ -175,10 +185,10 @@ impl Cluster {
         from: &Shard,
         to: NodeAddress,
         command: &Cmd,
-    ) -> Result<T, StoreError> {
+    ) -> Result<T> {
         let (to, target) = {
-            let map = self.slot_map.read();
-            let sender = NodeAddress::parse(from.address());
+            let map = self.slot_map();
+            let sender = NodeAddress::parse(&from.state.address);
             let to = map.resolve_redirect(to, sender);
             let target = map.shard_at(&to).cloned();
             (to, target)
@@ -188,5 +198,71 @@ impl Cluster {
             // A target without slots is not one of our masters yet.
             None => self.temp_connection(&to).await?.asking(command).await,
         }
+    }
+}
+
+/// One version of the slot map.
+#[derive(Default)]
+pub(super) struct SlotMap {
+    plan: Plan,
+    /// In the order of `plan.masters`.
+    pub(super) shards: Vec<Arc<Shard>>,
+}
+
+impl SlotMap {
+    /// The shard that owns a slot.
+    pub(super) fn owner(&self, slot: u16) -> Option<&Arc<Shard>> {
+        let index = (*self.plan.owners.get(usize::from(slot))?)?;
+        self.shards.get(usize::from(index))
+    }
+
+    /// The shard at an address.
+    pub(super) fn shard_at(&self, address: &NodeAddress) -> Option<&Arc<Shard>> {
+        self.shard_of(|master| master.address == *address)
+    }
+
+    /// The shard of the first master that satisfies `is_it`.
+    fn shard_of(&self, is_it: impl Fn(&Master) -> bool) -> Option<&Arc<Shard>> {
+        self.shards.get(self.plan.masters.iter().position(is_it)?)
+    }
+
+    /// Returns the target of a redirection. Without a host it is at the host of its sender. With "?"
+    /// the node should have a host name and has none: it is the only known node with this port, if there is
+    /// just one.
+    pub(super) fn resolve_redirect(
+        &self,
+        to: NodeAddress,
+        sender: Option<NodeAddress>,
+    ) -> NodeAddress {
+        let mut same_port = self.plan.nodes.iter().filter(|node| node.port == to.port);
+        match (&*to.host, same_port.next(), same_port.next(), sender) {
+            ("?", Some(only), None, _) => only.clone(),
+            ("?" | "", .., Some(sender)) => NodeAddress { port: to.port, ..sender },
+            _ => to,
+        }
+    }
+
+    fn owner_number(&self, slot: u16) -> Option<u64> {
+        self.owner(slot).map(|shard| shard.number)
+    }
+
+    /// The slots that have another owner in the next version.
+    fn moved(&self, next: &Self) -> SlotSet {
+        SlotSet::from_fn(|slot| self.owner_number(slot) != next.owner_number(slot))
+    }
+
+    /// Tells each master the epoch in which it claims its slots. It must know before it gets a slot
+    /// back, so that it does not believe what it held of the slot in the past.
+    fn pass_claims(&self, plan: &Plan) {
+        for master in &plan.masters {
+            if let Some(shard) = self.shard_of(|known| known.is(master)) {
+                shard.raise_claimed_epoch(master.epoch);
+            }
+        }
+    }
+
+    /// Number of slots without an owner.
+    pub(super) fn unowned(&self) -> usize {
+        usize::from(SLOTS) - self.plan.owners.iter().flatten().count()
     }
 }

@@ -4,19 +4,25 @@
 //! This module knows nothing about roles, versions or commands other than the login. It retries
 //! nothing: its callers have a budget and know how to go on without a connection.
 
-pub(super) mod login;
-
-use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read as _},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::future::select_ok;
 use redis::{
-    AsyncConnectionConfig, Cmd, ConnectionAddr, IntoConnectionInfo, RedisError,
-    aio::MultiplexedConnection, cmd,
+    AsyncConnectionConfig, Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo,
+    RedisConnectionInfo, RedisError, Value, aio::MultiplexedConnection, cmd,
 };
 use tokio::{
     io::AsyncReadExt as _,
     net::{TcpStream, UnixStream, lookup_host},
     sync::Notify,
+    task::spawn_blocking,
     time::timeout,
 };
 use tokio_rustls::{
@@ -25,11 +31,9 @@ use tokio_rustls::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use self::login::RedisLogin;
-use super::classify::classify;
 use crate::{
-    config,
-    store::errors::StoreError,
+    config::{ClusterSeeds, Config, Secret, StoreLogin},
+    store::{NodeAddress, StoreError, errors::Result},
     tls::{self, Renewed, TlsMetrics},
     transport::{ClientStream, Socket},
 };
@@ -45,8 +49,8 @@ const REJECTION_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A server, and how to log in there.
 #[derive(Clone, Debug)]
-pub(in crate::store) struct Target {
-    address: RedisAddress,
+pub(super) struct Target {
+    pub(super) address: RedisAddress,
     login: Arc<RedisLogin>,
     /// `None` for plain text.
     tls: Option<Arc<Tls>>,
@@ -56,7 +60,7 @@ pub(in crate::store) struct Target {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RedisAddress {
     /// A host name or IP address, and a port.
-    Tcp(String, u16),
+    Tcp(NodeAddress),
     /// A Unix socket.
     Unix(PathBuf),
 }
@@ -74,9 +78,9 @@ impl Tls {
     /// Reads the certificates, and reads them again when the files change; `None` for plain text.
     pub(super) fn new(
         is_tls: bool,
-        config: &config::Config,
+        config: &Config,
         metrics: &TlsMetrics,
-    ) -> Result<Option<Arc<Self>>, StoreError> {
+    ) -> Result<Option<Arc<Self>>> {
         if !is_tls {
             return Ok(None);
         }
@@ -100,11 +104,7 @@ pub(super) struct RedisConnection {
 
 impl Target {
     /// The server that a URL names. The login comes from the URL, or else from the configuration.
-    pub(super) fn parse(
-        url: &str,
-        config: &config::Config,
-        metrics: &TlsMetrics,
-    ) -> Result<Self, StoreError> {
+    pub(super) fn parse(url: &str, config: &Config, metrics: &TlsMetrics) -> Result<Self> {
         let (scheme, rest) = url.split_once("://").unwrap_or((url, ""));
         let (scheme, is_tls) = match scheme {
             "rediss" | "valkeys" => ("redis", true),
@@ -115,7 +115,7 @@ impl Target {
         let info = format!("{scheme}://{rest}").into_connection_info();
         let info = info.map_err(|error| StoreError::Refused(error.to_string()))?;
         let place = match info.addr() {
-            ConnectionAddr::Tcp(host, port) => RedisAddress::Tcp(host.clone(), *port),
+            ConnectionAddr::Tcp(host, port) => RedisAddress::Tcp(NodeAddress::new(host, *port)),
             ConnectionAddr::Unix(path) => RedisAddress::Unix(path.clone()),
             other => return Err(StoreError::Refused(format!("unsupported address {other}"))),
         };
@@ -124,42 +124,33 @@ impl Target {
         Ok(Self { address: place, login: Arc::new(login), tls })
     }
 
-    /// A node of a cluster: the first of the seeds.
-    pub(in crate::store) fn from_seeds(
-        seeds: &config::ClusterSeeds,
-        config: &config::Config,
+    /// The login and TLS settings for the nodes of a cluster; [`Target::at`] says where each is.
+    pub(super) fn of_nodes(
+        seeds: &ClusterSeeds,
+        config: &Config,
         metrics: &TlsMetrics,
-    ) -> Result<Self, StoreError> {
-        let (host, port) = seeds.hosts.first().map_or(("", 0), |(host, port)| (&**host, *port));
+    ) -> Result<Self> {
         let login = if seeds.login.is_some() { &seeds.login } else { &config.store.login };
-        let tls = Tls::new(seeds.is_tls, config, metrics)?;
-        Ok(Self::new(host, port, Arc::new(RedisLogin::new(login, 0)), tls))
+        Ok(Self::anywhere(login, 0, Tls::new(seeds.is_tls, config, metrics)?))
     }
 
-    /// A server at a host and port.
-    pub(super) fn new(
-        host: &str,
-        port: u16,
-        login: Arc<RedisLogin>,
-        tls: Option<Arc<Tls>>,
-    ) -> Self {
-        Self { address: RedisAddress::Tcp(host.to_owned(), port), login, tls }
+    /// A login and TLS settings, for [`Target::at`].
+    pub(super) fn anywhere(login: &StoreLogin, database: i64, tls: Option<Arc<Tls>>) -> Self {
+        let address = RedisAddress::Tcp(NodeAddress::new("", 0));
+        let login = RedisLogin { login: login.clone(), database };
+        Self { address, login: Arc::new(login), tls }
     }
 
     /// Another server with the same login and TLS settings.
-    pub(in crate::store) fn at(&self, host: &str, port: u16) -> Self {
-        Self::new(host, port, Arc::clone(&self.login), self.tls.clone())
-    }
-
-    pub(super) fn address(&self) -> &RedisAddress {
-        &self.address
+    pub(super) fn at(&self, address: &NodeAddress) -> Self {
+        Self { address: RedisAddress::Tcp(address.clone()), ..self.clone() }
     }
 
     /// Opens the socket and completes the TLS handshake. Sends no command yet.
-    pub(super) async fn open(&self) -> Result<ClientStream, StoreError> {
+    pub(super) async fn open(&self) -> Result<ClientStream> {
         let failed = |error: io::Error| StoreError::Unreachable(format!("{self}: {error}"));
         let (socket, host) = match &self.address {
-            RedisAddress::Tcp(host, port) => {
+            RedisAddress::Tcp(NodeAddress { host, port }) => {
                 (Socket::Left(connect_tcp(host, *port).await.map_err(failed)?), host)
             }
             RedisAddress::Unix(path) => {
@@ -168,8 +159,8 @@ impl Target {
             }
         };
         let Some(tls) = &self.tls else { return Ok(ClientStream::Left(socket)) };
-        let name = tls.server_name.as_ref().unwrap_or(host);
-        let name = ServerName::try_from(name.clone())
+        let name = tls.server_name.as_deref().unwrap_or(host);
+        let name = ServerName::try_from(name.to_owned())
             .map_err(|_| StoreError::Tls(format!("{name:?} is not a valid host name")))?;
         let connector = TlsConnector::from(tls.client.current());
         match timeout(HANDSHAKE_TIMEOUT, connector.connect(name, socket)).await {
@@ -182,7 +173,7 @@ impl Target {
     }
 
     /// Connects and logs in. The connection carries concurrent commands.
-    pub(super) async fn connect(&self) -> Result<RedisConnection, StoreError> {
+    pub(super) async fn connect(&self) -> Result<RedisConnection> {
         let login = self.login.connection_info().await?;
         let stream = self.open().await?;
         // Every caller sets its own time limit.
@@ -193,7 +184,7 @@ impl Target {
         let opened = MultiplexedConnection::new_with_config(&login, stream, config).await;
         let (requests, driver) = match opened {
             Ok(opened) => opened,
-            Err(error) => return Err(self.explain_first_error(&error).await),
+            Err(error) => return Err(self.explain_first_error(error).await),
         };
         let closed = Arc::<Notify>::default();
         let is_closed = Arc::clone(&closed);
@@ -206,7 +197,7 @@ impl Target {
     }
 
     /// The first command of a RESP3 connection with a client name. It also logs in.
-    pub(super) async fn hello(&self, name: &str) -> Result<Cmd, StoreError> {
+    pub(super) async fn hello(&self, name: &str) -> Result<Cmd> {
         let login = self.login.connection_info().await?;
         let mut hello = cmd("HELLO");
         hello.arg(3);
@@ -218,10 +209,10 @@ impl Target {
     }
 
     /// Explains an error in the first exchange on a connection.
-    pub(super) async fn explain_first_error(&self, error: &RedisError) -> StoreError {
+    pub(super) async fn explain_first_error(&self, error: RedisError) -> StoreError {
         let is_closed = error.is_io_error() || error.is_connection_dropped();
         if self.tls.is_some() && is_closed {
-            return self.tls_rejection().await.unwrap_or_else(|| classify(error));
+            return self.tls_rejection().await.unwrap_or_else(|| error.into());
         }
         // A TLS server answers a plain-text command with an alert, or closes the connection.
         if self.tls.is_none() && (is_closed || error.kind() == redis::ErrorKind::Parse) {
@@ -230,7 +221,7 @@ impl Target {
                  with TLS"
             ));
         }
-        classify(error)
+        error.into()
     }
 
     /// A TLS 1.3 server rejects our certificate only after the handshake. A client that writes at
@@ -284,10 +275,89 @@ async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.address {
-            RedisAddress::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
-            RedisAddress::Tcp(host, port) => write!(f, "{host}:{port}"),
+            RedisAddress::Tcp(address) => address.fmt(f),
             RedisAddress::Unix(path) => write!(f, "unix:{}", path.display()),
         }
+    }
+}
+
+/// Maximum size of a password file, in bytes.
+const MAX_PASSWORD: u64 = 64 << 10;
+
+/// User name, password and database.
+#[derive(Clone, Debug)]
+struct RedisLogin {
+    login: StoreLogin,
+    database: i64,
+}
+
+impl RedisLogin {
+    /// The login in the URL, or else the configured one.
+    fn from_url(url: &RedisConnectionInfo, configured: &StoreLogin) -> Self {
+        let mut login = configured.clone();
+        if url.username().is_some() || url.password().is_some() {
+            login = StoreLogin {
+                username: url.username().map(str::to_owned),
+                password: url.password().map(Secret::new),
+                password_file: None,
+            };
+        }
+        Self { login, database: url.db() }
+    }
+
+    /// The login as the `redis` crate takes it. A password file is read for each connection, so that
+    /// a rotated password is used. Library name and version are not sent: an ACL then needs to allow
+    /// one command less.
+    async fn connection_info(&self) -> Result<RedisConnectionInfo> {
+        let StoreLogin { username, password, password_file } = &self.login;
+        let mut info = RedisConnectionInfo::default().set_db(self.database).set_skip_set_lib_name();
+        if let Some(username) = username {
+            info = info.set_username(username);
+        }
+        Ok(match (password_file, password) {
+            (Some(path), _) => info.set_password(read(path.clone()).await?),
+            (None, Some(password)) => info.set_password(password.expose()),
+            (None, None) => info,
+        })
+    }
+}
+
+/// Reads a password file, without the trailing newline that most editors add.
+async fn read(path: PathBuf) -> Result<String> {
+    let name = path.display().to_string();
+    let read = spawn_blocking(move || {
+        let mut text = String::new();
+        File::open(path)?.take(MAX_PASSWORD).read_to_string(&mut text).map(|_| text)
+    });
+    match read.await {
+        Ok(Ok(text)) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
+        Ok(Err(error)) => Err(StoreError::Refused(format!("cannot read {name}: {error}"))),
+        // The runtime is shutting down.
+        Err(_) => Err(StoreError::Down),
+    }
+}
+
+/// Replies to `CLUSTER SLOTS`, `CLUSTER NODES` and `CLUSTER INFO`.
+pub(super) type ClusterReplies = (Value, String, String);
+
+impl RedisConnection {
+    /// Asks a node which node owns which slot.
+    pub(super) async fn cluster_replies(&self) -> Result<ClusterReplies> {
+        let mut pipeline = redis::pipe();
+        for topic in ["SLOTS", "NODES", "INFO"] {
+            pipeline.cmd("CLUSTER").arg(topic);
+        }
+        Ok(pipeline.query_async(&mut self.requests.clone()).await?)
+    }
+
+    /// Runs one command on a key in a slot that is migrating to this node. `ASKING` and the command
+    /// are sent together, so that no other caller's command gets in between and uses up the
+    /// permission.
+    pub(super) async fn asking<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("ASKING").ignore().add_command(command.clone());
+        let (reply,) = pipeline.query_async::<(T,)>(&mut self.requests.clone()).await?;
+        Ok(reply)
     }
 }
 
@@ -298,14 +368,11 @@ mod tests {
 
     #[track_caller]
     fn check(url: &str, shown: &str, login: (i64, Option<&str>, Option<&str>)) {
-        let target = Target::parse(
-            url,
-            &config::Config::default(),
-            &TlsMetrics::shared(&mut Registry::default()),
-        )
-        .unwrap();
+        let target =
+            Target::parse(url, &Config::default(), &TlsMetrics::shared(&mut Registry::default()))
+                .unwrap();
         assert_eq!(target.to_string(), shown);
-        for target in [&target, &target.at("elsewhere", 1)] {
+        for target in [&target, &target.at(&NodeAddress::new("elsewhere", 1))] {
             let info = futures_util::FutureExt::now_or_never(target.login.connection_info());
             let info = info.unwrap().unwrap();
             assert_eq!((info.db(), info.username(), info.password()), login);

@@ -1,28 +1,54 @@
-//! Invalidations: sent to the owner of a key, and key by key while its slot is moving (`by_key.rs`).
+//! Invalidations: sent to the owner of a key, and key by key while its slot is moving.
 //!
 //! `MOVED` means that the slot map is out of date: the map is refreshed and the key tried once
 //! more, within the time that the caller has.
+//!
+//! # While the slot of a job is moving
+//!
+//! The keys of the slot are on two nodes, each key on one node at a time, and a script over the
+//! four keys of a job is refused: by the source with `TRYAGAIN` if only some of the keys are there,
+//! with `ASK` if none is; by the target with `TRYAGAIN` unless all of them are there, the fence
+//! included. Reads may pass, but a write or a purge that was not confirmed would leave the entry to
+//! other sidecars. So the script is split into commands of one key each, which are always served:
+//! by the source if it has the key; otherwise the source answers `ASK`, and the target serves a
+//! client that sends `ASKING`. The source does not create a key that it no longer has (it answers
+//! `ASK` to that, too), so the key cannot slip back between the answer of the source and our
+//! command to the target.
+//!
+//! The commands are not atomic together. Their order is enough:
+//!
+//! - **Begin** sets the fence, then deletes main, meta and lease. A lease that was granted before
+//!   main was deleted has lost its placeholder, and its fill is refused. A lease that is requested
+//!   later finds the fence. (No lease is granted while the slot is moving; but the move may end in
+//!   between.)
+//! - **End** deletes main, meta and lease, then lifts the fence; with a linger the fence is set
+//!   first, as above. Once main is deleted there are no hits, and a fill in flight has lost its
+//!   placeholder. A reader that takes a lease after that reads the upstream after the write.
+//! - **A fill** is a script over main, meta and lease, and meta does not exist while a lease
+//!   stands, so the fill is refused while the slot is moving. After the move either main has lost
+//!   its placeholder, or another master is asked, and its epoch is not that of the lease. `admit`
+//!   and `replace` name the fence, and so are refused as well.
+//! - **A script that was begun** at the source while all four keys were there, and that removes a
+//!   key and then looks at it, is stopped half-way. What it did is part of what is done again here.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
+use redis::{Cmd, FromRedisValue, cmd};
 use tokio::time::{Instant, timeout};
 
-use super::{
-    by_key::{begin_by_key, delete_at, end_by_key, is_split},
-    classify::DETACHED_TIMEOUT,
-    engine::RedisEngine,
-    shard::Shard,
-};
+use super::{engine::RedisEngine, session::companion, shard::Shard};
 use crate::{
     mutants::{self, Mutant},
     store::{
-        batch_outcome::BatchOutcome,
-        budget::Budget,
-        errors::{Redirect, StoreError},
-        receipt::KeyReceipt,
-        words::{Ended, Key, Token},
-        write::{Begun, Write},
+        Budget, Ended, Key, KeyReceipt, Redirect, RemovedEntry, StoreError, Token, Write,
+        errors::{DETACHED_TIMEOUT, Result},
+        words::millis,
+        write::{BatchOutcome, Begun, KeyOp, WriteStep},
     },
 };
 
@@ -32,54 +58,42 @@ const PURGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of keys that are ended at the same time.
 pub(super) const END_BATCH: usize = 64;
 
-/// One operation on a key, for the owner of the key.
-#[derive(Clone, Copy, Debug)]
-enum KeyOp<'e> {
-    Begin(&'e Key, &'e Token, Duration),
-    End(&'e Key, &'e Token, Duration),
-    /// Deletes the entry under this name.
-    Delete(&'e [u8]),
-}
+static FENCE: LazyLock<String> =
+    LazyLock::new(|| mutants::mutated_script("fence", include_str!("../lua/fence.lua")));
 
 impl RedisEngine {
-    pub(in crate::store) async fn begin(
-        &self,
-        keys: &[Key],
-        write: &Token,
-        fence: Duration,
-        budget: &mut Budget,
-    ) -> (Begun, Result<(), StoreError>) {
-        let begins = keys.iter().map(|key| self.begin_key(key, write, fence));
-        let results = budget.spend_each(begins).await;
-        self.report_late(keys, &results);
-        let is_sent = |result: &Result<(), _>| !matches!(result, Err(StoreError::Down));
-        let sent = results.iter().any(is_sent);
-        let result = results.into_iter().collect::<Result<(), _>>();
-        let begun = match &result {
+    /// Fences the keys of a write, and records in it whether the fence stands.
+    pub(crate) async fn begin(&self, write: &mut Write, budget: &mut Budget) -> Result<()> {
+        let (step, fence) = (WriteStep::Begin, write.fence);
+        let results = self.run_each(step, &write.keys, &write.id, fence, budget).await;
+        let is_sent = results.iter().any(|result| !matches!(result, Err(StoreError::Down)));
+        let result = results.into_iter().try_for_each(|result| result.map(drop));
+        write.begun = match &result {
             Ok(()) => Begun::Confirmed,
-            Err(_) if sent => Begun::Unconfirmed,
+            Err(_) if is_sent => Begun::Unconfirmed,
             Err(_) => Begun::NotSent,
         };
-        (begun, result)
+        result
     }
 
-    pub(in crate::store) async fn renew(&self, write: &Write) {
+    pub(crate) async fn renew(&self, write: &Write) {
         if write.begun != Begun::NotSent {
-            let begins =
-                write.renewed().iter().map(|key| self.begin_key(key, &write.id, write.fence));
+            let (step, fence, write_id) = (WriteStep::Begin, write.fence, &write.id);
+            let begins = write.renewed().iter();
+            let begins = begins.map(|key| self.run(KeyOp { step, key, write: write_id, fence }));
             let _ = timeout(DETACHED_TIMEOUT, join_all(begins)).await;
         }
     }
 
     /// Returns the confirmation for all keys; those that were not confirmed are pending.
-    pub(in crate::store) async fn end(
+    pub(crate) async fn end(
         &self,
         write: &Write,
         linger: Duration,
         budget: &mut Budget,
-    ) -> Result<Ended, StoreError> {
+    ) -> Result<Ended> {
         let mut outcome = BatchOutcome::default();
-        let results = self.end_each(&write.keys, &write.id, linger, budget).await;
+        let results = self.run_each(WriteStep::End, &write.keys, &write.id, linger, budget).await;
         outcome.add_results(&write.keys, results);
         let queue = &self.context.retry_queue;
         queue.pending.relax(&write.keys, &write.id, linger);
@@ -95,20 +109,21 @@ impl RedisEngine {
     /// A chunk waits for `wait` at most. A lost master does not keep the keys of others from being
     /// ended; but if there is only one, and it fails for a reason other than a single key, the purge
     /// stops. All keys that are not confirmed by then become pending.
-    pub(in crate::store) async fn purge(
+    pub(crate) async fn purge(
         &self,
         write: &Write,
         wait: Duration,
-    ) -> (Result<Ended, StoreError>, Vec<Option<KeyReceipt>>) {
+    ) -> (Result<Ended>, Vec<Option<KeyReceipt>>) {
         let deadline = Instant::now() + PURGE_TIMEOUT;
         let mut outcome = BatchOutcome::default();
         let mut chunks = write.keys.chunks(END_BATCH);
         for chunk in chunks.by_ref() {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut budget = Budget::new(wait.min(left));
-            let ends = self.end_each(chunk, &write.id, Duration::ZERO, &mut budget);
-            outcome.add_results(chunk, ends.await);
-            if outcome.is_hopeless() && self.topology.cluster().is_none() {
+            let (step, linger) = (WriteStep::End, Duration::ZERO);
+            let results = self.run_each(step, chunk, &write.id, linger, &mut budget).await;
+            outcome.add_results(chunk, results);
+            if outcome.is_hopeless() && self.cluster().is_none() {
                 break;
             }
         }
@@ -118,91 +133,115 @@ impl RedisEngine {
         (outcome.ended, outcome.receipts)
     }
 
-    /// Ends keys at the same time; each has its own result, so that confirmed keys count even if
-    /// others fail.
-    async fn end_each(
+    /// Takes a step of a write on some keys at the same time; each has its own result, so that
+    /// confirmed keys count even if others fail. Timeouts are reported to the servers concerned: one
+    /// operation for each, however many keys were late.
+    async fn run_each(
         &self,
+        step: WriteStep,
         keys: &[Key],
         write: &Token,
-        linger: Duration,
+        fence: Duration,
         budget: &mut Budget,
-    ) -> Vec<Result<KeyReceipt, StoreError>> {
-        let ends = keys.iter().map(|key| self.end_key(key, write, linger));
-        let results = budget.spend_each(ends).await;
-        self.report_late(keys, &results);
+    ) -> Vec<Result<KeyReceipt>> {
+        let steps = keys.iter().map(|key| self.run(KeyOp { step, key, write, fence }));
+        let results = budget.spend_each(steps).await;
+        let is_late = |result: &Result<_, _>| matches!(result, Err(StoreError::Timeout));
+        let late = keys.iter().zip(&results).filter(|(_, result)| is_late(result));
+        let shards = late.filter_map(|(key, _)| self.owner(key).ok());
+        let shards: BTreeMap<u64, Arc<Shard>> = shards.map(|shard| (shard.number, shard)).collect();
+        for shard in shards.values() {
+            shard.note_timeout();
+        }
         results
     }
 
-    /// Reports timeouts to the servers concerned: one operation for each, however many keys were
-    /// late.
-    fn report_late<T>(&self, keys: &[Key], results: &[Result<T, StoreError>]) {
-        let late = keys
-            .iter()
-            .zip(results)
-            .filter(|(_, result)| matches!(result, Err(StoreError::Timeout)));
-        let mut shards: Vec<Arc<Shard>> =
-            late.filter_map(|(key, _)| self.owner(key).ok()).collect();
-        shards.sort_unstable_by_key(|shard| shard.number);
-        shards.dedup_by_key(|shard| shard.number);
-        for shard in shards {
-            shard.note_timeout();
-        }
-    }
-
-    async fn begin_key(&self, key: &Key, write: &Token, fence: Duration) -> Result<(), StoreError> {
-        self.run_at_owner(key.main().as_bytes(), KeyOp::Begin(key, write, fence)).await.map(drop)
-    }
-
-    /// Returns what was found under the key.
-    pub(super) async fn end_key(
-        &self,
-        key: &Key,
-        write: &Token,
-        linger: Duration,
-    ) -> Result<KeyReceipt, StoreError> {
-        self.run_at_owner(key.main().as_bytes(), KeyOp::End(key, write, linger)).await
-    }
-
-    /// Deletes an entry; the name need not be a valid key.
-    pub(super) async fn delete_entry(&self, name: &[u8]) -> Result<(), StoreError> {
-        self.run_at_owner(name, KeyOp::Delete(name)).await.map(drop)
-    }
-
-    /// Runs an operation at the owner of a name, and once more if that was out of date.
-    async fn run_at_owner(&self, name: &[u8], op: KeyOp<'_>) -> Result<KeyReceipt, StoreError> {
-        let shard = self.topology.owner(name)?;
-        let done = self.run(&shard, op).await;
-        let Err(StoreError::Redirected(redirect)) = &done else { return done };
-        if mutants::is(Mutant::RedirectedIsDone) {
-            return Ok(KeyReceipt::default());
-        }
-        if *redirect == Redirect::Moved && self.topology.refresh().await {
-            return self.run(&*self.topology.owner(name)?, op).await;
+    /// Takes a step at the owner of the key, and once more if that was out of date. Returns what was
+    /// found under the key.
+    pub(super) async fn run(&self, op: KeyOp<'_>) -> Result<KeyReceipt> {
+        let done = self.run_at(&*self.owner(op.key)?, op).await;
+        if self.was_outdated(&done).await {
+            return self.run_at(&*self.owner(op.key)?, op).await;
         }
         done
     }
 
-    async fn run(&self, shard: &Shard, op: KeyOp<'_>) -> Result<KeyReceipt, StoreError> {
-        let done = match op {
-            KeyOp::Begin(key, write, fence) => {
-                shard.begin_key(key, write, fence).await.map(|()| KeyReceipt::default())
+    async fn run_at(&self, shard: &Shard, op: KeyOp<'_>) -> Result<KeyReceipt> {
+        match shard.run(op).await {
+            Err(StoreError::Redirected(_)) if mutants::is(Mutant::RedirectedIsDone) => {
+                Ok(KeyReceipt::default())
             }
-            KeyOp::End(key, write, linger) => shard.end_key(key, write, linger).await,
-            KeyOp::Delete(name) => return delete_at(&self.topology, shard, name).await,
-        };
-        match (done, op) {
-            (Err(error), _) if !is_split(&error) || mutants::is(Mutant::RedirectedIsDone) => {
-                Err(error)
+            // The keys of the job are on two nodes, or about to be.
+            Err(StoreError::Redirected(Redirect::Ask(_) | Redirect::TryAgain)) => {
+                self.run_by_key(shard, op).await
             }
-            (Err(_), KeyOp::Begin(key, write, fence)) => {
-                begin_by_key(&self.topology, shard, key, write, fence)
-                    .await
-                    .map(|()| KeyReceipt::default())
+            done => done,
+        }
+    }
+
+    /// Deletes an entry; the name need not be a valid key.
+    pub(super) async fn delete_entry(&self, name: &[u8]) -> Result<KeyReceipt> {
+        let done = self.delete_by_key(&*self.owner_of_name(name)?, name).await;
+        if self.was_outdated(&done).await {
+            return self.delete_by_key(&*self.owner_of_name(name)?, name).await;
+        }
+        done
+    }
+
+    /// Returns whether the slot map was out of date, and has been refreshed.
+    async fn was_outdated(&self, done: &Result<KeyReceipt>) -> bool {
+        matches!(done, Err(StoreError::Redirected(Redirect::Moved))) && self.refresh_owners().await
+    }
+
+    async fn run_by_key(&self, shard: &Shard, op: KeyOp<'_>) -> Result<KeyReceipt> {
+        let KeyOp { step, key, write, fence } = op;
+        let fence_key = key.companion("fence");
+        let lifts = step == WriteStep::End && fence.is_zero();
+        let mut fenced = Ok(0);
+        if !lifts {
+            let mut set = cmd("EVAL");
+            set.arg(&*FENCE).arg(1).arg(&fence_key).arg(write.as_str()).arg(millis(fence));
+            fenced = self.query_single::<i64>(shard, &set).await;
+        }
+        // Also if there is no memory for a fence.
+        let deleted = self.delete_by_key(shard, key.main().as_bytes()).await;
+        if step == WriteStep::Begin {
+            // First, because a fence that is not confirmed may still arrive.
+            return fenced.and(deleted);
+        }
+        let receipt = deleted?;
+        if lifts {
+            let mut lift = cmd("ZREM");
+            lift.arg(&fence_key).arg(write.as_str());
+            self.query_single::<i64>(shard, &lift).await?;
+        }
+        fenced?;
+        shard.note_confirmed(key)?;
+        Ok(receipt)
+    }
+
+    /// Deletes main, then meta and lease, one by one. The result describes main and the lease only.
+    async fn delete_by_key(&self, shard: &Shard, name: &[u8]) -> Result<KeyReceipt> {
+        // A value that is not a string was written by a third party, and is deleted as well.
+        let size: usize =
+            self.query_single(shard, cmd("STRLEN").arg(name)).await.unwrap_or_default();
+        let deleted: usize = self.query_single(shard, cmd("DEL").arg(name)).await?;
+        let mut filling = 0;
+        for role in ["meta", "lease"] {
+            filling = self.query_single(shard, cmd("DEL").arg(companion(name, role))).await?;
+        }
+        let is_entry = deleted > 0 && size > 0;
+        let entry = is_entry.then_some(RemovedEntry { size, generation: None, age_ms: None });
+        Ok(KeyReceipt { entry, filling: filling > 0 })
+    }
+
+    /// Sends a command of one key to the source or, if the key is no longer there, to the target.
+    async fn query_single<T: FromRedisValue>(&self, shard: &Shard, command: &Cmd) -> Result<T> {
+        match (shard.query(command).await, self.cluster()) {
+            (Err(StoreError::Redirected(Redirect::Ask(Some(to)))), Some(cluster)) => {
+                cluster.follow_redirect(shard, to, command).await
             }
-            (Err(_), KeyOp::End(key, write, linger)) => {
-                end_by_key(&self.topology, shard, key, write, linger).await
-            }
-            (done, _) => done,
+            (other, _) => other,
         }
     }
 }

@@ -8,11 +8,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use crate::store::{slots::SlotSet, words::Key};
+use crate::store::{Key, slots::SlotSet};
 
 /// Longer than a deposed master is trusted, plus time for the session to end.
 const WINDOW: Duration = Duration::from_secs(3);
@@ -21,62 +20,38 @@ const WINDOW: Duration = Duration::from_secs(3);
 const LIMIT: usize = 20_000;
 
 #[derive(Default)]
-pub(super) struct RecentlyConfirmed(Mutex<ConfirmedInvalidations>);
-
-#[derive(Debug, Default)]
-struct ConfirmedInvalidations {
+pub(super) struct RecentlyConfirmed {
     ends: VecDeque<(Instant, Key)>,
     /// Slots that were purged as a whole, and the time of the last of these purges. They are
     /// copied, because they may belong to another master by the time they are used.
     slots: Option<(Instant, Box<SlotSet>)>,
 }
 
-/// Invalidations that a session confirmed just before it ended.
-#[derive(Debug, Default)]
-pub(super) struct RecentInvalidations {
-    pub(super) keys: Vec<Key>,
-    /// Slots that were purged as a whole.
-    pub(super) slots: Option<Box<SlotSet>>,
-}
-
 impl RecentlyConfirmed {
-    pub(super) fn note(&self, key: &Key, now: Instant) {
-        let mut confirmed = self.lock();
-        while confirmed.ends.front().is_some_and(|(at, _)| !is_recent(*at, now)) {
-            confirmed.ends.pop_front();
+    pub(super) fn note(&mut self, key: &Key, now: Instant) {
+        while self.ends.front().is_some_and(|(at, _)| !is_recent(*at, now)) {
+            self.ends.pop_front();
         }
-        if confirmed.ends.len() >= LIMIT
-            && let Some((at, key)) = confirmed.ends.pop_front()
+        if self.ends.len() >= LIMIT
+            && let Some((at, key)) = self.ends.pop_front()
         {
-            confirmed.purged(&SlotSet::of_name(key.main().as_bytes()), at, now);
+            self.note_slots(&SlotSet::of_name(key.main().as_bytes()), at, now);
         }
-        confirmed.ends.push_back((now, key.clone()));
+        self.ends.push_back((now, key.clone()));
     }
 
-    /// Records that all entries of these slots were purged.
-    pub(super) fn note_slots(&self, slots: &SlotSet, now: Instant) {
-        self.lock().purged(slots, now, now);
-    }
-
-    /// Returns what was confirmed within [`WINDOW`], and forgets everything.
-    pub(super) fn take(&self, now: Instant) -> RecentInvalidations {
-        let ConfirmedInvalidations { ends, slots } = std::mem::take(&mut *self.lock());
+    /// Returns the keys and the whole slots that were confirmed within [`WINDOW`], and forgets
+    /// everything.
+    pub(super) fn take(&mut self, now: Instant) -> (Vec<Key>, Option<Box<SlotSet>>) {
+        let Self { ends, slots } = std::mem::take(self);
         let ends = ends.into_iter().filter(|(at, _)| is_recent(*at, now));
         let slots = slots.filter(|(at, _)| is_recent(*at, now));
-        RecentInvalidations {
-            keys: ends.map(|(_, key)| key).collect(),
-            slots: slots.map(|(_, slots)| slots),
-        }
+        (ends.map(|(_, key)| key).collect(), slots.map(|(_, slots)| slots))
     }
 
-    fn lock(&self) -> MutexGuard<'_, ConfirmedInvalidations> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl ConfirmedInvalidations {
-    /// Earlier slots are kept for as long as these, which errs on the safe side.
-    fn purged(&mut self, slots: &SlotSet, at: Instant, now: Instant) {
+    /// Records that all entries of these slots were purged at this time. Earlier slots are kept for as
+    /// long as these, which errs on the safe side.
+    pub(super) fn note_slots(&mut self, slots: &SlotSet, at: Instant, now: Instant) {
         match &mut self.slots {
             Some((last, before)) if is_recent(*last, now) => {
                 before.insert_all(slots);
@@ -97,42 +72,42 @@ mod tests {
 
     #[test]
     fn what_was_confirmed_lately_is_given_once() {
-        let recent = RecentlyConfirmed::default();
+        let mut recent = RecentlyConfirmed::default();
         let start = Instant::now();
         let key = |id: &str| Key::new("p:", id);
         recent.note(&key("old"), start);
         recent.note(&key("new"), start + WINDOW);
-        recent.note_slots(&SlotSet::ALL, start);
+        recent.note_slots(&SlotSet::ALL, start, start);
 
-        let late = recent.take(start + WINDOW + Duration::from_millis(1));
+        let (keys, slots) = recent.take(start + WINDOW + Duration::from_millis(1));
 
-        assert_eq!(late.keys, [key("new")]);
-        assert_eq!(late.slots, None);
-        assert!(recent.take(start + WINDOW).keys.is_empty());
+        assert_eq!(keys, [key("new")]);
+        assert_eq!(slots, None);
+        assert!(recent.take(start + WINDOW).0.is_empty());
     }
 
     #[test]
     fn what_is_too_much_to_be_kept_one_by_one_is_kept_as_its_slot() {
-        let recent = RecentlyConfirmed::default();
+        let mut recent = RecentlyConfirmed::default();
         let now = Instant::now();
         for id in 0..=LIMIT {
             recent.note(&Key::new("p:", &id.to_string()), now);
         }
-        let late = recent.take(now);
-        assert_eq!(late.keys.len(), LIMIT);
-        assert_eq!(late.slots.as_deref(), Some(&SlotSet::of_name(b"p:0")));
+        let (keys, slots) = recent.take(now);
+        assert_eq!(keys.len(), LIMIT);
+        assert_eq!(slots.as_deref(), Some(&SlotSet::of_name(b"p:0")));
     }
 
     #[test]
     fn of_a_purge_of_all_it_keeps_the_slots_that_it_was_of() {
-        let recent = RecentlyConfirmed::default();
+        let mut recent = RecentlyConfirmed::default();
         let start = Instant::now();
         let slots = |first: u16| SlotSet::from_fn(|slot| (first..first + 10).contains(&slot));
-        recent.note_slots(&slots(500), start);
+        recent.note_slots(&slots(500), start, start);
         let later = start + WINDOW + Duration::from_secs(1);
-        recent.note_slots(&slots(0), later);
-        recent.note_slots(&slots(5), later + WINDOW);
-        let late = recent.take(later + WINDOW + Duration::from_millis(1)).slots;
+        recent.note_slots(&slots(0), later, later);
+        recent.note_slots(&slots(5), later + WINDOW, later + WINDOW);
+        let (_, late) = recent.take(later + WINDOW + Duration::from_millis(1));
         assert_eq!(late.unwrap().ranges(), [(0, 14)], "the first is long ago");
     }
 }

@@ -24,7 +24,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -37,14 +37,11 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{
-    classify::classify,
-    dial::{RedisAddress, RedisConnection, Target, Tls, login::RedisLogin},
-};
+use super::dial::{RedisAddress, RedisConnection, Target, Tls};
 use crate::{
     config::{Config, Sentinels},
     observe::throttle::Throttle,
-    store::{errors::StoreError, words::Epoch},
+    store::{Epoch, NodeAddress, StoreError, errors::Result},
     tls::TlsMetrics,
 };
 
@@ -59,8 +56,6 @@ const LEARN_EVERY: u32 = 40;
 const BEHIND: Duration = Duration::from_secs(10);
 /// Maximum number of known sentinels, far more than any deployment has.
 const MAX_KNOWN: usize = 32;
-
-type Seed = (String, u16);
 
 /// The time for which a server is master: the config epoch of the sentinels in which it was
 /// promoted.
@@ -78,14 +73,16 @@ impl Term {
 #[derive(Debug)]
 pub(super) struct SentinelWatch {
     master: String,
-    seeds: Vec<Seed>,
+    seeds: Vec<NodeAddress>,
     /// Sentinels that are not seeds, as reported by other sentinels.
-    learned: Mutex<Vec<Seed>>,
-    newest: Mutex<Option<NewestReply>>,
+    learned: Mutex<Vec<NodeAddress>>,
+    /// The reply with the highest epoch, and when it was last heard, or its master last known to be
+    /// available.
+    newest: Mutex<Option<(SentinelReply, Instant)>>,
     /// Set if the named master may hold entries that were invalidated at another master.
-    is_behind: AtomicBool,
-    at_sentinels: (Arc<RedisLogin>, Option<Arc<Tls>>),
-    at_master: (Arc<RedisLogin>, Option<Arc<Tls>>),
+    pub(super) is_behind: AtomicBool,
+    at_sentinels: Target,
+    at_master: Target,
     warnings: Throttle,
 }
 
@@ -94,15 +91,7 @@ pub(super) struct SentinelWatch {
 struct SentinelReply {
     /// Config epoch of the reply; the highest is the newest.
     epoch: u64,
-    master: Seed,
-}
-
-/// The reply with the highest epoch.
-#[derive(Clone, Debug)]
-struct NewestReply {
-    answer: SentinelReply,
-    /// When it was last heard, or its master last known to be available.
-    at: Instant,
+    master: NodeAddress,
 }
 
 /// State of the caller.
@@ -115,7 +104,7 @@ enum Asker {
 }
 
 /// Connections to sentinels that answer.
-type SentinelConnections = HashMap<Seed, RedisConnection>;
+type SentinelConnections = HashMap<NodeAddress, RedisConnection>;
 
 /// Whether a sentinel is also asked for the other sentinels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,38 +118,36 @@ impl SentinelWatch {
         sentinels: &Sentinels,
         config: &Config,
         metrics: &TlsMetrics,
-    ) -> Result<Self, StoreError> {
+    ) -> Result<Self> {
         let at_sentinel = &config.store.sentinel;
         let is_tls = at_sentinel.tls.unwrap_or(sentinels.is_tls);
         let tls = Tls::new(is_tls || sentinels.is_tls, config, metrics)?;
         let login = if sentinels.login.is_some() { &sentinels.login } else { &config.store.login };
-        let login = RedisLogin::new(login, sentinels.database.into());
+        let seed = |(host, port): &(String, u16)| NodeAddress::new(host, *port);
+        let at_sentinels = Target::anywhere(&at_sentinel.login, 0, tls.clone().filter(|_| is_tls));
+        let tls = tls.filter(|_| sentinels.is_tls);
         Ok(Self {
             master: sentinels.master.clone(),
-            seeds: sentinels.hosts.clone(),
+            seeds: sentinels.hosts.iter().map(seed).collect(),
             learned: Mutex::default(),
             newest: Mutex::default(),
             is_behind: AtomicBool::new(false),
-            at_sentinels: (
-                Arc::new(RedisLogin::new(&at_sentinel.login, 0)),
-                tls.clone().filter(|_| is_tls),
-            ),
-            at_master: (Arc::new(login), tls.filter(|_| sentinels.is_tls)),
+            at_sentinels,
+            at_master: Target::anywhere(login, sentinels.database.into(), tls),
             warnings: Throttle::default(),
         })
     }
 
     /// The master that the sentinels name. Its role is checked only after connecting to it.
-    pub(super) async fn master(&self) -> Result<Target, StoreError> {
+    pub(super) async fn master(&self) -> Result<Target> {
         let (answer, _) = self.ask_all(SentinelConnections::new(), Learn::Yes).await?;
-        let (host, port) = self.observe(answer, Asker::Searching, Instant::now()).master;
-        let (login, tls) = &self.at_master;
-        Ok(Target::new(&host, port, Arc::clone(login), tls.clone()))
+        let answer = self.observe(answer, Asker::Searching, Instant::now());
+        Ok(self.at_master.at(&answer.master))
     }
 
     /// The term in which the sentinels name this master. Fails if they name another master by
     /// now.
-    pub(super) async fn confirm(&self, target: &Target) -> Result<Term, StoreError> {
+    pub(super) async fn confirm(&self, target: &Target) -> Result<Term> {
         let (answer, _) = self.ask_all(SentinelConnections::new(), Learn::No).await?;
         let answer = self.observe(answer, Asker::Searching, Instant::now());
         if is_at(target, &answer.master).await {
@@ -170,30 +157,23 @@ impl SentinelWatch {
         }
     }
 
-    /// Whether the master may hold entries that were invalidated at another master. Resets the
-    /// flag.
-    pub(super) fn take_behind(&self) -> bool {
-        self.is_behind.swap(false, Ordering::Relaxed)
-    }
-
     /// Compares an answer with earlier ones and returns the one that counts.
     fn observe(&self, answer: SentinelReply, asker: Asker, now: Instant) -> SentinelReply {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = newest.as_mut().filter(|known| answer.epoch < known.answer.epoch) {
+        if let Some((known, at)) = newest.as_mut().filter(|(known, _)| answer.epoch < known.epoch) {
             if asker == Asker::Connected {
-                known.at = now;
+                *at = now;
             }
-            if now.duration_since(known.at) <= BEHIND {
-                return known.answer.clone();
+            if now.duration_since(*at) <= BEHIND {
+                return known.clone();
             }
-            let (host, port) = &answer.master;
             warn!(
-                master = %format!("{host}:{port}"), epoch = answer.epoch, known = known.answer.epoch,
+                master = %answer.master, epoch = answer.epoch, known = known.epoch,
                 "no sentinel names the newest master; an older one is used, and its entries are purged first"
             );
             self.is_behind.store(true, Ordering::Relaxed);
         }
-        *newest = Some(NewestReply { answer: answer.clone(), at: now });
+        *newest = Some((answer.clone(), now));
         answer
     }
 
@@ -231,7 +211,7 @@ impl SentinelWatch {
         &self,
         mut connections: SentinelConnections,
         learn: Learn,
-    ) -> Result<(SentinelReply, SentinelConnections), StoreError> {
+    ) -> Result<(SentinelReply, SentinelConnections)> {
         let asked = join_all(self.known().into_iter().map(|seed| {
             let connection = connections.remove(&seed);
             async move {
@@ -251,7 +231,7 @@ impl SentinelWatch {
                     answering.insert(seed, connection);
                 }
                 Err(error) => {
-                    debug!(%error, host = seed.0, port = seed.1, "a sentinel does not answer");
+                    debug!(%error, host = &*seed.host, port = seed.port, "a sentinel does not answer");
                     last = error;
                 }
             }
@@ -265,12 +245,11 @@ impl SentinelWatch {
 
     async fn ask(
         &self,
-        (host, port): &Seed,
+        sentinel: &NodeAddress,
         connection: Option<RedisConnection>,
         learn: Learn,
-    ) -> Result<(RedisConnection, SentinelReply, Vec<Seed>), StoreError> {
-        let (login, tls) = &self.at_sentinels;
-        let target = Target::new(host, *port, Arc::clone(login), tls.clone());
+    ) -> Result<(RedisConnection, SentinelReply, Vec<NodeAddress>)> {
+        let target = self.at_sentinels.at(sentinel);
         let mut connection = match connection {
             Some(connection) => connection,
             None => target.connect().await?,
@@ -280,13 +259,13 @@ impl SentinelWatch {
         // the old epoch, and the next poll notices.
         pipeline.cmd("SENTINEL").arg("MASTER").arg(&self.master);
         pipeline.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
-        let (state, master): (HashMap<String, String>, Option<Seed>) =
+        let (state, master): (HashMap<String, String>, Option<(String, u16)>) =
             match pipeline.query_async(&mut connection.requests).await {
                 Ok(reply) => reply,
-                Err(error) => return Err(at(&target, target.explain_first_error(&error).await)),
+                Err(error) => return Err(at(&target, target.explain_first_error(error).await)),
             };
         let epoch = state.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
-        let master = master.ok_or_else(|| {
+        let (host, port) = master.ok_or_else(|| {
             StoreError::Refused(format!(
                 "the sentinel {target} does not know the master {:?}",
                 self.master
@@ -294,15 +273,16 @@ impl SentinelWatch {
         })?;
         let others =
             if learn == Learn::Yes { self.others(&mut connection).await? } else { Vec::new() };
+        let master = NodeAddress::new(&host, port);
         Ok((connection, SentinelReply { epoch, master }, others))
     }
 
     /// The other sentinels that this one knows of; none if it refuses to list them.
-    async fn others(&self, connection: &mut RedisConnection) -> Result<Vec<Seed>, StoreError> {
+    async fn others(&self, connection: &mut RedisConnection) -> Result<Vec<NodeAddress>> {
         let mut others = redis::cmd("SENTINEL");
         others.arg("SENTINELS").arg(&self.master);
         let reply = others.query_async(&mut connection.requests).await;
-        let reply: Vec<HashMap<String, String>> = match reply.map_err(|error| classify(&error)) {
+        let reply: Vec<HashMap<String, String>> = match reply.map_err(StoreError::from) {
             Ok(reply) => reply,
             Err(StoreError::Refused(error)) => {
                 debug!(error, "a sentinel refuses to list the others");
@@ -311,19 +291,19 @@ impl SentinelWatch {
             Err(error) => return Err(error),
         };
         let seed = |other: &HashMap<String, String>| {
-            Some((other.get("ip")?.clone(), other.get("port")?.parse().ok()?))
+            Some(NodeAddress::new(other.get("ip")?, other.get("port")?.parse().ok()?))
         };
         Ok(reply.iter().filter_map(seed).collect())
     }
 
-    fn known(&self) -> Vec<Seed> {
+    fn known(&self) -> Vec<NodeAddress> {
         let learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
         self.seeds.iter().chain(learned.iter()).cloned().collect()
     }
 
     /// Replaces the learned sentinels. Those that are no longer reported are dropped, so that the
     /// list stays short over years.
-    fn learn(&self, mut reported: Vec<Seed>) {
+    fn learn(&self, mut reported: Vec<NodeAddress>) {
         reported.sort_unstable();
         reported.dedup();
         reported.retain(|seed| !self.seeds.contains(seed));
@@ -336,11 +316,8 @@ impl SentinelWatch {
     }
 }
 
-fn moved(
-    from: &Target,
-    SentinelReply { master: (host, port), epoch }: &SentinelReply,
-) -> StoreError {
-    info!(%from, to = %format!("{host}:{port}"), epoch, "the master has changed, or was promoted again");
+fn moved(from: &Target, SentinelReply { master, epoch }: &SentinelReply) -> StoreError {
+    info!(%from, to = %master, epoch, "the master has changed, or was promoted again");
     StoreError::Unusable("the sentinels name another master or epoch".into())
 }
 
@@ -355,18 +332,15 @@ fn at(target: &Target, error: StoreError) -> StoreError {
 
 /// Whether two addresses are the same. One sentinel may announce a host name and another an IP
 /// address.
-async fn is_at(target: &Target, (host, port): &Seed) -> bool {
-    let RedisAddress::Tcp(ours, our_port) = target.address() else { return false };
-    if our_port != port {
-        return false;
+async fn is_at(target: &Target, theirs: &NodeAddress) -> bool {
+    let RedisAddress::Tcp(ours) = &target.address else { return false };
+    if ours == theirs || ours.port != theirs.port {
+        return ours == theirs;
     }
-    if ours == host {
-        return true;
-    }
-    let addresses = |host: String| async move {
+    let addresses = async |host: &str| {
         let found = timeout(PATIENCE, lookup_host((host, 0))).await;
         found.ok().and_then(Result::ok).map(Iterator::collect::<Vec<_>>).unwrap_or_default()
     };
-    let (ours, theirs) = (addresses(ours.clone()).await, addresses(host.clone()).await);
+    let (ours, theirs) = (addresses(&ours.host).await, addresses(&theirs.host).await);
     ours.iter().any(|address| theirs.contains(address))
 }

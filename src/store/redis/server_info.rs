@@ -1,9 +1,6 @@
 //! Version, role, epoch and limits of a server, from `INFO` and `CLUSTER INFO`.
 
-use crate::store::{
-    errors::{Redirect, StoreError},
-    words::Epoch,
-};
+use crate::store::{Epoch, Redirect, StoreError, errors::Result};
 
 /// First version with `PEXPIRETIME`.
 const OLDEST_VERSION: (u32, u32) = (7, 0);
@@ -11,41 +8,30 @@ const OLDEST_VERSION: (u32, u32) = (7, 0);
 const WHOLE_SLOTS: (u32, u32) = (8, 4);
 const WHOLE_SLOTS_OF_VALKEY: (u32, u32) = (9, 0);
 
-/// The fields of `INFO` that jobcache uses.
-pub(super) struct ServerInfo {
-    version: String,
-    /// Valkey's own version; empty for Redis.
-    valkey: String,
-    run_id: String,
-    role: String,
-    pub(super) replid: String,
-    maxmemory: String,
-    policy: String,
-    uptime_secs: u64,
-}
+/// The text of `INFO`.
+pub(super) struct ServerInfo(pub(super) String);
 
 impl ServerInfo {
-    pub(super) fn parse(text: &str) -> Self {
-        let field = |name: &str| text_field(text, name).unwrap_or_default().to_owned();
-        Self {
-            version: field("redis_version"),
-            valkey: field("valkey_version"),
-            run_id: field("run_id"),
-            role: field("role"),
-            replid: field("master_replid"),
-            maxmemory: field("maxmemory"),
-            policy: field("maxmemory_policy"),
-            uptime_secs: field("uptime_in_seconds").parse().unwrap_or(0),
-        }
+    fn field(&self, name: &str) -> &str {
+        text_field(&self.0, name).unwrap_or_default()
+    }
+
+    pub(super) fn replid(&self) -> &str {
+        self.field("master_replid")
     }
 
     /// For how long the server has been up; 0 if it does not say.
     pub(super) fn uptime_secs(&self) -> u64 {
-        self.uptime_secs
+        self.field("uptime_in_seconds").parse().unwrap_or(0)
+    }
+
+    /// Valkey's own version; empty for Redis.
+    fn valkey(&self) -> &str {
+        self.field("valkey_version")
     }
 
     pub(super) fn epoch(&self) -> Epoch {
-        Epoch(format!("{}-{}", self.run_id, self.replid).into())
+        Epoch(format!("{}-{}", self.field("run_id"), self.replid()).into())
     }
 
     /// Whether this is the server of `epoch`, in whatever term or config epoch.
@@ -57,10 +43,12 @@ impl ServerInfo {
     /// key. If whole slots are migrated (`CLUSTER MIGRATION`, `CLUSTER MIGRATESLOTS`), the messages
     /// about their keys come only afterwards, and a barrier round, which asks about one slot,
     /// proves nothing about another.
-    pub(super) fn check_slots_move_by_key(&self) -> Result<(), StoreError> {
-        let redis = self.valkey.is_empty() && version(&self.version) >= WHOLE_SLOTS;
-        let valkey = !self.valkey.is_empty() && version(&self.valkey) >= WHOLE_SLOTS_OF_VALKEY;
-        if redis || valkey {
+    pub(super) fn check_slots_move_by_key(&self) -> Result<()> {
+        let moves_whole_slots = match self.valkey() {
+            "" => version(self.field("redis_version")) >= WHOLE_SLOTS,
+            valkey => version(valkey) >= WHOLE_SLOTS_OF_VALKEY,
+        };
+        if moves_whole_slots {
             return Err(StoreError::Refused(
                 "Redis 8.4, Valkey 9.0 and newer can migrate whole slots of a cluster, and report the changed \
                  keys too late for entries in this process"
@@ -71,11 +59,11 @@ impl ServerInfo {
     }
 
     /// Checks that this is a master of a supported version.
-    pub(super) fn check(&self) -> Result<(), StoreError> {
-        if version(&self.version) < OLDEST_VERSION {
+    pub(super) fn check(&self) -> Result<()> {
+        let server = self.field("redis_version");
+        if version(server) < OLDEST_VERSION {
             return Err(StoreError::Refused(format!(
-                "the server has version {:?}; jobcache needs Redis 7.0 or newer, or Valkey",
-                self.version
+                "the server has version {server:?}; jobcache needs Redis 7.0 or newer, or Valkey"
             )));
         }
         self.check_role()
@@ -85,24 +73,25 @@ impl ServerInfo {
     /// should precede it: I/O threads that write on their own came with version 8.
     pub(super) fn may_reorder(&self) -> bool {
         let major = |version: &str| version.split('.').next().and_then(|part| part.parse().ok());
-        let version = if self.valkey.is_empty() { &self.version } else { &self.valkey };
+        let version = match self.valkey() {
+            "" => self.field("redis_version"),
+            valkey => valkey,
+        };
         major(version).is_none_or(|major: u32| major >= 8)
     }
 
     /// The eviction policy, if it allows the server to evict a fence.
     pub(super) fn evicting_policy(&self) -> Option<&str> {
-        let bounded = !matches!(self.maxmemory.as_str(), "" | "0");
-        (bounded && self.policy != "noeviction").then_some(&self.policy)
+        let bounded = !matches!(self.field("maxmemory"), "" | "0");
+        Some(self.field("maxmemory_policy")).filter(|policy| bounded && *policy != "noeviction")
     }
 
-    pub(super) fn check_role(&self) -> Result<(), StoreError> {
-        if self.role == "master" && !self.replid.is_empty() {
+    pub(super) fn check_role(&self) -> Result<()> {
+        let role = self.field("role");
+        if role == "master" && !self.replid().is_empty() {
             return Ok(());
         }
-        Err(StoreError::Unusable(format!(
-            "the server's role is {:?}; jobcache needs a master",
-            self.role
-        )))
+        Err(StoreError::Unusable(format!("the server's role is {role:?}; jobcache needs a master")))
     }
 }
 
@@ -117,35 +106,20 @@ fn version(text: &str) -> (u32, u32) {
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
-/// The claim of a master to its slots, from `CLUSTER INFO`.
-pub(super) struct SlotClaim {
-    /// Config epoch of the claim.
-    pub(super) epoch: u64,
+/// The config epoch in which a working master claims its slots, from `CLUSTER INFO`. A master refuses
+/// commands without a majority. It also refuses them while slots have no owner, if the cluster
+/// requires full coverage.
+pub(super) fn claimed_epoch(info: &str) -> Result<u64> {
+    if text_field(info, "cluster_state") != Some("ok") {
+        return Err(StoreError::Redirected(Redirect::Down));
+    }
+    let epoch = text_field(info, "cluster_my_epoch").and_then(|epoch| epoch.parse().ok());
+    epoch.ok_or_else(|| StoreError::Refused("CLUSTER INFO has no cluster_my_epoch".into()))
 }
 
-impl SlotClaim {
-    /// Parses the claim of a working master. A master refuses commands without a majority. It also
-    /// refuses them while slots have no owner, if the cluster requires full coverage.
-    pub(super) fn parse(info: &str) -> Result<Self, StoreError> {
-        let field = |name| text_field(info, name);
-        if field("cluster_state") != Some("ok") {
-            return Err(StoreError::Redirected(Redirect::Down));
-        }
-        let epoch = field("cluster_my_epoch").and_then(|epoch| epoch.parse().ok());
-        let epoch = epoch
-            .ok_or_else(|| StoreError::Refused("CLUSTER INFO has no cluster_my_epoch".into()))?;
-        Ok(Self { epoch })
-    }
-
-    /// Whether `epoch` was taken with this claim.
-    pub(super) fn matches(&self, epoch: &Epoch) -> bool {
-        Self::config_epoch_of(epoch) == Some(self.epoch)
-    }
-
-    /// The config epoch that `epoch` was taken with.
-    pub(super) fn config_epoch_of(epoch: &Epoch) -> Option<u64> {
-        epoch.as_str().rsplit_once('-')?.1.parse().ok()
-    }
+/// The config epoch that `epoch` was taken with.
+pub(super) fn config_epoch_of(epoch: &Epoch) -> Option<u64> {
+    epoch.as_str().rsplit_once('-')?.1.parse().ok()
 }
 
 #[cfg(test)]
@@ -155,7 +129,7 @@ mod tests {
     #[test]
     fn an_old_server_or_a_replica_is_named_with_what_is_needed() {
         let info = |version, role| {
-            ServerInfo::parse(&format!(
+            ServerInfo(format!(
                 "# Server\r\nredis_version:{version}\r\nrun_id:r\r\n\r\nrole:{role}\r\nmaster_replid:m\r\n"
             ))
         };
@@ -171,17 +145,17 @@ mod tests {
     #[test]
     fn a_master_without_its_cluster_is_none_and_a_new_claim_is_a_new_epoch() {
         let claim = |state, epoch| {
-            SlotClaim::parse(&format!("cluster_state:{state}\r\ncluster_my_epoch:{epoch}\r\n"))
+            claimed_epoch(&format!("cluster_state:{state}\r\ncluster_my_epoch:{epoch}\r\n"))
         };
         assert!(matches!(claim("fail", 7), Err(StoreError::Redirected(Redirect::Down))));
-        assert!(claim("ok", 7).unwrap().matches(&Epoch::named("r-m-7")));
-        assert!(!claim("ok", 8).unwrap().matches(&Epoch::named("r-m-7")));
-        assert!(!claim("ok", 7).unwrap().matches(&Epoch::named("r-m-17")));
+        assert_eq!(claim("ok", 7).unwrap(), 7);
+        assert_eq!(config_epoch_of(&Epoch::named("r-m-7")), Some(7));
+        assert_eq!(config_epoch_of(&Epoch::named("r-m-17")), Some(17));
     }
 
     #[test]
     fn entries_near_are_not_kept_of_clusters_that_hand_over_slots_whole() {
-        let check = |text: &str| ServerInfo::parse(text).check_slots_move_by_key().is_ok();
+        let check = |text: &str| ServerInfo(text.to_owned()).check_slots_move_by_key().is_ok();
         assert!(check("redis_version:7.0.15") && check("redis_version:8.2.3"));
         assert!(!check("redis_version:8.4.0") && !check("redis_version:9.0.0"));
         assert!(check("redis_version:7.2.4\r\nvalkey_version:8.1.3"));
@@ -192,7 +166,7 @@ mod tests {
     fn a_server_that_may_evict_a_fence_is_told_by_its_policy() {
         let policy = |maxmemory, policy: &str| {
             let text = format!("maxmemory:{maxmemory}\r\nmaxmemory_policy:{policy}\r\n");
-            ServerInfo::parse(&text).evicting_policy().map(str::to_owned)
+            ServerInfo(text).evicting_policy().map(str::to_owned)
         };
         assert_eq!(policy(0, "allkeys-lru"), None, "without a limit nothing is evicted");
         assert_eq!(policy(1000, "noeviction"), None);

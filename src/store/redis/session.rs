@@ -4,27 +4,22 @@ mod job;
 
 use std::{
     convert::Infallible,
-    fmt, future,
+    future,
     sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
     time::{Duration, SystemTime},
 };
 
-use redis::{Cmd, FromRedisValue, RedisResult, aio::MultiplexedConnection};
+use redis::{Cmd, FromRedisValue, aio::MultiplexedConnection};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
-    classify::{DETACHED_TIMEOUT, classify},
     dial::{RedisConnection, Target},
     sentinel::Term,
-    server_info::{ServerInfo, SlotClaim},
-    temp_connection::{self, ClusterReplies},
+    server_info::{ServerInfo, claimed_epoch, config_epoch_of},
 };
 use crate::{
     clock,
-    store::{
-        errors::{Redirect, StoreError},
-        words::{CredentialKey, Epoch, Seen, StoredValue, unix_ms},
-    },
+    store::{Epoch, Redirect, Seen, StoreError, StoredValue, errors::Result, words::unix_ms},
 };
 
 /// Number of consecutive timeouts after which the session is given up.
@@ -36,86 +31,25 @@ const SCAN_STEP: usize = 500;
 
 /// A connection to a master, for as long as it is a master.
 pub(super) struct Session {
-    connection: RedisConnection,
-    target: Target,
-    term: Option<Term>,
-    membership: Membership,
-    epoch: Epoch,
+    pub(super) connection: RedisConnection,
+    /// The server of this session.
+    pub(super) target: Target,
+    /// The term of the master, if sentinels name it.
+    pub(super) term: Option<Term>,
+    /// Whether the master is one of a cluster.
+    pub(super) is_in_cluster: bool,
+    /// The epoch in which an entry must have been stored to be trusted on this connection.
+    pub(super) epoch: Epoch,
     /// The server's clock minus ours, in ms.
-    clock_ahead_ms: AtomicI64,
-    timeouts: AtomicU32,
-    failed: AtomicBool,
+    pub(super) clock_ahead_ms: AtomicI64,
+    pub(super) timeouts: AtomicU32,
+    pub(super) failed: AtomicBool,
     /// When the grace of a new epoch is over; `None` if there is none.
-    grace_end: Option<Instant>,
-    in_grace: AtomicBool,
-}
-
-impl fmt::Debug for Session {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session")
-            .field("target", &self.target)
-            .field("epoch", &self.epoch)
-            .field("failed", &self.failed)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Whether a server belongs to a cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Membership {
-    /// A standalone server.
-    None,
-    /// A master of a cluster.
-    Master,
-}
-
-/// Effect of an operation on its session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SessionEffect {
-    /// The session continues.
-    Continue,
-    /// The session ends.
-    End,
+    pub(super) grace_end: Option<Instant>,
+    pub(super) in_grace: AtomicBool,
 }
 
 impl Session {
-    /// Wraps a connection to a server that has passed the checks.
-    pub(super) fn new(
-        connection: RedisConnection,
-        (target, term, membership): (Target, Option<Term>, Membership),
-        epoch: Epoch,
-        clock_ahead_ms: i64,
-        grace_end: Option<Instant>,
-    ) -> Self {
-        Self {
-            grace_end,
-            in_grace: AtomicBool::new(grace_end.is_some()),
-            connection,
-            target,
-            term,
-            membership,
-            epoch,
-            clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
-            timeouts: AtomicU32::new(0),
-            failed: AtomicBool::new(false),
-        }
-    }
-
-    /// The server of this session.
-    pub(super) fn target(&self) -> &Target {
-        &self.target
-    }
-
-    /// The term of the master, if sentinels name it.
-    pub(super) fn term(&self) -> Option<Term> {
-        self.term
-    }
-
-    /// The epoch in which an entry must have been stored to be trusted on this connection.
-    pub(super) fn epoch(&self) -> &Epoch {
-        &self.epoch
-    }
-
     /// Whether the session has been given up.
     pub(super) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
@@ -136,18 +70,14 @@ impl Session {
         future::pending().await
     }
 
-    /// Returns when the connection was closed.
-    pub(super) async fn closed(&self) {
-        self.connection.closed.notified().await;
-    }
-
     /// Gives up the session.
     pub(super) fn fail(&self) {
         self.failed.store(true, Ordering::Relaxed);
     }
 
-    /// Updates the session from the result of an operation. Returns whether this ends the session.
-    pub(super) fn judge<T>(&self, result: &Result<T, StoreError>) -> SessionEffect {
+    /// Updates the session from the result of an operation. Returns whether the session has ended
+    /// with it.
+    pub(super) fn ends_with<T>(&self, result: &Result<T>) -> bool {
         let timeouts = match result {
             Ok(_) | Err(StoreError::Refused(_)) => {
                 self.timeouts.store(0, Ordering::Relaxed);
@@ -170,11 +100,11 @@ impl Session {
                 | StoreError::Journal { .. },
             ) => 0,
         };
-        if timeouts < TIMEOUTS_IN_A_ROW {
-            return SessionEffect::Continue;
+        let is_over = timeouts >= TIMEOUTS_IN_A_ROW;
+        if is_over {
+            self.fail();
         }
-        self.fail();
-        SessionEffect::End
+        is_over
     }
 
     fn seen(&self, stored: Option<StoredValue>, in_grace: bool) -> Seen {
@@ -185,102 +115,46 @@ impl Session {
         unix_ms(clock::now()) + self.clock_ahead_ms.load(Ordering::Relaxed)
     }
 
-    pub(super) async fn call<T, F>(
-        &self,
-        operation: impl FnOnce(MultiplexedConnection) -> F,
-    ) -> Result<T, StoreError>
-    where
-        F: Future<Output = RedisResult<T>>,
-    {
-        operation(self.connection.requests.clone()).await.map_err(|error| classify(&error))
+    pub(super) fn requests(&self) -> MultiplexedConnection {
+        self.connection.requests.clone()
     }
 
-    /// The fingerprint key that all sidecars share. The first sidecar creates it.
-    pub(super) async fn credential_key(&self, prefix: &str) -> Result<CredentialKey, StoreError> {
-        let name = credential_key_name(prefix);
-        let mut get = redis::cmd("GET");
-        get.arg(&name);
-        let mut set = redis::cmd("SET");
-        set.arg(&name).arg(CredentialKey::random().bytes()).arg("NX");
-        let call = self.call(|mut connection| async move {
-            let present: Option<Vec<u8>> = get.query_async(&mut connection).await?;
-            if let Some(key) = present {
-                return Ok(key);
-            }
-            let _: redis::Value = set.query_async(&mut connection).await?;
-            get.query_async(&mut connection).await
-        });
-        let bytes = timeout(DETACHED_TIMEOUT, call).await.unwrap_or(Err(StoreError::Timeout))?;
-        let bytes = bytes.try_into().map_err(|_| {
-            StoreError::Refused(format!(
-                "{name} does not hold 32 bytes; delete it, and a new one is created"
-            ))
-        })?;
-        Ok(CredentialKey::new(bytes))
+    /// Runs one command.
+    pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
+        Ok(command.query_async(&mut self.requests()).await?)
     }
 
     /// Checks that the server is still the master with which the session was opened.
-    pub(super) async fn probe(&self) -> Result<(), StoreError> {
+    pub(super) async fn probe(&self) -> Result<()> {
         let sent = clock::now();
         let calls = async {
-            let reply = self.call(|mut connection| async move {
-                let mut pipeline = redis::pipe();
-                pipeline.cmd("INFO").arg("replication").cmd("TIME");
-                pipeline.query_async::<(String, (i64, i64))>(&mut connection).await
-            });
-            Ok((reply.await?, self.claim().await?))
+            let mut pipeline = redis::pipe();
+            pipeline.cmd("INFO").arg("replication").cmd("TIME");
+            let reply: (String, (i64, i64)) = pipeline.query_async(&mut self.requests()).await?;
+            let mut claim = None;
+            if self.is_in_cluster {
+                let info: String = self.query(redis::cmd("CLUSTER").arg("INFO")).await?;
+                claim = Some(claimed_epoch(&info)?);
+            }
+            Ok::<_, StoreError>((reply, claim))
         };
-        let ((info, time), claim) = match timeout(PROBE_TIMEOUT, calls).await {
-            Ok(reply) => reply?,
-            Err(_) => return Err(StoreError::Timeout),
-        };
-        let info = ServerInfo::parse(&info);
+        let ((info, time), claim) = timeout(PROBE_TIMEOUT, calls).await??;
+        let info = ServerInfo(info);
         info.check_role()?;
-        if !self.epoch.as_str().contains(&info.replid) {
+        if !self.epoch.as_str().contains(info.replid()) {
             return Err(StoreError::Unusable(
                 "the server has started a new replication history".into(),
             ));
         }
-        if claim.is_some_and(|claim| !claim.matches(&self.epoch)) {
+        if claim.is_some() && claim != config_epoch_of(&self.epoch) {
             return Err(StoreError::Unusable("the master has taken over slots".into()));
         }
         self.clock_ahead_ms.store(clock_ahead_ms(time, sent), Ordering::Relaxed);
         Ok(())
     }
 
-    /// The claim of a master in its cluster; `None` for a standalone server.
-    async fn claim(&self) -> Result<Option<SlotClaim>, StoreError> {
-        if self.membership == Membership::None {
-            return Ok(None);
-        }
-        let info: String = self.query(redis::cmd("CLUSTER").arg("INFO")).await?;
-        SlotClaim::parse(&info).map(Some)
-    }
-
-    /// The node's view of the cluster.
-    pub(super) async fn cluster_replies(&self) -> Result<ClusterReplies, StoreError> {
-        temp_connection::cluster_replies(self.connection.requests.clone()).await
-    }
-
-    /// Runs one command on a key in a slot that is migrating to this node.
-    pub(super) async fn asking<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
-        temp_connection::asking(self.connection.requests.clone(), command).await
-    }
-
-    /// Runs one command.
-    pub(in crate::store) async fn query<T: FromRedisValue>(
-        &self,
-        command: &Cmd,
-    ) -> Result<T, StoreError> {
-        self.call(|mut connection| async move { command.query_async(&mut connection).await }).await
-    }
-
     /// Returns the next cursor, 0 at the end, and some of the names under the prefix.
-    pub(in crate::store) async fn scan(
-        &self,
-        prefix: &str,
-        cursor: u64,
-    ) -> Result<(u64, Vec<Vec<u8>>), StoreError> {
+    pub(super) async fn scan(&self, prefix: &str, cursor: u64) -> Result<(u64, Vec<Vec<u8>>)> {
         let pattern = format!("{}*", escape_glob(prefix));
         let mut scan = redis::cmd("SCAN");
         scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_STEP);
@@ -289,7 +163,7 @@ impl Session {
 
     /// Deletes entries with their companions. Names are bytes: a foreign key under our prefix need
     /// not be UTF-8.
-    pub(in crate::store) async fn delete(&self, names: &[Vec<u8>]) -> Result<(), StoreError> {
+    pub(super) async fn delete(&self, names: &[Vec<u8>]) -> Result<()> {
         if names.is_empty() {
             return Ok(());
         }
@@ -298,21 +172,14 @@ impl Session {
             let [meta, lease] = ["meta", "lease"].map(|role| companion(name, role));
             pipeline.cmd("DEL").arg(name).arg(meta).arg(lease);
         }
-        self.call(|mut connection| async move {
-            pipeline.query_async::<Vec<i64>>(&mut connection).await.map(drop)
-        })
-        .await
+        pipeline.query_async::<Vec<i64>>(&mut self.requests()).await?;
+        Ok(())
     }
 }
 
 /// Name of a companion of a name that need not be UTF-8.
-pub(in crate::store) fn companion(name: &[u8], role: &str) -> Vec<u8> {
+pub(super) fn companion(name: &[u8], role: &str) -> Vec<u8> {
     [b"{", name, b"}:", role.as_bytes()].concat()
-}
-
-/// Name of the key that holds the fingerprint key.
-pub(super) fn credential_key_name(prefix: &str) -> String {
-    format!("{{{prefix}}}:credential-key")
 }
 
 /// The server's clock minus ours in ms, from its reply to `TIME` and the time of the request.
@@ -322,14 +189,9 @@ pub(super) fn clock_ahead_ms((seconds, micros): (i64, i64), sent: SystemTime) ->
 
 /// Escapes the characters that are special in `SCAN MATCH`.
 fn escape_glob(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        if matches!(c, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
-            escaped.push('\\');
-        }
-        escaped.push(c);
-    }
-    escaped
+    let is_special = |c: &char| matches!(c, '*' | '?' | '[' | ']' | '\\' | '^' | '-');
+    let escape = |c| is_special(&c).then_some('\\').into_iter().chain([c]);
+    text.chars().flat_map(escape).collect()
 }
 
 #[cfg(test)]

@@ -13,89 +13,50 @@
 
 use std::{
     borrow::Cow,
-    fmt,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use redis::{Cmd, FromRedisValue};
-use tokio::{runtime::Handle, task::JoinHandle};
+use tokio::{runtime::Handle, time::Instant};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    classify::DETACHED_TIMEOUT,
-    connect::connect_once,
-    context::StoreContext,
+    dial::ClusterReplies,
     master_source::MasterSource,
-    server_info::SlotClaim,
+    server_info::config_epoch_of,
     session::Session,
     state::{SessionHandle, ShardState},
-    supervisor::supervise,
-    temp_connection::ClusterReplies,
+    supervisor::{connect_once, supervise},
 };
 use crate::{
     mutants::{self, Mutant},
     store::{
-        barrier::{BarrierDown, BarrierWait},
-        budget::Budget,
-        errors::StoreError,
-        key_state::KeyState,
-        lease::{Grant, Lease, LeaseGuard},
-        near::Watcher,
-        receipt::KeyReceipt,
-        slots::{OwnedSlots, SlotSet},
-        words::{Fill, Key, Replacement, Seen, StoredValue, Token},
+        BarrierWait, Budget, Fill, Grant, Key, KeyReceipt, KeyState, Lease, Seen, StoreError,
+        StoredValue, Token,
+        barrier::BarrierDown,
+        errors::{DETACHED_TIMEOUT, Result},
+        words::{EntryChange, LeaseGuard},
+        write::{KeyOp, WriteStep},
     },
 };
 
 /// One server that owns some of the keys, or all.
-pub(in crate::store) struct Shard {
+pub(crate) struct Shard {
     /// Never used twice: a node that comes back is another shard.
     pub(super) number: u64,
-    state: Arc<ShardState>,
-    supervisor: JoinHandle<()>,
-}
-
-impl fmt::Debug for Shard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shard")
-            .field("address", &self.state.address)
-            .field("up", &self.is_up())
-            .finish_non_exhaustive()
-    }
-}
-
-impl Drop for Shard {
-    fn drop(&mut self) {
-        self.supervisor.abort();
-    }
+    pub(super) state: Arc<ShardState>,
+    supervisor: AbortOnDropHandle<()>,
 }
 
 impl Shard {
-    /// Starts to connect in the background. The `watcher` learns of changes on this server.
-    pub(super) fn start(
-        number: u64,
-        context: &Arc<StoreContext>,
-        source: MasterSource,
-        address: String,
-        slots: Arc<OwnedSlots>,
-        watcher: Option<Arc<dyn Watcher>>,
-    ) -> Self {
-        let context = Arc::clone(context);
-        let state = Arc::new(ShardState::new(context, source, address, slots, watcher));
-        let supervisor = tokio::spawn(supervise(Arc::clone(&state)));
+    /// Starts to connect in the background.
+    pub(super) fn start(number: u64, state: ShardState) -> Self {
+        let state = Arc::new(state);
+        let supervisor = AbortOnDropHandle::new(tokio::spawn(supervise(Arc::clone(&state))));
         Self { number, state, supervisor }
-    }
-
-    /// For the log, without user and password.
-    pub(super) fn address(&self) -> &str {
-        &self.state.address
-    }
-
-    /// The slots that it owns.
-    pub(super) fn slots(&self) -> &OwnedSlots {
-        &self.state.slots
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -107,13 +68,8 @@ impl Shard {
         self.state.tracked.as_ref().is_some_and(|tracked| tracked.barrier.is_up())
     }
 
-    /// The current session.
-    pub(super) fn session(&self) -> Result<SessionHandle, StoreError> {
-        self.state.session()
-    }
-
     /// The time by the server's clock, if its epoch is not too new for hits.
-    pub(super) fn trust(&self) -> Result<i64, StoreError> {
+    pub(super) fn trust(&self) -> Result<i64> {
         self.state.with_session(|session| {
             if session.is_in_grace() { Err(StoreError::Grace) } else { Ok(session.now_ms()) }
         })?
@@ -133,57 +89,45 @@ impl Shard {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), BarrierDown>> {
         let Some(tracked) = &self.state.tracked else { return Poll::Ready(Err(BarrierDown)) };
-        if !wait.has_begun() {
+        if wait.began.is_none() {
             if tracked.is_fresh(staleness) {
                 return Poll::Ready(Ok(()));
             }
-            wait.begin();
-            tracked.count_wait();
+            wait.began = Some(Instant::now());
+            tracked.metrics().waits.inc();
         }
-        tracked.barrier.poll_pass(&mut wait.ticket, cx)
+        tracked.barrier.poll_pass(wait, cx)
     }
 
-    pub(in crate::store) async fn follow(
-        &self,
-        key: &Key,
-        budget: &mut Budget,
-    ) -> Result<(), StoreError> {
+    pub(crate) async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<()> {
         let Some(tracked) = &self.state.tracked else { return Err(StoreError::Down) };
-        budget
-            .spend(async { tracked.follow(key).await.map_err(|BarrierDown| StoreError::Down) })
-            .await
+        let followed = async { tracked.follow(key).await.map_err(|BarrierDown| StoreError::Down) };
+        budget.spend(followed).await
     }
 
-    pub(in crate::store) async fn read(
-        &self,
-        key: &Key,
-        budget: &mut Budget,
-    ) -> Result<Seen, StoreError> {
+    pub(crate) async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen> {
         let session = self.state.session()?;
         let result = budget.spend(session.read(key)).await;
         self.state.judge(&session, result)
     }
 
-    pub(in crate::store) async fn inspect(
-        &self,
-        key: &Key,
-        budget: &mut Budget,
-    ) -> Result<KeyState, StoreError> {
+    pub(crate) async fn inspect(&self, key: &Key, budget: &mut Budget) -> Result<KeyState> {
         let session = self.state.session()?;
         budget.spend(session.inspect(key)).await
     }
 
-    pub(in crate::store) async fn lease(
+    pub(crate) async fn lease(
         &self,
         key: &Key,
-        token: Token,
+        token: &Token,
         refused: Option<&StoredValue>,
         budget: &mut Budget,
-    ) -> Result<Grant, StoreError> {
+    ) -> Result<Grant> {
         let session = self.state.session()?;
-        let hold = self.lease_guard(&session, key, &token);
+        let hold = self.lease_guard(&session, key, token);
         let lease = self.state.context.config.lease;
-        let result = budget.spend(session.lease((key.clone(), token, hold), lease, refused)).await;
+        let result =
+            budget.spend(session.lease((key.clone(), token.clone(), hold), lease, refused)).await;
         self.state.judge(&session, result)
     }
 
@@ -206,17 +150,17 @@ impl Shard {
 
     /// If this is not the master that granted the lease, or that master has lost the slot and taken
     /// it back, the epoch differs and the fill is refused.
-    pub(in crate::store) async fn fill(
+    pub(crate) async fn fill(
         &self,
         lease: Lease,
         body: &Bytes,
         meta: &str,
         ttl: Duration,
-    ) -> Result<Fill, StoreError> {
+    ) -> Result<Fill> {
         let session = self.state.session()?;
         let meta = if mutants::is(Mutant::EpochAtFill) {
-            meta.replace(lease.epoch.as_str(), session.epoch().as_str()).into()
-        } else if *session.epoch() == lease.epoch || mutants::is(Mutant::NoEpoch) {
+            meta.replace(lease.epoch.as_str(), session.epoch.as_str()).into()
+        } else if session.epoch == lease.epoch || mutants::is(Mutant::NoEpoch) {
             Cow::Borrowed(meta)
         } else {
             return Ok(Fill::Revoked);
@@ -229,44 +173,23 @@ impl Shard {
         self.state.judge(&session, result)
     }
 
-    pub(in crate::store) async fn admit(
+    /// A value of another epoch counts as gone, even if the server still holds an equal one.
+    pub(crate) async fn change(
         &self,
         key: &Key,
         seen: &Seen,
         generation: &str,
-        pair: &str,
-    ) -> Result<Fill, StoreError> {
-        let Some((session, stored)) = self.same_epoch(seen)? else { return Ok(Fill::Revoked) };
-        let admission = session.admit(key, stored, generation, pair, seen.now_ms);
-        let result = Budget::new(DETACHED_TIMEOUT).spend(admission).await;
-        self.state.judge(&session, result)
-    }
-
-    pub(in crate::store) async fn replace(
-        &self,
-        key: &Key,
-        seen: &Seen,
-        generation: &str,
-        new: Replacement<'_>,
-    ) -> Result<Fill, StoreError> {
-        let Some((session, stored)) = self.same_epoch(seen)? else { return Ok(Fill::Revoked) };
-        let replacement = session.replace(key, stored, generation, new);
-        let result = Budget::new(DETACHED_TIMEOUT).spend(replacement).await;
-        self.state.judge(&session, result)
-    }
-
-    /// Returns the session and the seen value if the session has the epoch in which the value was
-    /// seen. A value of another epoch counts as gone, even if the server still holds an equal one.
-    fn same_epoch<'s>(
-        &self,
-        seen: &'s Seen,
-    ) -> Result<Option<(SessionHandle, &'s StoredValue)>, StoreError> {
+        change: EntryChange<'_>,
+    ) -> Result<Fill> {
         let session = self.state.session()?;
-        let same = *session.epoch() == seen.epoch;
-        Ok(seen.stored.as_ref().filter(|_| same).map(|stored| (session, stored)))
+        let stored = seen.stored.as_ref().filter(|_| session.epoch == seen.epoch);
+        let Some(stored) = stored else { return Ok(Fill::Revoked) };
+        let changed = session.change(key, stored, generation, seen.now_ms, change);
+        let result = Budget::new(DETACHED_TIMEOUT).spend(changed).await;
+        self.state.judge(&session, result)
     }
 
-    pub(in crate::store) async fn release(&self, lease: Lease) {
+    pub(crate) async fn release(&self, lease: Lease) {
         // Without a session the lease expires on its own.
         if let Ok(session) = self.state.session() {
             session.release(&lease.key, &lease.token).await;
@@ -274,31 +197,15 @@ impl Shard {
         lease.hold.spend();
     }
 
-    /// Fences one key.
-    pub(super) async fn begin_key(
-        &self,
-        key: &Key,
-        write: &Token,
-        fence: Duration,
-    ) -> Result<(), StoreError> {
+    /// Takes one step of a write.
+    pub(super) async fn run(&self, op: KeyOp<'_>) -> Result<KeyReceipt> {
         let session = self.state.session()?;
-        let result = session.begin(key, write, fence).await;
-        self.state.judge(&session, result)
-    }
-
-    /// Ends the write of one key.
-    pub(super) async fn end_key(
-        &self,
-        key: &Key,
-        write: &Token,
-        linger: Duration,
-    ) -> Result<KeyReceipt, StoreError> {
-        let session = self.state.session()?;
-        let mut result = session.end(key, write, linger).await;
+        let mut result = session.run(op).await;
         // After a failover this may still be the deposed master, so the session must have outlived
-        // the call.
-        if result.is_ok()
-            && let Err(error) = self.state.note_confirmed(&session, key)
+        // the end.
+        if op.step == WriteStep::End
+            && result.is_ok()
+            && let Err(error) = self.state.note_confirmed(&session, op.key)
         {
             result = Err(error);
         }
@@ -306,49 +213,46 @@ impl Shard {
     }
 
     /// Runs one command.
-    pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
+    pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
         let session = self.state.session()?;
         let result = session.query(command).await;
         self.state.judge(&session, result)
     }
 
     /// Runs one command on a key in a slot that is migrating to this master.
-    pub(super) async fn asking<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
+    pub(super) async fn asking<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
         let session = self.state.session()?;
-        let result = session.asking(command).await;
+        let result = session.connection.asking(command).await;
         self.state.judge(&session, result)
     }
 
     /// The master's view of the cluster.
-    pub(super) async fn cluster_replies(&self) -> Result<ClusterReplies, StoreError> {
-        self.state.session()?.cluster_replies().await
+    pub(super) async fn cluster_replies(&self) -> Result<ClusterReplies> {
+        self.state.session()?.connection.cluster_replies().await
     }
 
     /// Records an invalidation that was confirmed here, or at a node to which this master
     /// redirected us.
-    pub(super) fn note_confirmed(&self, key: &Key) -> Result<(), StoreError> {
+    pub(super) fn note_confirmed(&self, key: &Key) -> Result<()> {
         self.state.note_confirmed(&*self.state.session()?, key)
-    }
-
-    /// Records that all entries of some slots were purged here.
-    pub(super) fn note_purged(&self, session: &Session, slots: &SlotSet) -> Result<(), StoreError> {
-        self.state.note_purged(session, slots)
     }
 
     /// Counts operations that did not finish in time as one against the session.
     pub(super) fn note_timeout(&self) {
         if let Ok(session) = self.state.session() {
-            self.state.conclude::<()>(&session, &Err(StoreError::Timeout));
+            let _ = self.state.judge::<()>(&session, Err(StoreError::Timeout));
         }
     }
 
     /// Records the config epoch in which other nodes say that the master claims its slots. A
     /// session that was opened under a lower epoch ends.
     pub(super) fn raise_claimed_epoch(&self, epoch: u64) {
-        self.state.source.raise_claim(epoch);
+        if let MasterSource::Cluster(member) = &self.state.source {
+            member.claimed_epoch.fetch_max(epoch, Ordering::AcqRel);
+        }
         // A lower epoch than the master's own is only outdated.
         if let Ok(session) = self.state.session()
-            && SlotClaim::config_epoch_of(session.epoch()).is_some_and(|held| held < epoch)
+            && config_epoch_of(&session.epoch).is_some_and(|held| held < epoch)
         {
             session.fail();
             self.state.failed.notify_one();

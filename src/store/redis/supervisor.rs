@@ -1,19 +1,36 @@
-//! The supervisor: publishes a session while a master is available.
+//! The supervisor: connects to a master, checks it, and publishes a session while it is available.
+//!
+//! Every sidecar has to connect within `store.reconnect_grace` (`shared_keys.rs`). So attempts to connect
+//! begin at least every quarter of it, also while an earlier one hangs.
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, AtomicU32},
+    },
+    thread,
+    time::Duration,
+};
 
-use tokio::time::timeout;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::{
-    classify::BACKOFF,
-    reconnect::{probe_interval, reconnect},
-    record_keeper::keep_record,
-    session::Session,
+    master_source::MasterSource,
+    server_info::ServerInfo,
+    session::{Session, clock_ahead_ms},
+    shared_keys::{grace_end, keep_record, share_credential_key},
     state::{SessionHandle, ShardState},
     tracking::track,
 };
-use crate::store::errors::StoreError;
+use crate::{
+    clock,
+    store::{
+        StoreError,
+        errors::{BACKOFF, DETACHED_TIMEOUT, Result},
+    },
+};
 
 /// Keeps a session published while a master is available.
 pub(super) async fn supervise(shard: Arc<ShardState>) {
@@ -46,15 +63,12 @@ impl Drop for SupervisorGuard {
 
 /// Publishes the session. Returns the reason when it can no longer be trusted.
 async fn serve(shard: &ShardState, session: &SessionHandle, backoff: &mut Duration) -> StoreError {
-    info!(epoch = session.epoch().as_str(), "store is up");
+    info!(epoch = session.epoch.as_str(), "store is up");
     shard.publish(Arc::clone(session));
     *backoff = BACKOFF.0;
     tokio::select! {
         error = watch(shard, session) => error,
-        error = shard.source.moved(session.target(), session.term()) => {
-            session.fail();
-            error
-        }
+        error = shard.source.moved(&session.target, session.term) => error,
         never = keep_record(shard, session) => match never {},
         never = session.end_grace() => match never {},
         never = track(shard, session) => match never {},
@@ -63,10 +77,11 @@ async fn serve(shard: &ShardState, session: &SessionHandle, backoff: &mut Durati
 
 /// Returns the reason when the session can no longer be trusted.
 async fn watch(shard: &ShardState, session: &Session) -> StoreError {
+    let probe_interval = longest_pause(shard).min(PROBE_EVERY);
     loop {
         tokio::select! {
-            _ = timeout(probe_interval(shard), shard.failed.notified()) => {}
-            () = session.closed() => {
+            _ = timeout(probe_interval, shard.failed.notified()) => {}
+            () = session.connection.closed.notified() => {
                 return StoreError::Lost("the server closed the connection".into());
             }
         }
@@ -74,8 +89,132 @@ async fn watch(shard: &ShardState, session: &Session) -> StoreError {
             return StoreError::Unusable("too many operations failed".into());
         }
         if let Err(error) = session.probe().await {
-            session.fail();
             return error;
         }
     }
+}
+
+/// Interval between two probes of the server's role. A connection that is closed is noticed at once; a
+/// server that is silent or no longer a master is not.
+const PROBE_EVERY: Duration = Duration::from_millis(400);
+
+/// Most attempts to connect that are under way at a time.
+const MAX_ATTEMPTS: usize = 4;
+
+/// Connects to the master, however long that takes, and opens a session.
+/// Waits for about `first_pause` before the first attempt.
+async fn reconnect(
+    shard: &ShardState,
+    first_pause: Duration,
+    backoff: &mut Duration,
+) -> SessionHandle {
+    let mut attempts = FuturesUnordered::new();
+    let mut next_at = Instant::now() + jittered(first_pause);
+    loop {
+        let has_room = attempts.len() < MAX_ATTEMPTS;
+        let failed = tokio::select! {
+            Some(dialled) = attempts.next() => {
+                let open = async {
+                    let (session, info) = dialled?;
+                    open_session(shard, session, &info).await
+                };
+                match open.await {
+                    Ok(session) => return session,
+                    Err(error) => error,
+                }
+            }
+            () = sleep_until(next_at), if has_room => {
+                attempts.push(connect_master(&shard.source));
+                next_at = Instant::now() + longest_pause(shard);
+                continue;
+            }
+        };
+        shard.context.metrics.fail_to_connect(&failed);
+        if let Some(suppressed) = shard.warnings.connect.admit(&failed.to_string()) {
+            let store = &shard.address;
+            warn!(store, error = %failed, suppressed, "cannot connect to the store; retrying");
+        }
+        if attempts.is_empty() {
+            next_at = Instant::now() + jittered(*backoff);
+            *backoff = (*backoff * 2).min(longest_pause(shard));
+        }
+    }
+}
+
+/// The longest pause between two attempts to connect: a quarter of the grace.
+fn longest_pause(shard: &ShardState) -> Duration {
+    let grace = shard.context.config.reconnect_grace;
+    if grace.is_zero() { BACKOFF.1 } else { (grace / 4).clamp(BACKOFF.0, BACKOFF.1) }
+}
+
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+/// Connects to the master, checks that it is one and has a supported version, and takes its epoch.
+/// Has no effect if it is cancelled.
+pub(super) async fn connect_master(source: &MasterSource) -> Result<(Session, ServerInfo)> {
+    let target = source.target().await?;
+    let open = async {
+        let connection = target.connect().await?;
+        let sent = clock::now();
+        let commands = redis::pipe().cmd("INFO").cmd("TIME").to_owned();
+        match commands.query_async(&mut connection.requests.clone()).await {
+            Ok((info, time)) => {
+                Ok::<(_, String, _), _>((connection, info, clock_ahead_ms(time, sent)))
+            }
+            Err(error) => Err(target.explain_first_error(error).await),
+        }
+    };
+    let (connection, info, clock_ahead_ms) = timeout(DETACHED_TIMEOUT, open).await??;
+    let info = ServerInfo(info);
+    info.check()?;
+    // The server may have hung until now, and may have been deposed meanwhile.
+    let (epoch, term) = source.epoch(&target, &connection, &info).await?;
+    let session = Session {
+        connection,
+        target,
+        term,
+        is_in_cluster: source.is_cluster(),
+        epoch,
+        clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
+        timeouts: AtomicU32::new(0),
+        failed: AtomicBool::new(false),
+        grace_end: None,
+        in_grace: AtomicBool::new(false),
+    };
+    Ok((session, info))
+}
+
+/// Connects once, and publishes the session.
+pub(super) async fn connect_once(shard: &ShardState) -> Result<()> {
+    let (session, info) = connect_master(&shard.source).await?;
+    shard.publish(open_session(shard, session, &info).await?);
+    Ok(())
+}
+
+/// Prepares the session with a master.
+async fn open_session(
+    shard: &ShardState,
+    mut session: Session,
+    info: &ServerInfo,
+) -> Result<SessionHandle> {
+    if let Some(policy) = info.evicting_policy()
+        && let Some(suppressed) = shard.warnings.eviction.admit(policy)
+    {
+        warn!(
+            policy,
+            suppressed,
+            "this Redis may evict the fence of a write; set maxmemory-policy noeviction"
+        );
+    }
+    if shard.source.take_behind() {
+        shard.context.retry_queue.pending.add_all().await;
+    }
+    session.grace_end = grace_end(shard, &session, info).await;
+    session.in_grace = AtomicBool::new(session.grace_end.is_some());
+    if !shard.context.has_secret && shard.keeps_shared_keys() {
+        share_credential_key(shard, &session).await?;
+    }
+    Ok(Arc::new(session))
 }

@@ -23,10 +23,7 @@
 //! If a server refuses tracking (an ACL without `CLIENT TRACKING`), only the near layer is lost:
 //! hits then ask Redis.
 
-pub(in crate::store) mod metrics;
-pub(super) mod question;
-pub(super) mod tracking_state;
-mod wire;
+pub(super) mod wire;
 
 use std::{convert::Infallible, future, pin::pin, time::Duration};
 
@@ -38,20 +35,18 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use self::{
-    question::{Question, no_answer},
-    tracking_state::{TrackingState, evict},
-    wire::Wire,
-};
+use self::wire::{Question, Wire, no_answer};
 use super::{
-    classify::{BACKOFF, DETACHED_TIMEOUT},
     server_info::ServerInfo,
     session::Session,
-    state::ShardState,
+    state::{ShardState, TrackingState},
 };
 use crate::{
     config::NearTracking,
-    store::{errors::StoreError, words::Key},
+    store::{
+        Key, StoreError,
+        errors::{BACKOFF, DETACHED_TIMEOUT, Result},
+    },
 };
 
 /// Time without an answer after which the connection is given up.
@@ -63,12 +58,12 @@ pub(super) async fn track(shared: &ShardState, session: &Session) -> Infallible 
     let Some(tracked) = &shared.tracked else { return future::pending().await };
     let mut backoff = BACKOFF.0;
     loop {
-        let connected = timeout(DETACHED_TIMEOUT, connect(shared, session));
+        let connected = timeout(DETACHED_TIMEOUT, connect(shared, tracked, session));
         let error = match connected.await.unwrap_or(Err(StoreError::Timeout)) {
             Ok(connection) => {
                 backoff = BACKOFF.0;
                 info!("tracking the store; hits do not ask it");
-                connection.follow(tracked).await
+                connection.follow().await
             }
             Err(error) => error,
         };
@@ -86,37 +81,67 @@ pub(super) async fn track(shared: &ShardState, session: &Session) -> Infallible 
 }
 
 /// Connects, checks that this is the server of the session, and enables tracking.
-async fn connect(shared: &ShardState, session: &Session) -> Result<TrackingConnection, StoreError> {
-    let target = session.target();
+async fn connect<'t>(
+    shared: &ShardState,
+    tracked: &'t TrackingState,
+    session: &Session,
+) -> Result<TrackingConnection<'t>> {
+    let target = &session.target;
     let hello = target.hello("jobcache-tracking").await?;
-    let mut connection = TrackingConnection::new(Wire::new(target.open().await?));
-    connection.wire.call::<Value>(&hello).await?;
-    let info: String = connection.wire.call(&cmd("INFO")).await?;
-    let info = ServerInfo::parse(&info);
+    let mut wire = Wire::new(target.open().await?);
+    wire.call::<Value>(&hello).await?;
+    let info: String = wire.call(&cmd("INFO")).await?;
+    let info = ServerInfo(info);
     info.check()?;
-    if !info.matches(session.epoch()) {
+    if !info.matches(&session.epoch) {
         return Err(StoreError::Unusable("this is not the server of the session".into()));
     }
-    connection.pings = connection.pings_per_round(&info).await;
+    let pings = pings_per_round(&mut wire, &info).await;
     let prefix = &shared.context.config.prefix;
-    connection.question = shared.source.question(prefix, &info)?;
+    let question = shared.source.question(prefix, &info)?;
     let mut track = cmd("CLIENT");
     track.arg("TRACKING").arg("ON");
     if shared.context.tracking == NearTracking::Broadcast {
         track.arg("BCAST").arg("PREFIX").arg(prefix);
     }
-    connection.wire.call::<Value>(&track).await?;
-    Ok(connection)
+    wire.call::<Value>(&track).await?;
+    Ok(TrackingConnection {
+        tracked,
+        wire,
+        question,
+        pings,
+        is_single_threaded: Handle::current().metrics().num_workers() == 1,
+        flight: None,
+        carried: Vec::new(),
+        reads: Vec::new(),
+    })
 }
 
-struct TrackingConnection {
+/// The number of `PING`s in a round. A newer server with I/O threads may send an answer one turn of
+/// its event loop before the invalidation messages that should precede it. The answer to a second
+/// `PING`, sent after that, cannot overtake them.
+async fn pings_per_round(wire: &mut Wire, info: &ServerInfo) -> u32 {
+    if !info.may_reorder() {
+        return 1;
+    }
+    let threads = wire.call::<Vec<String>>(cmd("CONFIG").arg("GET").arg("io-threads")).await;
+    match threads.as_deref() {
+        Ok([_, threads]) if threads == "1" => 1,
+        _ => 2,
+    }
+}
+
+struct TrackingConnection<'t> {
+    tracked: &'t TrackingState,
     wire: Wire,
     question: Question,
     /// `PING`s of a round, sent one after the other.
     pings: u32,
     /// Whether the runtime has one worker thread.
     is_single_threaded: bool,
-    /// Keys that the current round carries, and the packed commands that read them.
+    /// The current round.
+    flight: Option<PendingRound>,
+    /// Keys that it carries, and the packed commands that read them.
     carried: Vec<Key>,
     reads: Vec<u8>,
 }
@@ -131,54 +156,27 @@ struct PendingRound {
     left: u32,
 }
 
-impl TrackingConnection {
-    fn new(wire: Wire) -> Self {
-        Self {
-            wire,
-            question: Question::ping(),
-            pings: 1,
-            is_single_threaded: Handle::current().metrics().num_workers() == 1,
-            carried: Vec::new(),
-            reads: Vec::new(),
-        }
-    }
-
-    /// The number of `PING`s in a round. A newer server with I/O threads may send an answer one
-    /// turn of its event loop before the invalidation messages that should precede it. The answer
-    /// to a second `PING`, sent after that, cannot overtake them.
-    async fn pings_per_round(&mut self, info: &ServerInfo) -> u32 {
-        if !info.may_reorder() {
-            return 1;
-        }
-        let threads =
-            self.wire.call::<Vec<String>>(cmd("CONFIG").arg("GET").arg("io-threads")).await;
-        match threads.as_deref() {
-            Ok([_, threads]) if threads == "1" => 1,
-            _ => 2,
-        }
-    }
-
+impl TrackingConnection<'_> {
     /// Applies invalidation messages and runs rounds until the connection is lost. Returns the
     /// reason.
-    async fn follow(mut self, tracked: &TrackingState) -> StoreError {
+    async fn follow(mut self) -> StoreError {
+        let tracked = self.tracked;
         // Notes taken before tracking began are void.
-        tracked.flush();
+        tracked.flush_untracked();
         tracked.raise();
         let _guard = Lost(tracked);
-        let mut flight = None;
         let mut watchdog = pin!(sleep(tracked.patience));
         loop {
-            let is_in_flight = flight.is_some();
+            let is_in_flight = self.flight.is_some();
             let result = tokio::select! {
                 biased;
                 filled = self.wire.fill() => match filled {
-                    Ok(()) => self.apply_and_launch(tracked, &mut flight).await,
+                    Ok(()) => self.apply_and_launch().await,
                     Err(error) => Err(error),
                 },
-                () = tracked.barrier.wanted(), if !is_in_flight => self.launch(tracked, &mut flight).await,
+                () = tracked.barrier.wanted(), if !is_in_flight => self.launch().await,
                 () = &mut watchdog, if is_in_flight => {
-                    let next = check_round(tracked, flight.as_ref());
-                    next.map(|at| watchdog.as_mut().reset(at))
+                    self.check_round().map(|at| watchdog.as_mut().reset(at))
                 }
             };
             if let Err(error) = result {
@@ -187,58 +185,37 @@ impl TrackingConnection {
         }
     }
 
-    /// Applies what has been read, and starts the next round.
-    async fn apply_and_launch(
-        &mut self,
-        tracked: &TrackingState,
-        flight: &mut Option<PendingRound>,
-    ) -> Result<(), StoreError> {
-        self.apply(tracked, flight).await?;
-        self.launch(tracked, flight).await
-    }
-
-    /// Applies everything that has been read.
-    async fn apply(
-        &mut self,
-        tracked: &TrackingState,
-        flight: &mut Option<PendingRound>,
-    ) -> Result<(), StoreError> {
+    /// Applies everything that has been read, and starts the next round.
+    async fn apply_and_launch(&mut self) -> Result<()> {
         loop {
-            let unread = flight.map_or(0, |flight| flight.unread);
+            let unread = self.flight.map_or(0, |flight| flight.unread);
             if unread == 0 && self.wire.take_answer(self.question.answer) {
-                self.answered(tracked, flight).await?;
+                self.answered().await?;
                 continue;
             }
             match self.wire.next()? {
-                None => return Ok(()),
-                Some(Value::Push { kind: PushKind::Invalidate, data }) => {
-                    evict(tracked, &data);
-                }
+                None => return self.launch().await,
+                Some(Value::Push { kind: PushKind::Invalidate, data }) => self.tracked.evict(&data),
                 Some(read) if unread > 0 && !matches!(read, Value::Push { .. }) => {
-                    take_read(tracked, &self.carried, &read, flight);
+                    self.take_read(&read);
                 }
-                Some(value) if self.question.is_answered_by(&value) => {
-                    self.answered(tracked, flight).await?;
-                }
+                Some(value) if self.question.is_answered_by(&value) => self.answered().await?,
                 // LOADING, BUSY and the like are not answers.
                 Some(other) => return Err(no_answer(&other)),
             }
         }
     }
 
-    async fn answered(
-        &mut self,
-        tracked: &TrackingState,
-        flight: &mut Option<PendingRound>,
-    ) -> Result<(), StoreError> {
-        let Some(PendingRound { launched_at, unread: 0, left }) = *flight else {
+    async fn answered(&mut self) -> Result<()> {
+        let Some(PendingRound { launched_at, unread: 0, left }) = self.flight else {
             return Err(StoreError::Lost("an answer came without a barrier round".into()));
         };
         if left > 0 {
-            *flight = Some(PendingRound { launched_at, unread: 0, left: left - 1 });
+            self.flight = Some(PendingRound { launched_at, unread: 0, left: left - 1 });
             return self.ping().await;
         }
-        *flight = None;
+        self.flight = None;
+        let tracked = self.tracked;
         tracked.metrics().round_seconds.observe(launched_at.elapsed().as_secs_f64());
         if tracked.barrier.is_up() {
             tracked.barrier.answered(tracked.since_origin_us(launched_at));
@@ -251,12 +228,8 @@ impl TrackingConnection {
     }
 
     /// Starts a round if one is wanted and none is in flight.
-    async fn launch(
-        &mut self,
-        tracked: &TrackingState,
-        flight: &mut Option<PendingRound>,
-    ) -> Result<(), StoreError> {
-        if flight.is_some() {
+    async fn launch(&mut self) -> Result<()> {
+        if self.flight.is_some() {
             return Ok(());
         }
         if self.is_single_threaded {
@@ -265,12 +238,12 @@ impl TrackingConnection {
             // the others look for work.
             yield_now().await;
         }
-        if tracked.barrier.launch(&mut self.carried).is_some() {
-            tracked.metrics().rounds.inc();
+        if self.tracked.barrier.launch(&mut self.carried).is_some() {
+            self.tracked.metrics().rounds.inc();
             self.question.keep_owned_name();
             let unread = self.pack_reads();
-            *flight =
-                Some(PendingRound { launched_at: Instant::now(), unread, left: self.pings - 1 });
+            let (launched_at, left) = (Instant::now(), self.pings - 1);
+            self.flight = Some(PendingRound { launched_at, unread, left });
             if unread == 0 {
                 return self.ping().await;
             }
@@ -295,44 +268,38 @@ impl TrackingConnection {
 
     /// The socket buffer is empty, because one `PING` is outstanding at a time, so this does not
     /// block.
-    async fn ping(&mut self) -> Result<(), StoreError> {
+    async fn ping(&mut self) -> Result<()> {
         self.wire.send(&self.question.bytes).await
     }
-}
 
-/// Takes the answer to the next read that the round carries. A server that refuses the read, such
-/// as a master of a cluster while the slot migrates, does not track that key. The key is evicted,
-/// so that its reader does not keep what it reads.
-fn take_read(
-    tracked: &TrackingState,
-    carried: &[Key],
-    read: &Value,
-    flight: &mut Option<PendingRound>,
-) {
-    let Some(PendingRound { unread, .. }) = flight else { return };
-    if !matches!(read, Value::Int(_))
-        && let Some(key) = carried.len().checked_sub(*unread).and_then(|at| carried.get(at))
-    {
-        tracked.watcher.evict(key.main().as_bytes());
+    /// Takes the answer to the next read that the round carries. A server that refuses the read,
+    /// such as a master of a cluster while the slot migrates, does not track that key. The key is
+    /// evicted, so that its reader does not keep what it reads.
+    fn take_read(&mut self, read: &Value) {
+        let Some(PendingRound { unread, .. }) = &mut self.flight else { return };
+        if !matches!(read, Value::Int(_))
+            && let Some(at) = self.carried.len().checked_sub(*unread)
+            && let Some(key) = self.carried.get(at)
+        {
+            self.tracked.watcher.evict(key.main().as_bytes());
+        }
+        *unread -= 1;
     }
-    *unread -= 1;
-}
 
-/// Checks a round that has not been answered. Returns when to check again.
-fn check_round(
-    tracked: &TrackingState,
-    flight: Option<&PendingRound>,
-) -> Result<Instant, StoreError> {
-    let Some(flight) = flight else { return Ok(Instant::now() + tracked.patience) };
-    let waited = flight.launched_at.elapsed();
-    if waited < tracked.patience {
-        return Ok(flight.launched_at + tracked.patience);
+    /// Checks a round that has not been answered. Returns when to check again.
+    fn check_round(&self) -> Result<Instant> {
+        let patience = self.tracked.patience;
+        let Some(flight) = self.flight else { return Ok(Instant::now() + patience) };
+        let waited = flight.launched_at.elapsed();
+        if waited < patience {
+            return Ok(flight.launched_at + patience);
+        }
+        if waited >= HUNG_AFTER {
+            return Err(StoreError::Timeout);
+        }
+        self.tracked.lower();
+        Ok(flight.launched_at + HUNG_AFTER)
     }
-    if waited >= HUNG_AFTER {
-        return Err(StoreError::Timeout);
-    }
-    tracked.lower();
-    Ok(flight.launched_at + HUNG_AFTER)
 }
 
 /// Takes the barrier down and empties the near layer when the connection ends, for whatever reason.
@@ -341,6 +308,6 @@ struct Lost<'t>(&'t TrackingState);
 impl Drop for Lost<'_> {
     fn drop(&mut self) {
         self.0.lower();
-        self.0.flush();
+        self.0.flush_untracked();
     }
 }

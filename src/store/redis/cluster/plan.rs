@@ -15,7 +15,12 @@ use std::{
 
 use redis::Value;
 
-use crate::store::{node_address::NodeAddress, redis::server_info::text_field, slots::SLOTS};
+use crate::store::{
+    NodeAddress, StoreError,
+    errors::Result,
+    redis::{dial::ClusterReplies, server_info::text_field},
+    slots::SLOTS,
+};
 
 /// Maximum number of nodes that are remembered, to be asked.
 const MAX_NODES: usize = 2_000;
@@ -52,16 +57,18 @@ pub(super) struct NodeView {
 }
 
 impl NodeView {
-    /// Parses the replies of a node that was asked at this address. `None` if they are malformed.
-    pub(super) fn parse(
-        asked: &NodeAddress,
-        slots: &Value,
-        nodes: &str,
-        info: &str,
-    ) -> Option<Self> {
+    /// Parses the replies of a node that was asked at this address.
+    pub(super) fn parse(asked: &NodeAddress, replies: &ClusterReplies) -> Result<Self> {
+        Self::from_replies(asked, replies)
+            .ok_or_else(|| StoreError::Refused("its replies do not describe a cluster".into()))
+    }
+
+    fn from_replies(asked: &NodeAddress, (slots, nodes, info): &ClusterReplies) -> Option<Self> {
         let epochs = epochs(nodes);
-        let mut view =
-            Self { current_epoch: field(info, "cluster_current_epoch")?, ..Self::default() };
+        let mut view = Self {
+            current_epoch: text_field(info, "cluster_current_epoch")?.parse().ok()?,
+            ..Self::default()
+        };
         for range in array(slots)? {
             let [Value::Int(first), Value::Int(last), master, replicas @ ..] = array(range)? else {
                 return None;
@@ -167,11 +174,6 @@ fn nodes(views: &[NodeView]) -> (Vec<NodeAddress>, bool) {
     (nodes.into_iter().take(MAX_NODES).cloned().collect(), is_alone)
 }
 
-/// The number after a name in the lines of `CLUSTER INFO`.
-fn field(info: &str, name: &str) -> Option<u64> {
-    text_field(info, name)?.parse().ok()
-}
-
 /// The config epoch of every node, by its id.
 fn epochs<'n>(nodes: &'n str) -> HashMap<&'n str, u64> {
     let epoch =
@@ -235,6 +237,10 @@ mod tests {
         NodeAddress::parse(text).unwrap()
     }
 
+    fn parse(asked: &str, slots: Value, nodes: &str, info: &str) -> Option<NodeView> {
+        NodeView::parse(&address(asked), &(slots, nodes.into(), info.into())).ok()
+    }
+
     fn bulk(text: &str) -> Value {
         Value::BulkString(text.into())
     }
@@ -257,7 +263,7 @@ mod tests {
         });
         let info = format!("cluster_state:ok\r\ncluster_current_epoch:{current_epoch}\r\n");
         let slots = Value::Array(slots.collect());
-        NodeView::parse(&address("a:1"), &slots, &nodes.collect::<String>(), &info).unwrap()
+        parse("a:1", slots, &nodes.collect::<String>(), &info).unwrap()
     }
 
     /// The id of the master that owns a slot.
@@ -283,13 +289,13 @@ mod tests {
         for host in [Value::Nil, bulk(""), bulk("?")] {
             let slots = Value::Array(vec![range(0, 5, vec![node_reply(host, 7000, "m")])]);
             let info = "cluster_current_epoch:1";
-            let view = NodeView::parse(&address("redis.internal:1"), &slots, "", info).unwrap();
+            let view = parse("redis.internal:1", slots, "", info).unwrap();
             assert_eq!(view.masters[0].address, address("redis.internal:7000"));
         }
         let replica = node_reply(bulk("10.0.0.2"), 7001, "r");
         let master = node_reply(bulk("host.name"), 7000, "m");
         let slots = Value::Array(vec![range(0, 5, vec![master, replica])]);
-        let view = NodeView::parse(&address("a:1"), &slots, "", "cluster_current_epoch:1").unwrap();
+        let view = parse("a:1", slots, "", "cluster_current_epoch:1").unwrap();
         let nodes = Plan::of(&[view]).nodes;
         assert_eq!(nodes, [address("10.0.0.2:7001"), address("host.name:7000")]);
     }
@@ -302,7 +308,7 @@ mod tests {
         let master = node_reply(bulk("10.0.0.1"), 6379, "m");
         let slots = Value::Array(vec![range(0, 5, vec![master])]);
         for (asked, expected) in [("10.0.0.1:6379", "10.0.0.2:6379"), ("a:1", "two.host:6379")] {
-            let view = NodeView::parse(&address(asked), &slots, nodes, "cluster_current_epoch:1");
+            let view = parse(asked, slots.clone(), nodes, "cluster_current_epoch:1");
             let nodes = Plan::of(&[view.unwrap()]).nodes;
             assert_eq!(nodes, [address("10.0.0.1:6379"), address(expected)]);
         }
@@ -313,19 +319,19 @@ mod tests {
         let more = Value::Array(vec![bulk("hostname"), bulk(""), bulk("ip"), bulk("10.0.0.3")]);
         let master = Value::Array(vec![bulk("?"), Value::Int(7000), bulk("m"), more]);
         let slots = Value::Array(vec![range(0, 5, vec![master])]);
-        let view = NodeView::parse(&address("a:1"), &slots, "", "cluster_current_epoch:1").unwrap();
+        let view = parse("a:1", slots, "", "cluster_current_epoch:1").unwrap();
         assert_eq!(view.masters[0].address, address("10.0.0.3:7000"));
     }
 
     #[test]
     fn what_is_no_view_is_none() {
-        let parse = |slots: &Value, info| NodeView::parse(&address("a:1"), slots, "", info);
+        let parse = |slots: Value, info| parse("a:1", slots, "", info);
         let epoch = "cluster_current_epoch:1";
-        assert_eq!(parse(&Value::Okay, epoch), None);
-        assert_eq!(parse(&Value::Array(Vec::new()), "cluster_state:ok"), None);
+        assert_eq!(parse(Value::Okay, epoch), None);
+        assert_eq!(parse(Value::Array(Vec::new()), "cluster_state:ok"), None);
         for (first, last) in [(5, 4), (0, 16_384), (-1, 4)] {
             let slots = Value::Array(vec![range(first, last, vec![node_reply(bulk("a"), 1, "m")])]);
-            assert_eq!(parse(&slots, epoch), None, "{first}-{last}");
+            assert_eq!(parse(slots, epoch), None, "{first}-{last}");
         }
         assert_eq!(Plan::of(&[]).masters, []);
     }

@@ -1,4 +1,4 @@
-//! Plan refresh: which nodes are asked, how often, and which answers are used.
+//! Topology refresh: which nodes are asked, how often, and which answers are used.
 //!
 //! A refresh is due once a second, and at once when a node redirected us or a master was lost. A
 //! few nodes are asked at a time: masters that we are connected to, and others. All our masters may
@@ -8,6 +8,8 @@
 //! background, so that no refresh waits for a node that is gone. Nodes that have heard of fewer
 //! epochs than we have are behind, and are not believed unless there has been no other answer for a
 //! long time.
+//!
+//! `jobcache check` asks the seeds once.
 
 use std::{
     collections::BTreeSet,
@@ -24,8 +26,21 @@ use super::{
     Cluster,
     plan::{NodeView, Plan},
 };
-use crate::store::{
-    errors::StoreError, node_address::NodeAddress, redis::temp_connection::ClusterReplies,
+use crate::{
+    clock,
+    config::{ClusterSeeds, Config},
+    observe::metrics::Registry,
+    store::{
+        NodeAddress, StoreError,
+        errors::{DETACHED_TIMEOUT, Result},
+        redis::{
+            dial::{ClusterReplies, Target},
+            shared_keys::live_records,
+        },
+        slots::slot_of,
+        words::unix_ms,
+    },
+    tls::TlsMetrics,
 };
 
 /// Between two refreshes without a request.
@@ -63,7 +78,7 @@ pub(in crate::store::redis) async fn refresh_topology(cluster: Arc<Cluster>) -> 
         }
         sleep(REFRESH_PAUSE).await;
         let every = if cluster.is_degraded() { REFRESH_EVERY_DEGRADED } else { REFRESH_EVERY };
-        let _ = timeout(every, cluster.refreshes.wanted()).await;
+        let _ = timeout(every, cluster.refreshes.wanted.notified()).await;
     }
 }
 
@@ -123,26 +138,22 @@ impl Cluster {
 
     /// Returns the masters that we are connected to, and all other nodes.
     fn masters_and_others(&self) -> (Vec<NodeAddress>, Vec<NodeAddress>) {
-        let map = self.slot_map.read();
-        let up = map.masters().filter(|(_, shard)| shard.is_up());
-        let masters: Vec<NodeAddress> = up.map(|(address, _)| address.clone()).collect();
-        let nodes: BTreeSet<&NodeAddress> = map.nodes().iter().chain(&self.seeds).collect();
+        let map = self.slot_map();
+        let up = map.plan.masters.iter().zip(&map.shards).filter(|(_, shard)| shard.is_up());
+        let masters: Vec<NodeAddress> = up.map(|(master, _)| master.address.clone()).collect();
+        let nodes: BTreeSet<&NodeAddress> = map.plan.nodes.iter().chain(&self.seeds).collect();
         let others = nodes.into_iter().filter(|node| !masters.contains(node)).cloned().collect();
         (masters, others)
     }
 
-    async fn query_node(&self, node: &NodeAddress) -> Result<(NodeAddress, NodeView), StoreError> {
-        let replies = timeout(NODE_TIMEOUT, self.cluster_replies(node)).await;
-        let (slots, nodes, info) = replies.unwrap_or(Err(StoreError::Timeout))?;
-        let view = NodeView::parse(node, &slots, &nodes, &info);
-        let view = view
-            .ok_or_else(|| StoreError::Refused("its replies do not describe a cluster".into()))?;
-        Ok((node.clone(), view))
+    async fn query_node(&self, node: &NodeAddress) -> Result<(NodeAddress, NodeView)> {
+        let replies = timeout(NODE_TIMEOUT, self.cluster_replies(node)).await??;
+        Ok((node.clone(), NodeView::parse(node, &replies)?))
     }
 
     /// Uses the connection that there is, else a temporary one.
-    async fn cluster_replies(&self, node: &NodeAddress) -> Result<ClusterReplies, StoreError> {
-        let shard = self.slot_map.read().shard_at(node).cloned();
+    async fn cluster_replies(&self, node: &NodeAddress) -> Result<ClusterReplies> {
+        let shard = self.slot_map().shard_at(node).cloned();
         if let Some(shard) = shard.filter(|shard| shard.is_up()) {
             return shard.cluster_replies().await;
         }
@@ -163,7 +174,7 @@ impl Cluster {
         mut views: Vec<(NodeAddress, NodeView)>,
         is_late: bool,
     ) -> Option<(Plan, Vec<NodeAddress>)> {
-        let epoch = self.slot_map.read().epoch();
+        let epoch = self.slot_map().plan.current_epoch;
         if !is_late {
             views.retain(|(_, view)| view.current_epoch >= epoch);
         }
@@ -174,16 +185,13 @@ impl Cluster {
 
     async fn apply_topology(&self, plan: Plan) {
         let masters = plan.masters.len();
-        let masters_before = self.slot_map.read().shards.len();
-        let gone = self.slot_map.update(plan, self.context.watcher.as_ref(), |master| {
-            info!(node = %master.address, "found a master of the cluster");
-            self.new_shard(master)
-        });
+        let masters_before = self.slot_map().shards.len();
+        let gone = self.update_map(plan);
         if masters != masters_before {
             info!(masters, "the number of masters of the cluster has changed");
         }
         for shard in gone {
-            info!(node = shard.address(), "a node is no longer a master of the cluster");
+            info!(node = shard.state.address, "a node is no longer a master of the cluster");
             shard.requeue_recent().await;
         }
         self.context.status_changed.notify_one();
@@ -191,7 +199,43 @@ impl Cluster {
 
     /// Whether a master is not trusted, or a slot has no owner.
     fn is_degraded(&self) -> bool {
-        let map = self.slot_map.read();
+        let map = self.slot_map();
         map.unowned() > 0 || map.shards.iter().any(|shard| !shard.is_up())
     }
+}
+
+/// Asks the seeds for the masters, one after the other. Does not check whether the masters answer,
+/// but reads the records of the sidecars where they do.
+pub(in crate::store::redis) async fn probe_seeds(
+    seeds: &ClusterSeeds,
+    config: &Config,
+) -> Result<Vec<String>> {
+    let target = Target::of_nodes(seeds, config, &TlsMetrics::shared(&mut Registry::default()))?;
+    let mut last_error = StoreError::Down;
+    for (host, port) in &seeds.hosts {
+        let address = NodeAddress::new(host, *port);
+        let view = async {
+            let connection = timeout(DETACHED_TIMEOUT, target.at(&address).connect()).await??;
+            NodeView::parse(&address, &connection.cluster_replies().await?)
+        };
+        match view.await {
+            Ok(view) => return Ok(records(&config.store.prefix, &target, view).await),
+            Err(error) => last_error = error,
+        }
+    }
+    Err(last_error)
+}
+
+/// Returns the records of the sidecars; none if they cannot be read.
+async fn records(prefix: &str, target: &Target, view: NodeView) -> Vec<String> {
+    let plan = Plan::of(&[view]);
+    let owner = plan.owners.get(usize::from(slot_of(prefix.as_bytes()))).copied().flatten();
+    let master = owner.and_then(|index| plan.masters.get(usize::from(index)));
+    let Some(master) = master else { return Vec::new() };
+    let records = async {
+        let connection = target.at(&master.address).connect().await?;
+        connection.asking(&live_records(prefix, unix_ms(clock::now()))).await
+    };
+    let records = timeout(DETACHED_TIMEOUT, records).await;
+    records.ok().and_then(Result::ok).unwrap_or_default()
 }

@@ -3,20 +3,19 @@
 use std::{sync::LazyLock, time::Duration};
 
 use bytes::Bytes;
-use redis::{FromRedisValue, Script, ScriptInvocation, Value};
+use redis::{Script, ScriptInvocation, Value};
 use sha1_smol::Sha1;
 use tokio::time::timeout;
 
-use super::{Membership, Session};
+use super::Session;
 use crate::{
     mutants,
     store::{
-        errors::StoreError,
-        key_state::{KeyState, LeaseState},
-        lease::{Grant, Lease, LeaseGuard},
-        receipt::{KeyReceipt, RemovedEntry},
-        redis::classify::DETACHED_TIMEOUT,
-        words::{Fill, Key, Replacement, Seen, StoredValue, Token, millis},
+        Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState, RemovedEntry, Seen, StoreError,
+        StoredValue, Token,
+        errors::{DETACHED_TIMEOUT, Result},
+        words::{EntryChange, LeaseGuard, millis},
+        write::{KeyOp, WriteStep},
     },
 };
 
@@ -49,26 +48,23 @@ type EndReply = (bool, usize, bool, String, String, String);
 
 impl Session {
     /// Reads the value of a key: one round trip, no script.
-    pub(in crate::store::redis) async fn read(&self, key: &Key) -> Result<Seen, StoreError> {
+    pub(crate) async fn read(&self, key: &Key) -> Result<Seen> {
         let mut pipeline = redis::pipe();
         pipeline.cmd("MGET").arg(key.main()).arg(key.companion("meta"));
         pipeline.cmd("PEXPIRETIME").arg(key.main());
-        if self.membership == Membership::Master {
+        if self.is_in_cluster {
             // A master that is handing over to its replica (`CLUSTER FAILOVER`) answers writes only
             // after the handover, and then with `MOVED`. So the answer proves that nobody else was
             // the master when the value was read. It changes nothing: no expiry is before 1 ms.
             pipeline.cmd("PEXPIREAT").arg(key.main()).arg(1).arg("GT").ignore();
         }
-        let call = |mut connection| async move {
-            pipeline.query_async::<ReadReply>(&mut connection).await
-        };
         let in_grace = self.is_in_grace();
-        let reply = self.call(call).await?;
+        let reply = pipeline.query_async::<ReadReply>(&mut self.requests()).await?;
         Ok(self.seen(stored(reply), in_grace))
     }
 
     /// Reads all keys of a job: one round trip, no script.
-    pub(in crate::store::redis) async fn inspect(&self, key: &Key) -> Result<KeyState, StoreError> {
+    pub(crate) async fn inspect(&self, key: &Key) -> Result<KeyState> {
         let (lease, fence) = (key.companion("lease"), key.companion("fence"));
         let mut pipeline = redis::pipe();
         pipeline.cmd("MGET").arg(key.main()).arg(key.companion("meta"));
@@ -76,12 +72,9 @@ impl Session {
         pipeline.cmd("TYPE").arg(key.main());
         // Only the existence of the fence counts, whatever its type, as in `lease.lua`.
         pipeline.cmd("GET").arg(&lease).cmd("PTTL").arg(&lease).cmd("PTTL").arg(&fence);
-        let call = |mut connection| async move {
-            pipeline.query_async::<InspectReply>(&mut connection).await
-        };
         let in_grace = self.is_in_grace();
         let (read, expires_at_ms, kind, lease, lease_left_ms, fence_left_ms) =
-            self.call(call).await?;
+            pipeline.query_async::<InspectReply>(&mut self.requests()).await?;
         let is_placeholder = read[0].as_ref().is_some_and(Vec::is_empty);
         let lease = lease.map(|token| {
             let token = Token(String::from_utf8_lossy(&token).into());
@@ -97,112 +90,93 @@ impl Session {
     }
 
     /// Requests the lease for which `hold` was made.
-    pub(in crate::store::redis) async fn lease(
+    pub(crate) async fn lease(
         &self,
         (key, token, hold): (Key, Token, LeaseGuard),
         lease: Duration,
         refused: Option<&StoredValue>,
-    ) -> Result<Grant, StoreError> {
+    ) -> Result<Grant> {
         let granted_at_ms = self.now_ms();
-        let mut invocation = LEASE.key(key.main());
-        for role in ["meta", "lease", "fence"] {
-            invocation.key(key.companion(role));
-        }
+        let mut invocation = on_all_keys(&LEASE, &key);
         invocation.arg(token.as_str()).arg(millis(lease));
         invocation.arg(refused.map(|stored| stored.expires_at_ms.to_string()).unwrap_or_default());
         let in_grace = self.is_in_grace();
-        let reply: Vec<Value> = self.invoke(invocation).await?;
+        let reply: Vec<Value> = invocation.invoke_async(&mut self.requests()).await?;
         let epoch = self.epoch.clone();
         self.grant(&reply, Lease { key, token, epoch, granted_at_ms, hold }, in_grace)
     }
 
-    pub(in crate::store::redis) async fn fill(
+    pub(crate) async fn fill(
         &self,
         lease: &Lease,
         body: &Bytes,
         meta: &str,
         ttl: Duration,
         lease_time: Duration,
-    ) -> Result<Fill, StoreError> {
+    ) -> Result<Fill> {
         let key = &lease.key;
         let mut invocation = FILL.key(key.main());
         invocation.key(key.companion("meta")).key(key.companion("lease"));
         invocation.arg(lease.token.as_str()).arg(&body[..]).arg(meta);
         invocation.arg(millis(ttl)).arg(millis(lease_time));
-        self.invoke(invocation).await.map(filled)
+        Ok(filled(invocation.invoke_async(&mut self.requests()).await?))
     }
 
-    pub(in crate::store::redis) async fn begin(
-        &self,
-        key: &Key,
-        write: &Token,
-        fence: Duration,
-    ) -> Result<(), StoreError> {
-        self.on_all_keys::<i64>(&BEGIN, key, write, fence).await.map(drop)
-    }
-
-    /// Ends a write on a key, and returns what was stored there.
-    pub(in crate::store::redis) async fn end(
-        &self,
-        key: &Key,
-        write: &Token,
-        linger: Duration,
-    ) -> Result<KeyReceipt, StoreError> {
-        let reply: EndReply = self.on_all_keys(&END, key, write, linger).await?;
-        let (exists, size, filling, generation, stored_at_ms, age_ms) = reply;
+    /// Takes one step of a write. Its end returns what was stored under the key.
+    pub(crate) async fn run(&self, op: KeyOp<'_>) -> Result<KeyReceipt> {
+        let script = match op.step {
+            WriteStep::Begin => &BEGIN,
+            WriteStep::End => &END,
+        };
+        let mut invocation = on_all_keys(script, op.key);
+        invocation.arg(op.write.as_str()).arg(millis(op.fence));
+        if op.step == WriteStep::Begin {
+            invocation.invoke_async::<i64>(&mut self.requests()).await?;
+            return Ok(KeyReceipt::default());
+        }
+        let (exists, size, filling, generation, stored_at_ms, age_ms): EndReply =
+            invocation.invoke_async(&mut self.requests()).await?;
         let times = [stored_at_ms, age_ms].map(|time| time.parse().ok());
         let entry = || RemovedEntry::new(size, &generation, times, self.now_ms());
         Ok(KeyReceipt { entry: exists.then(entry), filling })
     }
 
-    async fn on_all_keys<T: FromRedisValue>(
-        &self,
-        script: &Script,
-        key: &Key,
-        write: &Token,
-        time: Duration,
-    ) -> Result<T, StoreError> {
-        let mut invocation = script.key(key.main());
-        for role in ["meta", "lease", "fence"] {
-            invocation.key(key.companion(role));
-        }
-        invocation.arg(write.as_str()).arg(millis(time));
-        self.invoke(invocation).await
-    }
-
-    pub(in crate::store::redis) async fn release(&self, key: &Key, token: &Token) {
+    pub(crate) async fn release(&self, key: &Key, token: &Token) {
         let mut invocation = RELEASE.key(key.main());
         invocation.key(key.companion("lease")).arg(token.as_str());
         // If the release is lost, the lease expires on its own.
-        let _ = timeout(DETACHED_TIMEOUT, self.invoke::<i64>(invocation)).await;
+        let mut requests = self.requests();
+        let released = invocation.invoke_async::<i64>(&mut requests);
+        let _ = timeout(DETACHED_TIMEOUT, released).await;
     }
 
-    pub(in crate::store::redis) async fn admit(
+    /// Changes an entry, if it is still the very entry that was seen.
+    pub(crate) async fn change(
         &self,
         key: &Key,
-        seen: &StoredValue,
+        stored: &StoredValue,
         generation: &str,
-        pair: &str,
-        served_at_ms: i64,
-    ) -> Result<Fill, StoreError> {
-        let mut invocation = compare_and_set(&ADMIT, key, seen, generation);
-        invocation.arg(pair).arg(served_at_ms);
-        self.invoke(invocation).await.map(filled)
+        seen_at_ms: i64,
+        change: EntryChange<'_>,
+    ) -> Result<Fill> {
+        let script = match change {
+            EntryChange::Admit(_) => &ADMIT,
+            EntryChange::Replace(_) => &REPLACE,
+        };
+        let mut invocation = script.key(key.main());
+        invocation.key(key.companion("meta")).key(key.companion("fence"));
+        invocation.arg(Sha1::from(&stored.body).digest().to_string());
+        invocation.arg(stored.expires_at_ms).arg(generation);
+        match change {
+            EntryChange::Admit(caller) => invocation.arg(caller).arg(seen_at_ms),
+            EntryChange::Replace(new) => {
+                invocation.arg(&new.body[..]).arg(new.meta).arg(new.expires_at_ms)
+            }
+        };
+        Ok(filled(invocation.invoke_async(&mut self.requests()).await?))
     }
 
-    pub(in crate::store::redis) async fn replace(
-        &self,
-        key: &Key,
-        seen: &StoredValue,
-        generation: &str,
-        new: Replacement<'_>,
-    ) -> Result<Fill, StoreError> {
-        let mut invocation = compare_and_set(&REPLACE, key, seen, generation);
-        invocation.arg(&new.body[..]).arg(new.meta).arg(new.expires_at_ms);
-        self.invoke(invocation).await.map(filled)
-    }
-
-    fn grant(&self, reply: &[Value], lease: Lease, in_grace: bool) -> Result<Grant, StoreError> {
+    fn grant(&self, reply: &[Value], lease: Lease, in_grace: bool) -> Result<Grant> {
         let bytes = |at: usize| match reply.get(at) {
             Some(Value::BulkString(value)) => Bytes::copy_from_slice(value),
             _ => Bytes::new(),
@@ -228,26 +202,13 @@ impl Session {
             other => Err(StoreError::Refused(format!("lease.lua answered {other:?}"))),
         }
     }
-
-    async fn invoke<T: FromRedisValue>(
-        &self,
-        invocation: ScriptInvocation<'_>,
-    ) -> Result<T, StoreError> {
-        self.call(|mut connection| async move { invocation.invoke_async(&mut connection).await })
-            .await
-    }
 }
 
-fn compare_and_set<'s>(
-    script: &'s Script,
-    key: &Key,
-    seen: &StoredValue,
-    generation: &str,
-) -> ScriptInvocation<'s> {
+fn on_all_keys<'s>(script: &'s Script, key: &Key) -> ScriptInvocation<'s> {
     let mut invocation = script.key(key.main());
-    invocation.key(key.companion("meta")).key(key.companion("fence"));
-    invocation.arg(Sha1::from(&seen.body).digest().to_string());
-    invocation.arg(seen.expires_at_ms).arg(generation);
+    for role in ["meta", "lease", "fence"] {
+        invocation.key(key.companion(role));
+    }
     invocation
 }
 
