@@ -72,7 +72,9 @@ async fn forward_write(
     let result = result.map(|InspectedResponse { response, named }| {
         let mut jobs = named.jobs;
         jobs.extend(context.routes.location_targets(&target, &response));
-        let is_claimed = !scope.rules.is_empty() || !scope.names_no_job() || !jobs.is_empty();
+        // What is named elsewhere may be a limit in the query. `count` looks closer.
+        let is_claimed =
+            !scope.rules.is_empty() || scope.names_job_at_its_place() || !jobs.is_empty();
         if response.status().is_success() && !is_claimed {
             context.metrics.unclaimed.count(&context.routes, &method, &target);
         }

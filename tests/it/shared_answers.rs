@@ -309,8 +309,10 @@ async fn a_caller_with_answers_of_its_own_does_not_end_sharing_for_the_others() 
         let body = if headers.contains_key("authorization") { "{}" } else { "{\"login\":1}" };
         with_headers(body, &[])
     });
-    for _ in 0..6 {
-        setup.get(X).await.assert(200, "{\"login\":1}");
+    // A client that asks for a new read replaces an entry as well.
+    for asked in ["max-age=60", "no-cache"].into_iter().cycle().take(8) {
+        let stranger = setup.sidecar.client.request(Method::GET, X);
+        stranger.header("cache-control", asked).send().await.assert(200, "{\"login\":1}");
         get(&setup, A).await.assert(200, "{}");
     }
 

@@ -186,7 +186,7 @@ async fn a_write_at_the_jobs_that_names_none_is_counted_and_reported_once() {
         upstream.respond(path, |_| Some(json(StatusCode::OK, "{}")));
     }
 
-    for path in ["/jobs", "/jobs/", "/jobs/cancel-all", "/jobs/cancel-all", "/"] {
+    for path in ["/jobs", "/jobs/", "/jobs/cancel-all", "/jobs/cancel-all?limit=10", "/"] {
         assert_eq!(post(path).await, 200);
     }
     assert_eq!(unclaimed(&process).await, 5);

@@ -243,6 +243,7 @@ impl Search<'_, '_> {
                 for job in possible_ids(id) {
                     self.named.add_job(job);
                 }
+                self.add_parts(id);
             }
             if !self.named.rules.contains(rule) {
                 self.named.rules.push(Arc::clone(rule));

@@ -142,10 +142,14 @@ impl TargetNames {
 }
 
 impl WriteScope {
-    /// Whether no job is named. A word, as in `/jobs/cancel-all`, is not a job.
+    /// Whether a job is named at its place. A word, as in `/jobs/cancel-all`, is not a job.
+    pub fn names_job_at_its_place(&self) -> bool {
+        self.too_many || !self.jobs.iter().all(|job| JobId::is_word(job.as_str()))
+    }
+
+    /// Whether no job is named.
     pub fn names_no_job(&self) -> bool {
-        let is_word = |job: &JobId| JobId::is_word(job.as_str());
-        !self.too_many && self.elsewhere.is_empty() && self.jobs.iter().all(is_word)
+        !self.names_job_at_its_place() && self.elsewhere.is_empty()
     }
 
     /// Returns all jobs, those at the place of the id first.

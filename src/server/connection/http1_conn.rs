@@ -282,7 +282,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _, duplex};
 
     use super::{InformationalIo, InformationalQueue, InformationalStream};
-    use crate::informational::Informational;
+    use crate::service::Informational;
 
     const HINT: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
 

@@ -162,17 +162,17 @@ fn offer(
     seen: (Found, StoredValue, u64),
 ) -> Lookup {
     let (found, stored, epoch) = seen;
-    if world.server.includes(&found, request.who) && !request.no_cache {
+    let is_included = world.server.includes(&found, request.who);
+    if is_included && !request.no_cache {
         return Lookup::Hit(found.body);
     }
     let sidecar = &world.sidecars[at];
-    if sidecar.replaced_by(request.who) >= REPLACEMENTS
-        || found.audience() >= world.scenario.audience
-    {
+    let is_full = found.audience() >= world.scenario.audience;
+    if !is_included && (is_full || sidecar.replaced_by(request.who) >= REPLACEMENTS) {
         return Lookup::Pass;
     }
     let Found { body, generation, .. } = found;
-    let known = Known { body, stored, generation: generation.clone(), epoch };
+    let known = Known { body, stored, generation: generation.clone(), epoch, is_included };
     let target = Target::Entry { known, refresh: request.no_cache };
     if request.no_cache {
         return led(request, sidecar.flights.next(request.who), target);

@@ -254,6 +254,8 @@ fn a_rule_makes_a_write_of_a_path_that_names_no_job() {
     check("POST /a\nx-original-url: /uploads/7/finish", "write: 7 by 2 3");
     check("POST /uploads/007/finish", "write: 7 by 2 3");
     check("POST /uploads/a:b/finish", "write: by 2 3");
+    check("POST /uploads/7,8/finish", "write: 7 8 by 2 3");
+    check("POST /uploads/AB1/finish", "write: AB1 ab1 by 2 3");
     check("POST /jobs/7/copy", "write: 7 by 4");
     check("PUT /jobs/7/copy", "write: 7");
     check("POST /jobs", "pass: path");
