@@ -52,7 +52,8 @@ pub(super) async fn store(world: Rc<World>, at: usize, lead: Lead, body: String)
             admit(&world, at, reader, who, known).await;
         }
         Target::Entry { known, refresh } => {
-            if !known.is_included && !(refresh && known.body == body) {
+            let is_same = refresh && known.body == body;
+            if !known.is_included && !is_same {
                 *world.sidecars[at].replaced.borrow_mut().entry(who).or_default() += 1;
             }
             let (generation, epoch) = (format!("{reader}-new"), known.epoch);
