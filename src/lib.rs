@@ -22,8 +22,9 @@
 //!
 //! # Reading order
 //!
-//! Imports run one way: `main -> lib -> {server, admin, reload, demo} -> warm -> proxy -> {upstream,
-//! cache} -> store`. `cache` never imports `upstream`: it hands `proxy` a lease, and `proxy` fetches.
+//! Read [`store`] and [`proxy`] next. Imports run one way: `main -> demo -> lib -> {server, reload} ->
+//! admin -> warm -> proxy -> {upstream, cache} -> store`. `cache` never imports `upstream`: it hands
+//! `proxy` a lease, and `proxy` fetches.
 
 pub mod admin;
 pub mod cache;

@@ -5,6 +5,8 @@
 //! abort or hang-up stays counted for ever. The gauge of the quota is the counter that it enforces:
 //! the metric cannot differ from the limit in force.
 //!
+//! [`BufferedFrames`] and [`with_permit`] tie bytes in memory to the permit that they take up.
+//!
 //! The caller decides what happens at a limit.
 
 use std::{

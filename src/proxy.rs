@@ -4,7 +4,7 @@
 //!
 //! 1. `headers` drops the forwarding fields of a peer that is not trusted, `framing` refuses a
 //!    message that two readers could take differently, and any other request takes a permit of the
-//!    `server.max_requests` quota.
+//!    `server.max_requests` quota until its response begins.
 //! 2. [`route`](crate::semantics::route) classifies the request from its head alone: read, write or
 //!    pass.
 //! 3. `read` answers a read of a job from this process, from the store, or by one upstream read
@@ -18,8 +18,9 @@
 //!
 //! The other parts support these steps. `proxy_context` has what every step needs, and turns a
 //! client's message into ours and back. `body` streams and captures response bodies. `repeat_hit`
-//! answers a repeated request below hyper, `prefetch` reads a job before a client asks for it, and
-//! `verify` checks hits against the upstream.
+//! answers a repeated request below hyper, past step 1 and without a permit: it reads only this
+//! process. `prefetch` reads a job before a client asks for it, and `verify` checks hits against the
+//! upstream.
 //!
 //! Decided elsewhere: what may be stored and who may receive it (`cache`), connections, timeouts
 //! and retries (`upstream`), sockets and HTTP parsing (`server`).
@@ -72,8 +73,8 @@ use crate::{
 /// Answers the requests of clients under one configuration.
 ///
 /// A request keeps its `Proxy` until it ends, so a reload never changes the rules in the middle of
-/// a request. A [`revised`](Proxy::revised) proxy shares everything with the old one except what
-/// its configuration sets.
+/// a request. A [`revised`](Proxy::revised) proxy shares connections, flights, quotas, metrics and
+/// tasks with the old one.
 pub struct Proxy {
     context: Arc<ProxyContext>,
     repeat_hits: RepeatHits,
@@ -101,8 +102,8 @@ impl Proxy {
         client: Peer,
         informational: Informational,
     ) -> Answered<Body, RepeatHit> {
-        // Before anything reads the headers: jobcache must distinguish callers by the same fields
-        // that the upstream will see.
+        // Before anything decides by the headers: jobcache must distinguish callers by the same
+        // fields that the upstream will see.
         if !client.is_trusted {
             headers::strip_forwarded(request.headers_mut());
         }
@@ -209,12 +210,13 @@ impl Proxy {
         &self.repeat_hits
     }
 
-    /// Registers an open client connection. Its requests follow one another.
+    /// Registers an open client connection, to which a login may bind an upstream connection. Its
+    /// requests must follow one another.
     pub(crate) fn open_connection(&self) -> ConnectionId {
         self.context.upstream.open_client()
     }
 
-    /// Closes what belongs to a client connection that is now closed.
+    /// Closes the upstream connection that is bound to a client connection, which is now closed.
     pub(crate) fn close_connection(&self, connection: ConnectionId) {
         self.context.upstream.close_client(connection);
     }

@@ -1,5 +1,5 @@
 //! What HTTP, the routes and the settings mean for one message. Pure: no clock, no network, no
-//! store, and no import of another part of jobcache.
+//! store, and of the other parts of jobcache only `transport`, for the peer of a request.
 
 pub mod audience;
 pub mod headers;

@@ -42,7 +42,8 @@
 //!
 //! - A write that was answered while the server had not confirmed its end (cut off, hung, refusing
 //!   writes): this sidecar bypasses the job until it is confirmed; other sidecars may serve the
-//!   older body until its TTL ends. After a restart or failover this needs more than the grace. The purge webhook answers 503 instead of reporting success.
+//!   older body until its TTL ends. After a restart or failover that happens only if this sidecar is
+//!   cut off for longer than the grace. The purge webhook answers 503 instead of reporting success.
 //! - A deposed master that still answers, until this sidecar learns of it (at most 1 s, from the
 //!   master itself or from sentinels). What that master confirmed last is then repeated at the new
 //!   one. A sidecar that reaches only the losing side of a split network does not learn of it.

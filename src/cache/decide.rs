@@ -1,4 +1,4 @@
-//! Decides how a read is answered, from facts alone.
+//! Decides how a read ([`LookupRequest`]) is answered, from facts alone.
 //!
 //! Pure: no wait, no clock, no store, and nothing is counted. Lookups of clients and of prefetches, near
 //! entries, and the forecasts of `/explain` collect the facts in their own ways, ask here, and act on

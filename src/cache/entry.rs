@@ -1,4 +1,5 @@
-//! Entries: stored responses, and the answers made from them. Their form in the store is in `meta`.
+//! Entries: stored responses, the answers made from them, and how a later response compares with one.
+//! Their form in the store is in `meta`.
 
 pub mod coding;
 mod head;

@@ -1,4 +1,5 @@
-//! Invalidates jobs: for writes that pass through, and for purges on request.
+//! Invalidates jobs: for writes that pass through, for purges on request, and for comparisons that find
+//! a wrong entry. Writes and reloads that change every job share purges of all.
 //!
 //! The callers in `proxy` and `admin` decide which jobs a write changes and who may purge.
 
@@ -46,8 +47,8 @@ pub enum WriteOutcome {
 pub enum FenceEnd {
     /// The fence falls with this end, apart from the time for which this outcome lets it linger.
     Now(WriteOutcome),
-    /// The fence falls with a later end, when the bodies have ended, or else `upstream.response_timeout` after the
-    /// response head, which came at this time.
+    /// The fence falls with a later end, when the bodies have ended, or else
+    /// `upstream.response_timeout` after the response head, which came at this time.
     WithBodies(Instant),
 }
 

@@ -1,4 +1,5 @@
-//! Looks up a read: collects the facts, has [`decide`] decide, and acts on the decision.
+//! Looks up a read of a client or a prefetch: collects the facts, has [`decide`] decide, and acts on
+//! the decision.
 //!
 //! A lookup reads the store before it joins a flight: joining by job id alone could give a client a
 //! response that was read before a write the client knows of. Entries are read in

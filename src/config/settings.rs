@@ -1,9 +1,10 @@
 //! The table of all settings, one file for each group of them, and what is made from it: the default
 //! configuration, and the known name that is nearest to an unknown one.
 //!
-//! Each group is a [`SettingSection`]. To add a setting, add its field to the configuration and one
-//! entry to a section, then renew the documents: a test names the commands. The order here is the
-//! order of `config/jobcache.toml`, in which the top level has to come before the first table.
+//! Each group is a [`SettingSection`]. To add a setting, add its field to the configuration, a
+//! placeholder to `unset` and one entry to a section, then renew the documents: a test names the
+//! commands. The order here is the order of `config/jobcache.toml`, in which the top level has to come
+//! before the first table.
 
 mod cache_settings;
 mod connection_settings;

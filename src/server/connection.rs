@@ -28,18 +28,18 @@
 //!
 //! | layer | bytes that it sees | may write | why it is there |
 //! |---|---|---|---|
-//! | write timeout | those of the socket | nothing | above TLS it would see TLS accept more than the client reads |
-//! | protocol detection | all that TLS has decrypted | nothing | the first layer that knows what TLS hides |
-//! | header timeout | all, in both directions | nothing | below all that write: a response still on its way is no silence |
-//! | informational | those to the client | 1xx responses | below the fast path: a 1xx that is half written is ended before any answer |
-//! | repeat fast path | all that hyper gets or gives | the whole answer of a hit | next to hyper: it has to know which bytes hyper holds |
+//! | `WriteTimeoutStream` | those of the socket | nothing | above TLS it would see TLS accept more than the client reads |
+//! | `RewoundStream` | all that TLS has decrypted | nothing | the first layer that knows what TLS hides |
+//! | `ProgressStream` | all, in both directions | nothing | below all that write: a response still on its way is no silence |
+//! | `InformationalStream` | those to the client | 1xx responses | below the fast path: a 1xx that is half written is ended before any answer |
+//! | `RepeatStream` | all that hyper gets or gives | the whole answer of a hit | next to hyper: it has to know which bytes hyper holds |
 //! | hyper | those that the fast path leaves | all other answers; 400, 414 and 431 without asking the service | |
 //!
-//! The PROXY protocol header comes before TLS and is read from the write timeout's stream
+//! The PROXY protocol header comes before TLS and is read from the `WriteTimeoutStream`
 //! (`proxy_protocol`); no later layer sees it. All layers are a [`layer::Layer`], which states only
 //! what it changes.
 //!
-//! An HTTP/2 connection ends at the detection: hyper gets the `RewoundStream`. Pings take the place of
+//! On an HTTP/2 connection the `RewoundStream` is the last layer below hyper. Pings take the place of
 //! the header timeout, and each stream has a write timeout of its own.
 //!
 //! # Who owns what
@@ -51,9 +51,9 @@
 //!
 //! | state | written by | read by |
 //! |---|---|---|
-//! | `RequestProgress` | `http1_conn`, header timeout, repeat fast path | the timer of the head, repeat fast path |
-//! | `InformationalQueue` | the service | informational |
-//! | `FastPathState` | `http1_conn`, repeat fast path | both |
+//! | `RequestProgress` | `http1_conn`, `ProgressStream`, `RepeatStream` | the timer of the head, `RepeatStream` |
+//! | `InformationalQueue` | the service | `InformationalStream` |
+//! | `FastPathState` | `http1_conn`, `RepeatStream` | both |
 //!
 //! # Who ends it
 //!

@@ -1,5 +1,5 @@
-//! Metrics of the exchanges with the upstream, of its state and of its connections.
-//! Whether it answers is judged by the exchanges of clients: no probes are sent.
+//! Metrics of the exchanges with the upstream, of its state and of its connections. No probes are sent:
+//! the exchanges of clients show whether it answers.
 
 use std::{
     sync::{

@@ -1,4 +1,4 @@
-//! How long a response may be served.
+//! How long a response may be served, by its head, the settings and the state of the job in its body.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,4 +1,5 @@
-//! The method and the target of a request, or those that a header or the query names instead.
+//! The method and the target of a request, or those that a header or the query names instead: many
+//! frameworks obey the latter, so a `GET` may be a write.
 
 use hyper::{
     HeaderMap, Method, Request,

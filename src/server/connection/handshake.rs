@@ -1,4 +1,4 @@
-//! The begin of a connection: who the client is, TLS, and which protocol it speaks.
+//! The beginning of a connection: who the client is, TLS, and which protocol it speaks.
 //!
 //! The protocol is detected from the first bytes. hyper-util's `auto` is not used: it waits for the 24
 //! bytes of an HTTP/2 preface without any time limit, before hyper's own header timeout begins.

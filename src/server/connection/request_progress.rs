@@ -1,5 +1,5 @@
-//! The progress of the requests on an HTTP/1 connection: by it a head has a time limit, without a cost
-//! per request, and the repeat fast path knows what hyper waits for.
+//! The progress of the requests on an HTTP/1 connection. The time limit of a head follows from it, at
+//! no cost per request, and the repeat fast path learns from it what hyper waits for.
 //!
 //! hyper's own limit (`header_read_timeout`) creates a timer for every head, and polls the
 //! connection once more after every response to set it: a tenth of the cost of a hit. Here requests

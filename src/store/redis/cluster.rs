@@ -2,8 +2,8 @@
 //!
 //! Each master is served as a single Redis is: by a supervisor, a session, an epoch, a tracking
 //! connection and its rounds. A lost master costs its own slots their cache and nothing else. This
-//! module holds what a store with one master does not need: the slot map and its
-//! refresh (`cluster/topology_refresh.rs`).
+//! module holds what a store with one master does not need: the slot map, its refresh
+//! (`cluster/topology_refresh.rs`), and connections to nodes that are not our masters.
 //!
 //! # Why nothing is stale although slots move
 //!

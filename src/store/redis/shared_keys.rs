@@ -1,5 +1,5 @@
-//! The keys that sidecars share, apart from those of jobs: their configurations, and the mark of the
-//! epoch, which tells for how long nothing is a hit in a new one.
+//! The keys that sidecars share, apart from those of jobs: their configurations, the key of the
+//! fingerprints, and the mark of the epoch, which tells for how long nothing is a hit in a new one.
 //!
 //! After a restart or failover every sidecar has to connect, and to repeat the invalidations that the
 //! server has not confirmed, before the first hit. `store.reconnect_grace` is the time for that. It
