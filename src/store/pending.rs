@@ -175,8 +175,11 @@ impl PendingSet {
 
     /// Adds everything of another journal, and returns its records.
     fn insert_live(&self, inner: &mut Inner, live: &LiveRecords) -> Vec<Record> {
-        let keys = live.keys.iter().map(|(key, (write, linger))| (key, write, *linger));
-        let (mut records, _) = self.insert_all(inner, keys);
+        let mut ends = Vec::new();
+        for (key, of_key) in &live.keys {
+            ends.extend(of_key.iter().map(|(write, linger)| (key, write, *linger)));
+        }
+        let (mut records, _) = self.insert_all(inner, ends.into_iter());
         if !live.slots.is_empty() {
             inner.insert_slots(&live.slots);
             records.push(Record::slots_added(&live.slots));

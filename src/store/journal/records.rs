@@ -93,8 +93,8 @@ pub(super) struct JournalContent {
 /// The unconfirmed part of a journal: everything that was added and not confirmed.
 #[derive(Debug)]
 pub(crate) struct LiveRecords {
-    /// Keys, each with the write that set the fence to lift and how long the fence lingers.
-    pub(crate) keys: HashMap<Key, (Token, Duration)>,
+    /// Keys, each with the ends of writes in order: the write, and how long its fence lingers.
+    pub(crate) keys: HashMap<Key, Vec<(Token, Duration)>>,
     /// Slots of which every key is pending.
     pub(in crate::store) slots: SlotSet,
 }
@@ -108,11 +108,10 @@ impl LiveRecords {
                     let linger = Duration::from_millis(linger_ms);
                     let key = Key(key.into());
                     let write = Token(write.into());
-                    // A later end of the same write replaces the linger of the one before. Its record
-                    // has the lingers of other writes in it.
-                    let others = live.keys.get(&key).filter(|(before, _)| *before != write);
-                    let linger = others.map_or(linger, |(_, before)| linger.max(*before));
-                    live.keys.insert(key, (write, linger));
+                    let ends = live.keys.entry(key).or_default();
+                    // A later end of the same write replaces the one before.
+                    ends.pop_if(|(before, _)| *before == write);
+                    ends.push((write, linger));
                 }
                 Record::Confirmed { key } => {
                     live.keys.remove(&Key(key.into()));
@@ -228,7 +227,8 @@ mod tests {
         ];
         let live = LiveRecords::replay(records);
         assert_eq!(live.slots.ranges(), [(0, 0)]);
-        let (write, linger) = &live.keys[&Key("a".into())];
-        assert_eq!((live.keys.len(), write.as_str(), *linger), (1, "w2", Duration::from_secs(9)));
+        let ends = live.keys[&Key("a".into())].iter();
+        let ends: Vec<_> = ends.map(|(write, linger)| (write.as_str(), linger.as_secs())).collect();
+        assert_eq!((live.keys.len(), &ends[..]), (1, &[("w1", 9), ("w2", 0)][..]));
     }
 }

@@ -40,9 +40,6 @@ pub(super) async fn supervise(shard: Arc<ShardState>) {
     loop {
         let session = reconnect(&shard, first_pause, &mut backoff).await;
         let error = serve(&shard, &session, &mut backoff).await;
-        // Before `requeue_recent`: from here on no invalidation counts as confirmed, so it misses
-        // none.
-        session.fail();
         shard.retract(&error);
         shard.requeue_recent().await;
         warn!(store = shard.address, %error, "store is down; all requests go to the upstream");
@@ -61,14 +58,24 @@ impl Drop for SupervisorGuard {
     }
 }
 
-/// Publishes the session. Returns the reason when it can no longer be trusted.
+/// Publishes the session. Returns the reason when it can no longer be trusted, and has failed it: from
+/// then on no invalidation counts as confirmed, so `requeue_recent` misses none.
 async fn serve(shard: &ShardState, session: &SessionHandle, backoff: &mut Duration) -> StoreError {
     info!(epoch = session.epoch.as_str(), "store is up");
     shard.publish(Arc::clone(session));
     *backoff = BACKOFF.0;
+    let end = async {
+        let error = tokio::select! {
+            error = watch(shard, session) => error,
+            error = shard.source.moved(&session.target, session.term) => error,
+        };
+        // Before `track` is dropped: that clears what is near, and readers would ask this server
+        // meanwhile.
+        session.fail();
+        error
+    };
     tokio::select! {
-        error = watch(shard, session) => error,
-        error = shard.source.moved(&session.target, session.term) => error,
+        error = end => error,
         never = keep_record(shard, session) => match never {},
         never = session.end_grace() => match never {},
         never = track(shard, session) => match never {},
