@@ -131,11 +131,12 @@ impl Verdict {
     }
 
     /// Whether the reason depends on what other clients have read. A client that is refused a job,
-    /// or sent to a login page, must not learn from the reason whether there is an entry. Metrics
-    /// and log keep the reason.
+    /// or sent to a login page, must not learn from the reason whether there is an entry, or a read
+    /// under way. Metrics and log keep the reason.
     fn reveals_others(&self) -> bool {
-        use Bypass::{Audience, Shadow, ShadowHit, Uncacheable};
-        matches!(self, Self::Pass(Audience | Uncacheable | Shadow | ShadowHit))
+        use Bypass::{Audience, Leased, NoCache, Shadow, ShadowHit, Uncacheable};
+        let (Self::Pass(why) | Self::Miss { why: Some(why), .. }) = self else { return false };
+        matches!(why, Audience | Leased | NoCache | Shadow | ShadowHit | Uncacheable)
     }
 }
 

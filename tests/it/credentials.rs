@@ -393,15 +393,25 @@ async fn a_redirect_to_a_login_does_not_tell_whether_there_is_an_entry() {
 }
 
 async fn check_refusal(status: StatusCode) {
-    let setup = Setup::with(|config| config.credentials.audience = 1).await;
+    for (audience, asked) in [(1, "max-age=300"), (300, "max-age=300"), (300, "no-cache")] {
+        check_refusal_in(status, audience, asked).await;
+    }
+}
+
+async fn check_refusal_in(status: StatusCode, audience: usize, asked: &str) {
+    let setup = Setup::with(|config| config.credentials.audience = audience).await;
     setup.upstream.respond_to(X, move |headers| match who(headers) {
         ALICE => json(StatusCode::OK, version("x1", 1)),
         _ => json(status, "{}"),
     });
-    let before = get(&setup, EVE).await;
+    let get_as = async |who| {
+        let request = setup.sidecar.client.request(Method::GET, X).header("authorization", who);
+        request.header("cache-control", asked).send().await
+    };
+    let before = get_as(EVE).await;
     warm(&setup, ALICE).await;
     for _ in 0..3 {
-        let after = get(&setup, "Bearer another-stranger").await;
+        let after = get_as("Bearer another-stranger").await;
         assert_eq!(after.status, before.status);
         assert_eq!(after.cache_status(), before.cache_status());
     }
