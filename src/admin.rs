@@ -186,12 +186,17 @@ impl Admin {
             AdminRoute::ShowLogFilter => self.show_log_filter(),
             AdminRoute::SetLogFilter => self.set_log_filter(request.into_body()).await,
             AdminRoute::Explain { id } => self.explainer().explain(id, request.into_body()).await,
+            // Boxed: the futures of purges are large, and other pages should not pay for moving them.
             AdminRoute::PurgeListed => {
                 let caller = caller(&request);
-                self.webhook.purge_listed(request, caller).await
+                Box::pin(self.webhook.purge_listed(request, caller)).await
             }
-            AdminRoute::PurgeOne { id } => self.webhook.purge_one(id, caller(&request)).await,
-            AdminRoute::PurgePath(path) => self.webhook.purge_path(path, caller(&request)).await,
+            AdminRoute::PurgeOne { id } => {
+                Box::pin(self.webhook.purge_one(id, caller(&request))).await
+            }
+            AdminRoute::PurgePath(path) => {
+                Box::pin(self.webhook.purge_path(path, caller(&request))).await
+            }
         }
     }
 

@@ -224,10 +224,11 @@ impl Invalidator {
             FenceEnd::Now(WriteOutcome::Unknown) | FenceEnd::WithBodies(_) => linger,
         };
         let (mut budget, mut brief_budget) = (self.config.budget(), self.config.budget());
-        let ended = join(
+        // Boxed, because most writes name no job elsewhere.
+        let ended = Box::pin(join(
             store.end(&elsewhere, brief, &mut brief_budget),
             store.end(&rest, linger, &mut budget),
-        );
+        ));
         let ended = ended.await;
         if linger > brief {
             self.forget_again(elsewhere.keys().to_vec(), linger);

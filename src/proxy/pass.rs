@@ -95,7 +95,9 @@ pub(super) async fn forward(
     };
     close_if_spent(&mut response, &requester);
     match write.and_then(|write| write.invalidation(upload, &response)) {
-        Some(invalidation) => spawn_write(context, invalidation.conclude(Ok(response))).await,
+        Some(invalidation) => {
+            spawn_write(context, Box::pin(invalidation.conclude(Ok(response)))).await
+        }
         None => Answer::new(response, Verdict::Pass(why)),
     }
 }

@@ -11,7 +11,7 @@
 //! that nothing was done. Whenever the fence has fallen before the bodies ended, the last end still
 //! drops what was stored meanwhile.
 
-use std::{future::Future, sync::Arc, time::Instant};
+use std::{future::Future, pin::Pin, sync::Arc, time::Instant};
 
 use hyper::{
     Request, Response, StatusCode,
@@ -31,7 +31,10 @@ use crate::{
     cache::{EndStage, FenceEnd, InvalidationSource, WriteOutcome},
     mutants::{self, Mutant},
     observe::spans,
-    semantics::route::{WriteScope, WriteTarget},
+    semantics::{
+        job_id::JobId,
+        route::{WriteScope, WriteTarget},
+    },
     store::{Ended, Write},
     upstream::{RequestBody, ResponseBody, RetryPolicy, UploadEnd, UploadOutcome, UpstreamError},
 };
@@ -43,7 +46,8 @@ pub(super) async fn forward(
     request: Request<Incoming>,
     requester: Requester,
 ) -> Answer {
-    spawn_write(context, forward_write(Arc::clone(context), scope, request, requester)).await
+    let write = forward_write(Arc::clone(context), scope, request, requester);
+    spawn_write(context, Box::pin(write)).await
 }
 
 async fn forward_write(
@@ -73,8 +77,9 @@ async fn forward_write(
         let mut jobs = named.jobs;
         jobs.extend(context.routes.location_targets(&target, &response));
         // What is named elsewhere may be a limit in the query. `count` looks closer.
-        let is_claimed =
-            !scope.rules.is_empty() || scope.names_job_at_its_place() || !jobs.is_empty();
+        let is_claimed = !scope.rules.is_empty()
+            || scope.names_job_at_its_place()
+            || jobs.iter().any(|job| !JobId::is_word(job.as_str()));
         if response.status().is_success() && !is_claimed {
             context.metrics.unclaimed.count(&context.routes, &method, &target);
         }
@@ -319,9 +324,11 @@ impl WriteInvalidation {
 
 /// Runs a write in a task of its own: a client that hangs up cancels neither the write nor the
 /// invalidation that must follow it.
+///
+/// The write is boxed: its future is large and is moved several times before it is first polled.
 pub(super) async fn spawn_write(
     context: &ProxyContext,
-    write: impl Future<Output = Answer> + Send + 'static,
+    write: Pin<Box<dyn Future<Output = Answer> + Send>>,
 ) -> Answer {
     match context.tasks.spawn(write.instrument(spans::current())).await {
         Ok(answer) => answer,
