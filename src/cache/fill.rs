@@ -19,7 +19,7 @@ use crate::{
     limits::Quota,
     observe::events::EventKind,
     semantics::{
-        audience::{AudienceMember, Caller, Standing},
+        audience::{AudienceMember, Caller},
         identity::{Identity, RouteIndex},
         policy::{self, Bypass, Freshness, NoStore, StoredHead},
     },
@@ -222,22 +222,21 @@ impl Filler {
         is_refresh: bool,
     ) -> Option<Vec<AudienceMember>> {
         let own = entry.audience().members.to_vec();
-        let (audience, now_ms) = (known.entry.audience(), known.seen.now_ms);
+        let audience = known.entry.audience();
         match known.entry.likeness(entry, &self.config.policy.volatile) {
             // The client asked for a new read: its response replaces the entry even if it is the same.
             Likeness::Same | Likeness::ShorterLived if is_refresh => return Some(own),
             Likeness::Same => return None,
             // The upstream has served this response to the old audience too.
-            Likeness::ShorterLived => return Some(audience.joined_by(caller, now_ms)),
+            Likeness::ShorterLived => return Some(audience.joined_by(caller, known.seen.now_ms)),
             Likeness::OtherHeaders(names) if !is_refresh => {
                 let warnings = &self.state.notes.differing_header_warnings;
                 self.notes.note_differing(warnings, (key, self.config.id(key)), names);
             }
             Likeness::OtherHeaders(_) | Likeness::OtherBody => {}
         }
-        // A caller may replace what is its own as often as it likes.
-        let standing = self.config.fingerprinter.standing(audience, caller, now_ms);
-        if standing != Standing::Included {
+        // A client may renew what is its own as often as it likes.
+        if !(is_refresh && audience.is_own_of(caller)) {
             self.notes.add_replacement(key, caller.credential());
         }
         Some(own)

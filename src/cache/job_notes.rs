@@ -99,8 +99,8 @@ impl JobNotes {
         let audience = entry.audience();
         let is_full = audience.members.len() >= max
             && audience.pairs_of_credential(request.caller) < MAX_PAIRS_OF_CREDENTIAL;
-        let is_barred = self.is_replaced_too_often(&request.key, request.caller.credential());
-        is_barred && standing != Standing::Included || is_full && standing == Standing::Outside
+        self.is_replaced_too_often(&request.key, request.caller.credential())
+            || is_full && standing == Standing::Outside
     }
 
     /// Counts a replacement by a response to this credential.

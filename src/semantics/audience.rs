@@ -162,6 +162,11 @@ impl Audience {
         self.members.iter().any(|member| member.caller.credential == caller.credential)
     }
 
+    /// Returns whether only the caller's credential may get the entry.
+    pub fn is_own_of(&self, caller: Caller) -> bool {
+        !self.public && self.pairs_of_credential(caller) == self.members.len()
+    }
+
     /// Returns how many members have the caller's credential.
     pub fn pairs_of_credential(&self, caller: Caller) -> usize {
         let same = |member: &&AudienceMember| member.caller.credential == caller.credential;

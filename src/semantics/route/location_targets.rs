@@ -13,12 +13,13 @@
 use hyper::{HeaderMap, Request, StatusCode, header::HeaderValue};
 use url::{ParseError, Position, Url};
 
-/// Part of the name of any header by which an answer names another resource: `Location`,
-/// `Content-Location`, and `Operation-Location` for a long-running operation.
-const LOCATION: &str = "location";
+/// Headers by which an answer names another resource. The last two name a long-running operation.
+const LOCATIONS: [&str; 4] =
+    ["location", "content-location", "operation-location", "azure-asyncoperation"];
 
-/// The header that names a long-running operation and has another name.
-const ASYNC_OPERATION: &str = "azure-asyncoperation";
+/// Part of the name of any other such header. It names a resource only if its value has a slash: an
+/// `X-Edge-Location: FRA1` does not.
+const LOCATION: &str = "location";
 
 /// The authority of the base URL. It is never compared.
 const BASE: &str = "http://api";
@@ -47,8 +48,7 @@ impl WriteTarget {
         if !(status.is_success() || status.is_redirection()) {
             return Vec::new();
         }
-        let is_location = |name: &str| name.contains(LOCATION) || name == ASYNC_OPERATION;
-        let lines = headers.iter().filter(|(name, _)| is_location(name.as_str()));
+        let lines = headers.iter().filter(|(name, line)| is_location(name.as_str(), line));
         lines.flat_map(|(_, line)| self.paths_of(line)).collect()
     }
 
@@ -75,6 +75,10 @@ impl WriteTarget {
     }
 }
 
+fn is_location(name: &str, value: &HeaderValue) -> bool {
+    LOCATIONS.contains(&name) || name.contains(LOCATION) && value.as_bytes().contains(&b'/')
+}
+
 #[cfg(test)]
 mod tests {
     use hyper::{Request, Response};
@@ -85,7 +89,7 @@ mod tests {
     #[track_caller]
     fn check_at(path: &str, value: &str, want: &[&str]) {
         let target = WriteTarget::of(&Request::post(path).body(()).unwrap());
-        for name in ["location", "content-location", "x-job-location", "azure-asyncoperation"] {
+        for name in ["location", "content-location", "azure-asyncoperation"] {
             let answer = Response::builder().status(201).header(name, value).body(()).unwrap();
             let named = target.named_by(answer.status(), answer.headers());
             assert_eq!(named, want, "{path} {value}");
@@ -123,6 +127,22 @@ mod tests {
         check("http://a b/jobs/17", "http://a b/jobs/17");
         for value in ["http:///jobs/17", "https:/jobs/17", "http:jobs/17"] {
             check_at("/jobs", value, &["/17", value]);
+        }
+    }
+
+    #[test]
+    fn any_header_with_location_in_its_name_may_name_a_path() {
+        let target = WriteTarget::of(&Request::post("/jobs/").body(()).unwrap());
+        for (name, value, want) in [
+            ("x-job-location", "/jobs/17", Some("/jobs/17")),
+            ("x-job-location", "https://host/jobs/17", Some("/jobs/17")),
+            ("x-edge-location", "FRA1", None),
+            ("x-allocation-id", "7", None),
+            ("link", "/jobs/17", None),
+        ] {
+            let answer = Response::builder().header(name, value).body(()).unwrap();
+            let named = target.named_by(answer.status(), answer.headers());
+            assert_eq!(named.first().map(String::as_str), want, "{name}: {value}");
         }
     }
 

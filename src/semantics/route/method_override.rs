@@ -6,6 +6,8 @@ use hyper::{
     header::{ACCESS_CONTROL_REQUEST_METHOD, HeaderName, HeaderValue},
 };
 
+use percent_encoding::percent_decode_str;
+
 use super::id_parts::{is_named, parameters};
 
 /// Headers by which frameworks let a client name another method (Symfony, Rack, Microsoft). They do
@@ -18,16 +20,16 @@ const METHOD_OVERRIDES: [&str; 3] =
 const METHOD_PARAMETER: &str = "_method";
 
 /// Part of the name of any other header or parameter that names another method (`$httpMethod`,
-/// `_HttpMethod`, `X-Original-Method`). It does so if its value is one of [`UNSAFE_METHODS`]: a
+/// `_HttpMethod`, `X-Original-Method`). It does so if its value is an unsafe method: a
 /// `Payment-Method: card` does not.
 const METHOD: &[u8] = b"method";
 
-/// The registered unsafe methods that APIs of resources use.
-const UNSAFE_METHODS: [&str; 14] = [
+/// Unsafe methods in any letter case: as values they mean little else.
+const UNSAFE_METHODS: [&str; 3] = ["PUT", "PATCH", "DELETE"];
+
+/// Unsafe methods in capitals only, because they are ordinary words too (`delivery_method=post`).
+const UNSAFE_CAPITALS: [&str; 11] = [
     "POST",
-    "PUT",
-    "PATCH",
-    "DELETE",
     "MERGE",
     "COPY",
     "MOVE",
@@ -63,7 +65,9 @@ pub(super) fn overrides<'r>(
     headers: &'r HeaderMap,
 ) -> impl Iterator<Item = &'r [u8]> {
     let in_query = query.into_iter().flat_map(parameters).filter(|(name, value)| {
-        is_named(name, &[METHOD_PARAMETER]) || may_name_method(name, value.as_bytes())
+        let decoded = |text| percent_decode_str(text).decode_utf8_lossy();
+        is_named(name, &[METHOD_PARAMETER])
+            || may_name_method(&decoded(name), decoded(value).as_bytes())
     });
     // One pass costs less than three lookups, which hash each name again.
     let in_headers = headers.iter().filter(|(name, value)| {
@@ -84,10 +88,15 @@ fn may_name_method(name: &str, value: &[u8]) -> bool {
         .as_bytes()
         .windows(METHOD.len())
         .any(|part| part[0].eq_ignore_ascii_case(&METHOD[0]) && part.eq_ignore_ascii_case(METHOD));
+    let value = value.trim_ascii();
+    let is_unsafe_method = || {
+        UNSAFE_METHODS.iter().any(|method| method.as_bytes().eq_ignore_ascii_case(value))
+            || UNSAFE_CAPITALS.iter().any(|method| method.as_bytes() == value)
+    };
     has_method
         // What the method of a later request may be (CORS) says nothing about this one.
         && !name.eq_ignore_ascii_case(ACCESS_CONTROL_REQUEST_METHOD.as_str())
-        && UNSAFE_METHODS.iter().any(|method| method.as_bytes().eq_ignore_ascii_case(value.trim_ascii()))
+        && is_unsafe_method()
 }
 
 /// Whether a header names another URL.
@@ -152,10 +161,14 @@ mod tests {
             check("/jobs/7", Some((name, "GET")), false, false);
             check("/jobs/7", Some((name, "card")), false, false);
         }
-        for query in ["$httpMethod=PATCH", "_HttpMethod=patch", "a=b&method=delete"] {
+        for query in
+            ["$httpMethod=PATCH", "_HttpMethod=patch", "a=b&%6Dethod=delete", "method=POST"]
+        {
             check(&format!("/jobs/7?{query}"), None, true, true);
         }
-        check("/jobs/7?method=fast&a=DELETE", None, false, false);
+        for query in ["method=fast&a=DELETE", "delivery_method=post", "method=Link"] {
+            check(&format!("/jobs/7?{query}"), None, false, false);
+        }
         check("/jobs/7", Some(("Access-Control-Request-Method", "PUT")), false, false);
         check("/jobs/7", Some(("X-Metho", "PUT")), false, false);
     }

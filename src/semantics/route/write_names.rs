@@ -159,13 +159,14 @@ impl WriteScope {
 }
 
 /// Returns the parameters of a query that look as if they named jobs. A write drops whatever any
-/// parameter names, but `?limit=10` does not say which jobs it changes.
+/// parameter names, but `?limit=10` does not say which jobs it changes, while a list does.
 fn naming_parameters(query: &str) -> String {
-    let is_naming = |name: &str| {
+    let is_naming = |(name, value): &(&str, &str)| {
         let name = percent_decode_str(name).decode_utf8_lossy().to_ascii_lowercase();
-        name.is_empty() || name.contains("id") || name.contains("job")
+        let is_list = percent_decode_str(value).any(|byte| byte == b',');
+        is_list || name.is_empty() || name.contains("id") || name.contains("job")
     };
-    let naming = parameters(query).filter(|(name, _)| is_naming(name));
+    let naming = parameters(query).filter(is_naming);
     naming.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&")
 }
 
@@ -191,6 +192,7 @@ mod tests {
         check("/jobs/cancel-all?limit=10&ts=2026-11-30", Some("/jobs/cancel-all"));
         check("/jobs/cancel-all?job_ids=7", None);
         check("/jobs/cancel-all?7", None);
+        check("/jobs/cancel?targets=7%2C8", None);
         check("/jobs:batchCancel", Some("/jobs:batchCancel"));
         check("/jobs/a%20b", Some("/jobs/{any}"));
         check(&format!("/jobs/{}", "9".repeat(200)), Some("/jobs/{id}"));

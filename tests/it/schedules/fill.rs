@@ -34,8 +34,8 @@ pub(super) struct Known {
     pub(super) stored: StoredValue,
     pub(super) generation: String,
     pub(super) epoch: u64,
-    /// Whether the reader belongs to the audience.
-    pub(super) is_included: bool,
+    /// Whether the reader is the only one in the audience.
+    pub(super) is_own: bool,
 }
 
 /// Runs as its own actor, because the client has already been answered.
@@ -52,8 +52,7 @@ pub(super) async fn store(world: Rc<World>, at: usize, lead: Lead, body: String)
             admit(&world, at, reader, who, known).await;
         }
         Target::Entry { known, refresh } => {
-            let is_same = refresh && known.body == body;
-            if !known.is_included && !is_same {
+            if !(refresh && (known.is_own || known.body == body)) {
                 *world.sidecars[at].replaced.borrow_mut().entry(who).or_default() += 1;
             }
             let (generation, epoch) = (format!("{reader}-new"), known.epoch);

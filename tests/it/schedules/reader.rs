@@ -168,11 +168,12 @@ fn offer(
     }
     let sidecar = &world.sidecars[at];
     let is_full = found.audience() >= world.scenario.audience;
-    if !is_included && (is_full || sidecar.replaced_by(request.who) >= REPLACEMENTS) {
+    if sidecar.replaced_by(request.who) >= REPLACEMENTS || is_full && !is_included {
         return Lookup::Pass;
     }
+    let is_own = is_included && found.audience() == 1;
     let Found { body, generation, .. } = found;
-    let known = Known { body, stored, generation: generation.clone(), epoch, is_included };
+    let known = Known { body, stored, generation: generation.clone(), epoch, is_own };
     let target = Target::Entry { known, refresh: request.no_cache };
     if request.no_cache {
         return led(request, sidecar.flights.next(request.who), target);
