@@ -21,7 +21,7 @@ mod shared_state;
 mod silent_changes;
 
 pub use comparison::{Comparison, ComparisonResult};
-pub use decide::LookupRequest;
+pub use decide::{BeforeLookup, LookupRequest};
 pub use fill::{AbandonReason, FillResult, Filler, LeaderRead, PublishedRead};
 pub use invalidate::{
     EndStage, FenceEnd, InvalidationSource, Invalidator, OUTCOME_UNKNOWN, PurgeAllOutcome,

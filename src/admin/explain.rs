@@ -42,7 +42,7 @@ use self::{
 use super::reply::{Reply, json_reply};
 use crate::{
     cache::{
-        Cache,
+        BeforeLookup, Cache,
         entry::{Entry, Reject},
         forecast::{Forecast, ForecastReport, MissReason, VariantOrigin},
     },
@@ -156,10 +156,18 @@ impl Explainer<'_> {
         now: SystemTime,
     ) -> ExplainVerdict {
         match route {
-            Route::Read(..) if self.cache.fingerprinter().must_bypass(request.headers()) => {
-                ExplainVerdict::pass(Bypass::Credentials)
+            Route::Read(..) => {
+                let facts = BeforeLookup {
+                    has_barred_credential: self
+                        .cache
+                        .fingerprinter()
+                        .must_bypass(request.headers()),
+                    is_off: self.mode == CacheMode::Off,
+                    ..BeforeLookup::default()
+                };
+                let in_mode = || ExplainVerdict::in_mode(self.mode, explained, now);
+                facts.bypass().map_or_else(in_mode, ExplainVerdict::pass)
             }
-            Route::Read(..) => ExplainVerdict::in_mode(self.mode, explained, now),
             Route::Write(_) => ExplainVerdict::write(request.method()),
             Route::Pass(why) => ExplainVerdict::pass(*why),
         }
@@ -187,7 +195,6 @@ fn canonical_id(id: &str) -> Result<JobId, String> {
 impl ExplainVerdict {
     fn in_mode(mode: CacheMode, explained: &ForecastReport, now: SystemTime) -> Self {
         match (mode, explained.forecast) {
-            (CacheMode::Off, _) => Self::pass(Bypass::Off),
             (CacheMode::Shadow, Forecast::Hit(_)) => Self::pass(Bypass::ShadowHit),
             (CacheMode::Shadow, Forecast::Join) => Self::pass(Bypass::Shadow),
             // Shadow mode never refuses a request and never lets one wait.

@@ -52,6 +52,33 @@ impl LookupRequest {
     }
 }
 
+/// What is known about a read of a job before the lookup.
+#[allow(clippy::struct_excessive_bools, reason = "the facts are independent of each other")]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BeforeLookup {
+    /// The request has a body.
+    pub has_body: bool,
+    /// The request has a credential, and those bypass the cache.
+    pub has_barred_credential: bool,
+    /// The upstream knows the user by the connection, so the fields do not say who is asking.
+    pub is_bound: bool,
+    /// The cache is off.
+    pub is_off: bool,
+}
+
+impl BeforeLookup {
+    /// Returns why the read bypasses the cache, if it does.
+    pub fn bypass(self) -> Option<Bypass> {
+        let reasons = [
+            (self.has_body, Bypass::RequestBody),
+            (self.has_barred_credential, Bypass::Credentials),
+            (self.is_bound, Bypass::BoundConnection),
+            (self.is_off, Bypass::Off),
+        ];
+        reasons.into_iter().find_map(|(applies, why)| applies.then_some(why))
+    }
+}
+
 /// The wishes of a read, and the notes of this process about its job.
 #[allow(clippy::struct_excessive_bools, reason = "the facts are independent of each other")]
 #[derive(Clone, Copy, Debug, Default)]

@@ -28,7 +28,9 @@ use super::{
     verify::{self, ComparedBody},
 };
 use crate::{
-    cache::{Comparison, ComparisonResult, LeaderRead, Lookup, LookupRequest, entry::Entry},
+    cache::{
+        BeforeLookup, Comparison, ComparisonResult, LeaderRead, Lookup, LookupRequest, entry::Entry,
+    },
     config::CacheMode,
     observe::{
         events::{EventKind, HitSample},
@@ -80,18 +82,14 @@ pub(super) async fn answer(
 
 /// Returns why a read of a job bypasses the cache, if it does.
 fn bypass(context: &ProxyContext, request: &Request<Incoming>, client: Peer) -> Option<Bypass> {
-    // An HTTP/2 request can have a body without a header that announces it.
-    if !request.body().is_end_stream() {
-        return Some(Bypass::RequestBody);
-    }
-    if context.cache.fingerprinter().must_bypass(request.headers()) {
-        return Some(Bypass::Credentials);
-    }
-    // The upstream knows the user by the connection, so the fields do not say who is asking.
-    if context.upstream.is_bound(client.connection) {
-        return Some(Bypass::BoundConnection);
-    }
-    (context.config.mode == CacheMode::Off).then_some(Bypass::Off)
+    let facts = BeforeLookup {
+        // An HTTP/2 request can have a body without a header that announces it.
+        has_body: !request.body().is_end_stream(),
+        has_barred_credential: context.cache.fingerprinter().must_bypass(request.headers()),
+        is_bound: context.upstream.is_bound(client.connection),
+        is_off: context.config.mode == CacheMode::Off,
+    };
+    facts.bypass()
 }
 
 /// Answers from an entry in this process.
