@@ -3,6 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    time::{Duration, Instant},
 };
 
 use serde::Serialize;
@@ -17,8 +18,8 @@ use crate::{
     wrk::{IDS, Load, Wrk},
 };
 
-/// Warming rounds after which a cache must forward nothing.
-const WARMINGS: usize = 4;
+/// Longest time until a peer serves hits. jobcache serves none for a second after it has found a new Redis.
+const WARM_TIMEOUT: Duration = Duration::from_secs(20);
 /// Accepted share of requests with another result than the load's.
 const TOLERANCE: f64 = 0.01;
 /// Attempts per measurement: on a busy machine Redis can be late, and jobcache then forwards by
@@ -119,15 +120,17 @@ pub(crate) fn weigh(entrant: Entrant, jobs: usize, stage: &Stage) -> Result<Opti
 
 /// Reads all ids until none of the reads reaches the upstream.
 fn warm(peer: &Peer, size: Size, stage: &Stage) -> Result<()> {
-    let mut forwarded = 0;
-    for round in 0..=WARMINGS {
+    let start = Instant::now();
+    let (mut rounds, mut forwarded) = (0, 0);
+    while start.elapsed() < WARM_TIMEOUT {
         let before = upstream_count(stage.upstream)?;
         read_all(peer.address, size, IDS)?;
         forwarded = upstream_count(stage.upstream)? - before;
         // The first round may find everything cached, which proves nothing about the second.
-        if round > 0 && forwarded == 0 {
+        if rounds > 0 && forwarded == 0 {
             return Ok(());
         }
+        rounds += 1;
     }
     Err(format!("serves no hits: forwarded {forwarded} of {IDS} warmed reads").into())
 }
