@@ -24,11 +24,12 @@ pub use comparison::{Comparison, ComparisonResult};
 pub use decide::{BeforeLookup, LookupRequest};
 pub use fill::{AbandonReason, FillResult, Filler, LeaderRead, PublishedRead};
 pub use invalidate::{
-    EndStage, FenceEnd, InvalidationSource, Invalidator, OUTCOME_UNKNOWN, PurgeAllOutcome,
-    PurgeOutcome, PurgeReceipt, PurgeTaskFailed, WriteOutcome,
+    EndStage, FenceEnd, Invalidator, OUTCOME_UNKNOWN, PurgeAllOutcome, PurgeOutcome, PurgeReceipt,
+    PurgeTaskFailed, WriteOutcome,
 };
 pub use lookup::Lookup;
 pub use reader::{CacheReader, NearLookup};
+pub use shared_state::InvalidationSource;
 pub use silent_changes::SilentRoute;
 
 use std::sync::Arc;

@@ -119,7 +119,8 @@ pub async fn run_reloading(
     let export = reloads.take_export();
     let mut registry = Registry::default();
     SpanExport::register(export.as_ref(), &mut registry);
-    let exporter = export.map(|export| export.start(&mut registry)).transpose()?;
+    let exporter =
+        export.map(|export| export.start(config.tls_renew_interval, &mut registry)).transpose()?;
     let (leave, leaving) = watch::channel(false);
     let warming = WarmWorker::new(&config, &mut registry);
     let filter = reloads.filter();

@@ -307,23 +307,24 @@ impl FirstRequest {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Arc;
 
     use hyper::{HeaderMap, StatusCode, header::HeaderValue};
 
     use super::{Informational, InformationalQueue, MAX_QUEUED_BYTES};
 
-    const HINT: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
+    pub(crate) const HINT: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
 
-    fn hint(informational: &Informational) {
+    /// Sends [`HINT`].
+    pub(crate) fn hint(informational: &Informational) {
         let mut headers = HeaderMap::new();
         headers.insert("link", HeaderValue::from_static("</a>"));
         informational.send(StatusCode::EARLY_HINTS, &headers);
     }
 
     #[tokio::test]
-    async fn nothing_enters_the_lane_of_a_request_that_was_answered() {
+    async fn nothing_enters_the_queue_of_a_request_that_was_answered() {
         let queue = Arc::new(InformationalQueue::default());
         let first = queue.open();
         first.clone().close().await;

@@ -22,7 +22,8 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{
     decide::LookupRequest,
     entry::{self, Entry},
-    invalidate::{InvalidationSource, Invalidator},
+    invalidate::Invalidator,
+    shared_state::InvalidationSource,
 };
 use crate::{
     semantics::policy::{self, NoStore, Policy, StoredHead},

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tracing::{debug, error, warn};
 
-use super::shared_state::{CacheConfig, SharedState};
+use super::shared_state::{CacheConfig, InvalidationSource, SharedState};
 use crate::{
     config::Config,
     observe::events::{EventKind, Initiator},
@@ -59,37 +59,6 @@ pub enum EndStage {
     Early,
     /// The write is over. This end is the one that is recorded as an event.
     Last,
-}
-
-/// Cause of an invalidation; a label of its metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InvalidationSource {
-    /// A write, before it is answered.
-    Write,
-    /// A write, after one of its bodies has ended.
-    WriteBody,
-    /// A write or a reload that changes every job.
-    WriteAll,
-    /// A purge of some jobs on request.
-    Purge,
-    /// A purge of all jobs on request.
-    PurgeAll,
-    /// A comparison with the upstream, which has found a wrong entry.
-    Comparison,
-}
-
-impl InvalidationSource {
-    /// Returns the word for metrics, logs and spans.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Write => "write",
-            Self::WriteBody => "write-body",
-            Self::WriteAll => "write-all",
-            Self::Purge => "purge",
-            Self::PurgeAll => "purge-all",
-            Self::Comparison => "evidence",
-        }
-    }
 }
 
 /// Result of a purge of some jobs.

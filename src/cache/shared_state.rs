@@ -239,13 +239,50 @@ impl CacheConfig {
     }
 }
 
+/// Cause of an invalidation; a label of its metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InvalidationSource {
+    /// A write, before it is answered.
+    Write,
+    /// A write, after one of its bodies has ended.
+    WriteBody,
+    /// A write or a reload that changes every job.
+    WriteAll,
+    /// A purge of some jobs on request.
+    Purge,
+    /// A purge of all jobs on request.
+    PurgeAll,
+    /// A comparison with the upstream, which has found a wrong entry.
+    Comparison,
+}
+
+impl InvalidationSource {
+    pub(super) const ALL: [Self; 6] = [
+        Self::Write,
+        Self::WriteBody,
+        Self::WriteAll,
+        Self::Purge,
+        Self::PurgeAll,
+        Self::Comparison,
+    ];
+
+    /// Returns the word for metrics, logs and spans.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Write => "write",
+            Self::WriteBody => "write-body",
+            Self::WriteAll => "write-all",
+            Self::Purge => "purge",
+            Self::PurgeAll => "purge-all",
+            Self::Comparison => "evidence",
+        }
+    }
+}
+
 /// The metrics of the cache.
 pub(crate) struct CacheMetrics {
     pub(super) fills: Counters<1>,
-    /// Invalidations by source: `write`, `write-body` (the second invalidation of a write, at the
-    /// end of its response body), `write-all` (by a rule, or because routes or rules have changed),
-    /// `purge`, `purge-all` or `evidence` (the entry differed from the response of the upstream);
-    /// and by outcome: `confirmed` or `pending`.
+    /// Invalidations by source and by outcome.
     pub(super) invalidations: Counters<2>,
     /// Values under jobcache keys that another program wrote.
     pub(super) foreign_values: Counter,
@@ -264,7 +301,7 @@ pub(crate) struct CacheMetrics {
 
 impl CacheMetrics {
     pub(super) fn register(r: &mut Registry) -> Self {
-        let sources = ["write", "write-body", "write-all", "purge", "purge-all", "evidence"];
+        let sources = InvalidationSource::ALL.map(InvalidationSource::as_str);
         let outcomes = |source| ["confirmed", "pending"].map(|ended| [source, ended]);
         Self {
             fills: r.counters_by(

@@ -228,6 +228,10 @@ impl From<RedisError> for StoreError {
             | ErrorKind::Extension
             | ErrorKind::UnexpectedReturnType
             | ErrorKind::Parse => StoreError::Refused(error.to_string()),
+            ErrorKind::AuthenticationFailed => StoreError::Refused(format!(
+                "{error}; check the user and the password in `store.url`, `store.username` and \
+                 `store.password`"
+            )),
             _ => StoreError::Lost(error.to_string()),
         }
     }

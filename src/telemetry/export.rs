@@ -127,8 +127,13 @@ impl SpanExport {
     }
 
     /// Starts the task. It also sends the spans that are already queued.
-    pub(crate) fn start(self, registry: &mut Registry) -> Result<SpanExportTask, TlsError> {
-        let collector = Collector::new(&self.traces, TlsMetrics::shared(registry))?;
+    pub(crate) fn start(
+        self,
+        tls_renew_interval: Duration,
+        registry: &mut Registry,
+    ) -> Result<SpanExportTask, TlsError> {
+        let metrics = TlsMetrics::shared(registry);
+        let collector = Collector::new(&self.traces, tls_renew_interval, metrics)?;
         info!(to = ?self.traces, "sending spans");
         let (stop, stopped) = oneshot::channel();
         let Self { spans, attributes, traces, counts } = self;

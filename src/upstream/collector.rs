@@ -52,8 +52,12 @@ pub(crate) struct CollectorReply {
 
 impl Collector {
     /// Reads the certificates. Does not connect yet.
-    pub(crate) fn new(traces: &TracesConfig, metrics: TlsMetrics) -> Result<Self, TlsError> {
-        let Config { mut upstream, tls_renew_interval, .. } = Config::default();
+    pub(crate) fn new(
+        traces: &TracesConfig,
+        tls_renew_interval: Duration,
+        metrics: TlsMetrics,
+    ) -> Result<Self, TlsError> {
+        let Config { mut upstream, .. } = Config::default();
         upstream.url.clone_from(&traces.origin);
         upstream.connect_timeout = traces.timeout;
         upstream.tls.ca.clone_from(&traces.ca);

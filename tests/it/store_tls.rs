@@ -176,6 +176,17 @@ async fn what_is_wrong_with_tls_is_said_with_its_mend() {
 }
 
 #[tokio::test]
+async fn a_wrong_password_is_called_one() {
+    let redis = RedisServer::start().await;
+    let url = redis.url().replace("redis://", "redis://nobody:wrong@");
+
+    let verdict = store_verdict(&url, &[]);
+
+    assert!(verdict.contains("authentication failed"), "{verdict}");
+    assert!(verdict.contains("store.password") && !verdict.contains("broke"), "{verdict}");
+}
+
+#[tokio::test]
 async fn a_changed_password_is_used_at_the_next_connection() {
     let redis = RedisServer::start().await;
     let set = async |password: &str| {
