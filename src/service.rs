@@ -1,17 +1,17 @@
 //! The boundary between `server` and the code that answers requests.
 //!
 //! A server knows nothing about what it serves, and a service knows nothing about connections. A
-//! [`Service`] answers requests. Its part [`RepeatFastPath`] is for a request that repeats the header
-//! fields of an earlier request and differs only in its path: then the service needs only what it
-//! kept from the earlier fields. How the server finds out that the fields are the same is the
-//! server's business; here they are the same. Both sides know when a [`Drain`] has begun.
+//! [`Service`] answers requests. Its part [`RepeatFastPath`] is for a request that repeats the
+//! header fields of an earlier request and differs only in its path: then the service needs only
+//! what it kept from the earlier fields. How the server finds out that the fields are the same is
+//! the server's business; a service relies on it. Both sides know when a [`Drain`] has begun.
 //!
-//! Informational (1xx) responses on HTTP/1 pass here too, because hyper's server has no interface for
-//! them. A service gets an [`Informational`] with each request and sends them to the queue of the
-//! connection; a layer below hyper writes the queue (`server/connection/http1_conn.rs`). An
+//! Informational (1xx) responses on HTTP/1 pass here too, because hyper's server has no interface
+//! for them. A service gets an [`Informational`] with each request and sends them to the queue of
+//! the connection; a layer below hyper writes the queue (`server/connection/http1_conn.rs`). An
 //! answer leaves only when the queue is empty, and nothing enters the queue for a request that was
-//! already answered. On HTTP/2 nothing reads such a queue: an [`Informational`] ignores what it is given
-//! there.
+//! already answered. On HTTP/2 nothing reads such a queue: an [`Informational`] ignores what it is
+//! given there.
 
 use std::{
     convert::Infallible,
@@ -36,7 +36,8 @@ use tokio::{
 
 use crate::transport::{ConnectionId, Peer};
 
-/// A service that answers requests. A closure that answers requests is a service without the fast path.
+/// A service that answers requests. A closure that answers requests is a service without the fast
+/// path.
 pub trait Service: RepeatFastPath + Clone + Send + Sync + 'static {
     /// The response body.
     type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static;
@@ -49,7 +50,8 @@ pub trait Service: RepeatFastPath + Clone + Send + Sync + 'static {
         informational: Informational,
     ) -> impl Future<Output = Answered<Self::Body, Self::Repeat>> + Send + 'static;
 
-    /// Registers an HTTP/1 connection. Its requests follow one another, and their peer carries the id.
+    /// Registers an HTTP/1 connection. Its requests follow one another, and their peer carries the
+    /// id.
     fn open_connection(&self) -> Option<ConnectionId> {
         None
     }
@@ -92,7 +94,7 @@ pub struct Answered<B, R> {
 }
 
 /// The result of a repeat that the fast path did not answer. It is also an extension of the request
-/// when that is then served the ordinary way.
+/// if the request is then served the ordinary way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FastPathMiss {
     /// How long the request has already waited for the store.
@@ -101,7 +103,8 @@ pub struct FastPathMiss {
     pub decision: SampleDecision,
 }
 
-/// Whether a request is sampled. The decision is made once per request, wherever that is answered.
+/// Whether a request is sampled. The decision is made once per request, wherever the request is
+/// answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SampleDecision {
     /// Not decided yet; it may never be.

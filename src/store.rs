@@ -20,7 +20,8 @@
 //!    fence refuses new leases while the outcome is unknown, even if the sidecar dies. The write
 //!    **ends** before its response head is passed on: the entry is deleted again. The fence is
 //!    lifted by a last end, once the bodies of request and response have ended, because the
-//!    upstream may commit until then. If the outcome is unknown (timeout, reset), the fence lingers.
+//!    upstream may commit until then. If the outcome is unknown (timeout, reset), the fence
+//!    lingers.
 //! 3. An end that the server has not confirmed makes its job **pending** in this sidecar: the job
 //!    is bypassed, and the end is repeated until it is confirmed.
 //! 4. An entry counts only in the **epoch** (`run_id` and `master_replid` of the server) in which
@@ -33,8 +34,8 @@
 //! has been answered. So they are never older than what Redis would have answered. (With
 //! `near = "bounded"` the `PING` may be up to `near_max_staleness` old.)
 //!
-//! On a Redis Cluster all this holds for each master and its slots; `redis/cluster.rs` explains what
-//! happens when slots move or masters change.
+//! On a Redis Cluster all this holds for each master and its slots; `redis/cluster.rs` explains
+//! what happens when slots move or masters change.
 //!
 //! # The limits
 //!
@@ -42,8 +43,9 @@
 //!
 //! - A write that was answered while the server had not confirmed its end (cut off, hung, refusing
 //!   writes): this sidecar bypasses the job until it is confirmed; other sidecars may serve the
-//!   older body until its TTL ends. After a restart or failover that happens only if this sidecar is
-//!   cut off for longer than the grace. The purge webhook answers 503 instead of reporting success.
+//!   older body until its TTL ends. After a restart or failover that happens only if this sidecar
+//!   is cut off for longer than the grace. The purge webhook answers 503 instead of reporting
+//!   success.
 //! - A deposed master that still answers, until this sidecar learns of it (at most 1 s, from the
 //!   master itself or from sentinels). What that master confirmed last is then repeated at the new
 //!   one. A sidecar that reaches only the losing side of a split network does not learn of it.
@@ -130,7 +132,7 @@ pub async fn probe(config: &config::Config) -> Result<Vec<RecordMismatch>, Store
 /// The store: Redis, or the memory of this process with the same semantics.
 pub struct Store {
     engine: Engine,
-    /// What runs for as long as the store is open.
+    /// Tasks that run for as long as the store is open.
     _background: Vec<AbortOnDropHandle<()>>,
     tokens: Tokens,
     /// Tasks that finish even if their caller is dropped.

@@ -18,7 +18,8 @@ use crate::{
     wrk::{IDS, Load, Wrk},
 };
 
-/// Longest time until a peer serves hits. jobcache serves none for a second after it has found a new Redis.
+/// Longest time until a peer serves hits. jobcache serves none during the grace after it has found
+/// a new Redis (`store.reconnect_grace`).
 const WARM_TIMEOUT: Duration = Duration::from_secs(20);
 /// Accepted share of requests with another result than the load's.
 const TOLERANCE: f64 = 0.01;

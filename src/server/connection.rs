@@ -39,10 +39,10 @@
 //! (`proxy_protocol`); no later layer sees it. All layers are a [`layer::Layer`], which states only
 //! what it changes.
 //!
-//! On an HTTP/2 connection the `RewoundStream` is the last layer below hyper. Pings take the place of
-//! the header timeout, and each stream has a write timeout of its own.
+//! On an HTTP/2 connection the `RewoundStream` is the last layer below hyper. Pings take the place
+//! of the header timeout, and each stream has a write timeout of its own.
 //!
-//! # Who owns what
+//! # Ownership
 //!
 //! [`ClientConnection`] owns the connection, counts it as open, and counts its error. It opens it
 //! (`handshake`: peer, TLS, protocol) and hands the stream to the connection of the protocol
@@ -55,11 +55,12 @@
 //! | `InformationalQueue` | the service | `InformationalStream` |
 //! | `FastPathState` | `http1_conn`, `RepeatStream` | both |
 //!
-//! # Who ends it
+//! # How a connection ends
 //!
-//! The client; a handshake or a head that takes longer than `server.header_timeout`; a write that
-//! waits longer than `server.write_timeout`; hyper, after an error of the client; and a drain, between
-//! two answers (`service.rs`). The timer and the drain are a `side_task`: they cost a request nothing.
+//! A connection is ended by the client; by a handshake or a head that takes longer than
+//! `server.header_timeout`; by a write that waits longer than `server.write_timeout`; by hyper, after
+//! an error of the client; or by a drain, between two answers (`service.rs`). The timer and the drain
+//! are a `side_task`: they cost a request nothing.
 
 mod connection_metrics;
 mod handshake;

@@ -7,13 +7,13 @@
 //! while a round is under way waits for the next one, which is a single `PING` for all of them.
 //!
 //! A round may carry keys. Where the server reports only changes to keys that were read on the
-//! connection, such a round makes it remember a key. Once the reader passes,
-//! news about that key arrives like any other.
+//! connection, such a round makes it remember a key. Once the reader passes, news about that key
+//! arrives like any other.
 //!
 //! The barrier only coordinates: it sends nothing and reads no clock. [`Barrier::launch`] and
 //! [`Barrier::answered`] are for the owner of the connection, [`Barrier::pass`] and
-//! [`Barrier::poll_pass`] for readers. The barrier is up only while the connection is; a reader that
-//! waits when it goes down gets an error.
+//! [`Barrier::poll_pass`] for readers. The barrier is up only while the connection is; a reader
+//! that waits when it goes down gets an error.
 
 use std::{
     future::{Future, poll_fn},

@@ -1,4 +1,5 @@
-//! Why the store gave no answer, and how long a request waits for one.
+//! Errors of the store and of its cluster nodes, and the budget: how long a request waits for an
+//! answer.
 
 use std::{fmt, future::Future, time::Duration};
 
@@ -58,8 +59,8 @@ pub enum StoreError {
     /// A connection that was in use broke.
     #[error("the connection to the store broke: {0}")]
     Lost(String),
-    /// The server answers, but is not one to use: a replica, another master, a server that loads its
-    /// data.
+    /// The server answers, but is not one to use: a replica, another master, a server that loads
+    /// its data.
     #[error("the store cannot be used: {0}")]
     Unusable(String),
     /// TLS could not be set up.
@@ -199,8 +200,8 @@ const NON_LOCAL: &str = "non local key";
 impl From<RedisError> for StoreError {
     fn from(error: RedisError) -> Self {
         match error.kind() {
-            // The `redis` crate has no kind for BUSY: a script has been running for too long, and the
-            // server answers no commands.
+            // The `redis` crate has no kind for BUSY: a script has been running for too long, and
+            // the server answers no commands.
             _ if error.code() == Some("BUSY") => StoreError::Timeout,
             ErrorKind::Server(
                 ServerErrorKind::ReadOnly

@@ -3,11 +3,13 @@
 //! One JSON object per line, appended and synced before the write is answered. The first line names
 //! the store and the prefix (`JournalOwner`). Confirmations are appended without a sync: a lost one
 //! costs one more invalidation. The file is emptied whenever nothing is pending, and rewritten when
-//! it has grown long. A last line that was cut off by a crash is ignored, because its write was never
-//! answered; any other unreadable line makes every job pending, because it may have named any job.
+//! it has grown long. A last line that was cut off by a crash is ignored, because its write was
+//! never answered; any other unreadable line makes every job pending, because it may have named any
+//! job.
 //!
-//! A process locks its file. Another one with the same setting takes `<path>.1`, and so on; each reads
-//! what the others have not confirmed, and takes it over when they end (`journal/siblings.rs`).
+//! A process locks its file. Another one with the same setting takes `<path>.1`, and so on; each
+//! reads what the others have not confirmed, and takes it over when they end
+//! (`journal/siblings.rs`).
 
 pub(super) mod records;
 pub(super) mod siblings;
@@ -80,15 +82,15 @@ struct JournalBatch {
 /// A journal that was opened.
 pub(super) struct OpenedJournal {
     pub(super) journal: Arc<Journal>,
-    /// What this process, or one before it, has left in the file.
+    /// Records that this process, or one before it, has left in the file.
     pub(super) records: Vec<Record>,
     pub(super) siblings: Siblings,
 }
 
 impl Journal {
-    /// Opens and locks the first journal of this path that no other process holds, creating the file
-    /// if there is none, and reads its records. A partial last line is truncated, so that the next
-    /// record does not join it.
+    /// Opens and locks the first journal of this path that no other process holds, creating the
+    /// file if there is none, and reads its records. A partial last line is truncated, so that the
+    /// next record does not join it.
     pub(super) fn open(path: &Path, owner: &JournalOwner) -> io::Result<OpenedJournal> {
         for number in 0..MAX_PROCESSES {
             let numbered = numbered(path, number);
@@ -178,8 +180,8 @@ impl Journal {
         queue.count
     }
 
-    /// Waits until this batch is on the disk, and returns whether it is. A disk that fails or is slow
-    /// is logged: the invalidation is then pending in memory only, and the answer goes out.
+    /// Waits until this batch is on the disk, and returns whether it is. A disk that fails or is
+    /// slow is logged: the invalidation is then pending in memory only, and the answer goes out.
     pub async fn synced(&self, count: u64) -> bool {
         let mut done = self.done.subscribe();
         let in_time = timeout(SYNC_TIMEOUT, done.wait_for(|done| *done >= count)).await.is_ok();

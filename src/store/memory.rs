@@ -311,8 +311,8 @@ impl MemorySlot {
     }
 }
 
-/// Copies the body: the bytes may be part of a much larger buffer, which is counted elsewhere for as
-/// long as they live.
+/// Copies the body: the bytes may be part of a much larger buffer, which is counted elsewhere for
+/// as long as they live.
 fn stored(body: &Bytes, meta: &str, expires_at_ms: i64) -> StoredValue {
     let meta = format!("{meta},\"expires_at_ms\":{expires_at_ms}}}").into();
     StoredValue { body: Bytes::copy_from_slice(body), meta, expires_at_ms }
@@ -326,8 +326,8 @@ fn now_ms() -> i64 {
     unix_ms(clock::now())
 }
 
-/// Returns meta with this caller in its audience: renewed in its place, else added in front. Then it may
-/// replace the oldest of its credential, as in `admit.lua`.
+/// Returns meta with this caller in its audience: renewed in its place, else added in front. Then
+/// it may replace the oldest of its credential, as in `admit.lua`.
 pub(super) fn admitted(meta: &str, caller: &str, served_at_ms: i64) -> String {
     /// Hexadecimal digits of a credential, which is the first half of a caller.
     const CREDENTIAL_DIGITS: usize = 32;

@@ -1,6 +1,6 @@
-//! Metrics of the store: its operations, what is pending, and the breaker that keeps requests from a
-//! store that is down; of near entries, of tracking with the read barrier, and of the masters of a
-//! Redis Cluster.
+//! Metrics of the store: its operations, pending invalidations, and the breaker that keeps requests
+//! from a store that is down. Also those of near entries, of tracking with the read barrier, and of
+//! the masters of a Redis Cluster.
 
 use std::{sync::Arc, time::Duration};
 

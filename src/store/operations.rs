@@ -16,9 +16,9 @@ use super::{
 
 impl Store {
     /// Makes sure that the watcher is notified of the next change to a key. Call it after the key
-    /// was noted ([`NearEntries::note`](super::near::NearEntries::note)) and before it is read; if it
-    /// fails, the value must not be inserted. Costs a round trip if the store reports only changes
-    /// to keys that were read, and none otherwise.
+    /// was noted ([`NearEntries::note`](super::near::NearEntries::note)) and before it is read; if
+    /// it fails, the value must not be inserted. Costs a round trip if the store reports only
+    /// changes to keys that were read, and none otherwise.
     pub async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<()> {
         match &self.engine {
             Engine::Redis(redis) => redis.owner(key)?.follow(key, budget).await,
@@ -57,9 +57,9 @@ impl Store {
         }
     }
 
-    /// Asks for the right to fill a key with an entry of this identity, which the token of the lease
-    /// names. `refused` is a value that the caller has read and found
-    /// not to be an entry of ours; it is deleted if it is still there.
+    /// Asks for the right to fill a key with an entry of this identity, which the token of the
+    /// lease names. `refused` is a value that the caller has read and found not to be an entry of
+    /// ours; it is deleted if it is still there.
     ///
     /// If the answer does not arrive in time, or the caller is dropped while it waits, the lease is
     /// released after the request, on the same connection.

@@ -61,8 +61,8 @@ impl PendingSet {
         Self { limit, journal: None, size: AtomicUsize::new(0), inner: Mutex::default() }
     }
 
-    /// Makes a set of at most `limit` keys that begins with the contents of the journal. Also returns
-    /// the journals of other processes, of which nothing has been read yet.
+    /// Makes a set of at most `limit` keys that begins with the contents of the journal. Also
+    /// returns the journals of other processes, of which nothing has been read yet.
     pub(super) fn with_journal(
         limit: usize,
         path: &Path,
@@ -92,8 +92,8 @@ impl PendingSet {
             || inner.is_pending_in_sibling(key)
     }
 
-    /// Returns the number of pending keys, plus one while whole slots are pending. Those of siblings
-    /// do not count.
+    /// Returns the number of pending keys, plus one while whole slots are pending. Those of
+    /// siblings do not count.
     pub fn len(&self) -> usize {
         self.lock().own_len()
     }
@@ -104,8 +104,8 @@ impl PendingSet {
     }
 
     /// Remembers the unconfirmed invalidation of some keys by one write. With a journal it returns
-    /// when the records are on the disk, or the disk has failed or takes too long. Returns the slots of
-    /// the keys that found no room: every key in them is pending now.
+    /// when the records are on the disk, or the disk has failed or takes too long. Returns the
+    /// slots of the keys that found no room: every key in them is pending now.
     pub(super) async fn add(&self, keys: &[&Key], write: &Token, linger: Duration) -> SlotSet {
         let (overflowed, queued) = self.update(|inner| {
             let keys = keys.iter().map(|key| (*key, write, linger));

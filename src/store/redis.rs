@@ -7,11 +7,11 @@
 //! (`redis/invalidate.rs`) and purges of all ask the topology, and are the same for any number of
 //! shards.
 //!
-//! The retry worker repeats what was not confirmed. The process has one retry queue. An item goes to
-//! the current owner of its key each time it is repeated. A purge of all goes to every master that
-//! owns pending slots, and each confirms its own: a lost master, or a slot without an owner, does not
-//! delay the jobs of the others. Nothing is repeated while no server is trusted; one that becomes
-//! trusted makes everything due.
+//! The retry worker repeats what was not confirmed. The process has one retry queue. An item goes
+//! to the current owner of its key each time it is repeated. A purge of all goes to every master
+//! that owns pending slots, and each confirms its own: a lost master, or a slot without an owner,
+//! does not delay the jobs of the others. Nothing is repeated while no server is trusted; one that
+//! becomes trusted makes everything due.
 
 mod cluster;
 mod dial;
@@ -169,8 +169,8 @@ pub(super) async fn close(engine: &RedisEngine, deadline: Duration) {
     queue.log_remaining();
 }
 
-/// Publishes the status whenever a server becomes trusted or tracked, or stops being so. The store is
-/// up when all masters are trusted and all slots have an owner.
+/// Publishes the status whenever a server becomes trusted or tracked, or stops being so. The store
+/// is up when all masters are trusted and all slots have an owner.
 async fn publish_changes(engine: Arc<RedisEngine>) -> Infallible {
     let StoreContext { metrics, events, retry_queue, .. } = &*engine.context;
     let is_cluster = engine.cluster().is_some();

@@ -1,7 +1,8 @@
 //! The retry queue: invalidations that the store has not confirmed, with their warnings and
 //! metrics.
 //!
-//! The queue only keeps track of what is due; `redis.rs` repeats the invalidations.
+//! The queue only keeps track of what is due; the retry worker (`redis.rs`) repeats the
+//! invalidations.
 //!
 //! Other processes may have the same `pending.journal`: a new process takes over from an old one
 //! while that still runs, and each has a journal of its own. A task reads what the others have not
@@ -135,8 +136,8 @@ impl RetryQueue {
     }
 }
 
-/// Interval between two looks at the siblings. A process that ends, or a job that becomes pending in
-/// one, is known within a second.
+/// Interval between two looks at the siblings. A process that ends, or a job that becomes pending
+/// in one, is known within a second.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Opens the retry queue with the contents of the journal, if one is configured, and watches the
@@ -168,7 +169,8 @@ pub(super) fn open_queue(
 async fn watch_siblings(queue: Weak<RetryQueue>, mut siblings: Siblings) {
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Journals with records that are here but not on the disk yet. They stay locked, and as they are.
+    // Journals with records that are here but not on the disk yet. They stay locked, and as they
+    // are.
     let mut held: Vec<(usize, EndedJournal)> = Vec::new();
     loop {
         look.tick().await;

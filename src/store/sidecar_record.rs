@@ -1,8 +1,10 @@
-//! The configuration that a sidecar records for the others of the same prefix. Pure.
+//! The configuration that a sidecar records for the others of the same prefix, and the warnings
+//! about records that differ. The exchange with Redis is in `redis/shared_keys.rs`.
 //!
-//! Sidecars that share a prefix share entries, and have to agree on what they are of. Each keeps a
-//! record in Redis while it runs; one that finds another configuration there warns. Sidecars with
-//! the same configuration share a record, so the number of records is that of configurations.
+//! Sidecars that share a prefix share entries, and have to agree on what an entry is for. Each
+//! keeps a record in Redis while it runs; one that finds another configuration there warns.
+//! Sidecars with the same configuration share a record, so the number of records is that of
+//! configurations.
 
 use std::{
     fmt, mem,
@@ -28,8 +30,8 @@ pub struct SidecarRecord {
     query: Option<String>,
     /// Hash of the settings that tell callers apart.
     credentials: Option<String>,
-    /// Hash of the upstream's address. Replicas of one API may differ in it, so it counts only where
-    /// no name tells the APIs apart.
+    /// Hash of the upstream's address. Replicas of one API may differ in it, so it counts only
+    /// where no name tells the APIs apart.
     upstream: String,
 }
 
@@ -144,8 +146,8 @@ impl SidecarRecords {
         }
     }
 
-    /// Takes the records that have to be removed. Sidecars that still have such a configuration record it
-    /// again.
+    /// Takes the records that have to be removed. Sidecars that still have such a configuration
+    /// record it again.
     pub(super) fn take_outdated(&self) -> Vec<String> {
         mem::take(&mut *self.outdated.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -76,7 +76,7 @@ impl SlotSet {
         }))
     }
 
-    /// The set of one slot, that of a name.
+    /// The slot of a name, as a set.
     pub(super) fn of_name(name: &[u8]) -> Self {
         let mut set = Self::NONE;
         set.insert(slot_of(name));

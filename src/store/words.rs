@@ -113,8 +113,8 @@ pub struct Seen {
     pub epoch: Epoch,
     /// The current time by the store's clock, in ms since 1970.
     pub now_ms: i64,
-    /// The epoch was too new for hits when the value was asked for: another sidecar may still owe an
-    /// invalidation.
+    /// The epoch was too new for hits when the value was asked for: another sidecar may still owe
+    /// an invalidation.
     pub in_grace: bool,
 }
 

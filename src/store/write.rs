@@ -57,9 +57,9 @@ impl Write {
         self.elsewhere = count.min(self.keys.len());
     }
 
-    /// Returns the keys to renew the fence of while the write runs. One slow upload must not keep many
-    /// jobs uncached, so those that the target names elsewhere are fenced once. They are invalidated at
-    /// the end all the same.
+    /// Returns the keys to renew the fence of while the write runs. One slow upload must not keep
+    /// many jobs uncached, so those that the target names elsewhere are fenced once. They are
+    /// invalidated at the end all the same.
     pub(super) fn renewed(&self) -> &[Key] {
         self.keys.get(self.elsewhere..).unwrap_or_default()
     }

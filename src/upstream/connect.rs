@@ -1,8 +1,10 @@
-//! Connections to the upstream: over TCP, with TLS, or by a unix socket; with the settings of HTTP/1.1
-//! and HTTP/2, the half of a connection that accepts requests, and the target of a request.
+//! Connections to the upstream: over TCP, with TLS, or by a unix socket.
 //!
-//! HTTP/2 is for gRPC only. Nothing else needs it, and HTTP/1.1 passes more on (upgrades, informational
-//! responses) and costs less.
+//! The settings of HTTP/1.1 and HTTP/2, the half of a connection that accepts requests, and the
+//! form of a request's target are here as well, because they differ by version.
+//!
+//! HTTP/2 is for gRPC only. Nothing else needs it, and HTTP/1.1 passes more on (upgrades,
+//! informational responses) and costs less.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -195,7 +197,7 @@ pub(super) struct HttpVersions {
 }
 
 impl HttpVersions {
-    /// With the same limits for responses as for requests. Harmless defects of a response over HTTP/1
+    /// Limits responses as requests are limited. Harmless defects of a response over HTTP/1
     /// are repaired: "A proxy [..] MUST remove any such whitespace" between a name and its colon
     /// (RFC 9112 5.1), and may "replace each received obs-fold with one or more SP octets" (5.2).
     pub(super) fn new(limits: &config::ServerConfig) -> Self {

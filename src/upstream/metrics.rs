@@ -1,5 +1,5 @@
-//! Metrics of the exchanges with the upstream, of its state and of its connections. No probes are sent:
-//! the exchanges of clients show whether it answers.
+//! Metrics of the exchanges with the upstream, of its state and of its connections. No probes are
+//! sent: the exchanges of clients show whether it answers.
 
 use std::{
     sync::{
@@ -148,8 +148,8 @@ struct Health {
     warnings: Throttle,
     /// Failures since the last answer.
     failures: AtomicU32,
-    /// 1 while the upstream is up. Locked while it is set, so that a delayed update cannot overwrite a
-    /// newer one.
+    /// 1 while the upstream is up. Locked while it is set, so that a delayed update cannot
+    /// overwrite a newer one.
     gauge: Mutex<Gauge>,
     events: Arc<Events>,
 }

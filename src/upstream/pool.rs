@@ -1,12 +1,13 @@
 //! Connections that wait for their next request: those of the pool, which any request may use, and
 //! those that belong to one client connection, because a login authenticates the connection.
 //!
-//! A client connection is *bound* from its first login over NTLM, Negotiate or Kerberos, or from the
-//! first answer with `Persistent-Auth`. From then on its requests use a connection that no other
-//! client uses. That connection closes with the client connection, or after `upstream.idle_timeout`
-//! without a request. The client connection stays bound without it: a request without a login gets
-//! a connection for itself, and the client connection ends with the answer, as it would end with
-//! the connection to the API if there were no proxy. The client then logs in again.
+//! A client connection is *bound* from its first login over NTLM, Negotiate or Kerberos, or from
+//! the first answer with `Persistent-Auth`. From then on its requests use a connection that no
+//! other client uses. That connection closes with the client connection, or after
+//! `upstream.idle_timeout` without a request. The client connection stays bound without it: a
+//! request without a login gets a connection for itself, and the client connection ends with the
+//! answer, as it would end with the connection to the API if there were no proxy. The client then
+//! logs in again.
 //!
 //! A request of a client connection that is not known, such as one over HTTP/2, can bind nothing: a
 //! login gets a connection for this one request. The same holds when a quarter of
@@ -156,7 +157,7 @@ pub(super) struct PooledConnection {
     pub(super) home: ConnectionHome,
 }
 
-/// Where a connection goes after its exchange.
+/// The place of a connection after its exchange.
 pub(super) enum ConnectionHome {
     /// The pool, for any request.
     Pool(Arc<Pool>),

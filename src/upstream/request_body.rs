@@ -1,10 +1,10 @@
-//! Requests to the upstream with their bodies, and the end of an upload: a write is complete only when
-//! its upload has ended, which may be after its response.
+//! Requests to the upstream with their bodies, and the end of an upload: a write is complete only
+//! when its upload has ended, which may be after its response.
 //!
-//! The exchange with the upstream ends when the client breaks its upload off. It ends a moment later,
-//! so that an upstream that judges a client by the head alone can still refuse the write. Without its
-//! answer the outcome would be unknown, and a client without any permission could keep jobs uncached
-//! by breaking off uploads.
+//! The exchange with the upstream ends when the client breaks its upload off. It ends a moment
+//! later, so that an upstream that judges a client by the head alone can still refuse the write.
+//! Without its answer the outcome would be unknown, and a client without any permission could keep
+//! jobs uncached by breaking off uploads.
 
 use std::{
     future::Future as _,

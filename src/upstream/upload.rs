@@ -8,8 +8,8 @@
 //! Only time spent waiting for the client is charged. An upstream that does not read what has
 //! arrived is not the client's fault.
 //!
-//! With `Expect: 100-continue` an upload is held back until the upstream asks for it. It never begins
-//! if the upstream answers first.
+//! With `Expect: 100-continue` an upload is held back until the upstream asks for it. It never
+//! begins if the upstream answers first.
 
 use std::{
     pin::Pin,
@@ -37,7 +37,7 @@ struct UploadProgress {
     bytes: u64,
 }
 
-/// Which side an upload waits for.
+/// The side that an upload waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UploadState {
     /// The client has sent bytes that wait for the upstream, or has sent everything.

@@ -1,4 +1,4 @@
-//! What is counted of client connections: those that are open, and how others failed.
+//! Metrics and errors of client connections: how many are open, and how the others failed.
 
 use std::{error::Error, io, sync::Arc, time::Duration};
 

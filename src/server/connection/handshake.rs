@@ -1,7 +1,7 @@
 //! The beginning of a connection: who the client is, TLS, and which protocol it speaks.
 //!
-//! The protocol is detected from the first bytes. hyper-util's `auto` is not used: it waits for the 24
-//! bytes of an HTTP/2 preface without any time limit, before hyper's own header timeout begins.
+//! The protocol is detected from the first bytes. hyper-util's `auto` is not used: it waits for the
+//! 24 bytes of an HTTP/2 preface without any time limit, before hyper's own header timeout begins.
 
 use std::{
     io,
@@ -140,7 +140,7 @@ fn protocol_of(read: &[u8]) -> Option<ClientProtocol> {
     (read.len() == PREFACE.len()).then_some(ClientProtocol::Http2)
 }
 
-/// A stream that yields bytes once more that were already read from it.
+/// A stream that yields its first bytes once more, although they were already read from it.
 type RewoundStream<S> = Layered<Rewound, S>;
 
 /// The layer of [`RewoundStream`].

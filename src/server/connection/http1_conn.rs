@@ -1,10 +1,10 @@
 //! One HTTP/1 connection between hyper and the service: the state that the two sides share, and the
 //! layers of the stream.
 //!
-//! One of these layers writes the informational (1xx) responses. hyper flushes its stream after each
-//! poll of a connection, and its own buffer is empty by then. While a request is being answered, that
-//! buffer holds no byte of its response. So the layer writes the queued responses in that flush, and
-//! they land between two messages.
+//! One of these layers writes the informational (1xx) responses. hyper flushes its stream after
+//! each poll of a connection, and its own buffer is empty by then. While a request is being
+//! answered, that buffer holds no byte of its response. So the layer writes the queued responses in
+//! that flush, and they land between two messages.
 
 use std::{
     convert::Infallible,
@@ -54,8 +54,8 @@ pub(super) struct Http1Config {
 impl Http1Config {
     pub(super) fn new(config: &config::ServerConfig) -> Self {
         let mut builder = http1::Builder::new();
-        // hyper's own header timeout has a cost for every request. `request_progress` implements one
-        // that has none.
+        // hyper's own header timeout has a cost for every request. `request_progress` implements
+        // one that has none.
         builder
             .header_read_timeout(None)
             .preserve_header_case(config.preserve_header_case)

@@ -1,6 +1,6 @@
 //! One HTTP/2 connection: hyper owns the stream, and each of its own streams has a time limit for a
-//! window that the client leaves closed. The connection itself may be busy with other streams, so the
-//! write timeout of its bytes does not notice.
+//! window that the client leaves closed. The connection itself may be busy with other streams, so
+//! the write timeout of its bytes does not notice.
 
 use std::{
     convert::Infallible,
@@ -106,8 +106,8 @@ struct WriteTimeoutBody<B> {
     stream: Arc<OpenStreams>,
 }
 
-/// What the streams of one connection share. Each has a clone until its response has ended, so the
-/// clones are the number of open streams.
+/// State that the streams of one connection share. Each has a clone until its response has ended,
+/// so the clones are the number of open streams.
 struct OpenStreams {
     max_streams: usize,
     write_timeout: Duration,
@@ -180,7 +180,8 @@ where
     }
 }
 
-/// Drops the body when the client has not read for `limit`. Aborted when its [`WriteTimeoutBody`] is dropped.
+/// Drops the body when the client has not read for `limit`. Aborted when its [`WriteTimeoutBody`]
+/// is dropped.
 async fn drop_unread<B>(shared: Arc<Mutex<WatchedBody<B>>>, limit: Duration, hits: Arc<LimitHits>) {
     let mut deadline = Instant::now() + limit;
     loop {

@@ -3,8 +3,8 @@
 //! A layer states only what it changes: what it does with bytes that arrive, what it writes before
 //! the bytes of the layer above, and what it learns from a write. All else goes to the layer below.
 //!
-//! The lowest layer is here too: the time limit of a write, for a client that stops reading. On HTTP/1
-//! the connection shows it; the streams of an HTTP/2 connection have a limit of their own
+//! The lowest layer is here too: the time limit of a write, for a client that stops reading. On
+//! HTTP/1 the connection shows it; the streams of an HTTP/2 connection have a limit of their own
 //! (`http2_conn`). Either way the resources that such a client holds are released after
 //! `server.write_timeout`.
 

@@ -3,10 +3,10 @@
 //! A poller sends the same header fields again and again. Most of the cost of an answer from this
 //! process's memory is to parse them, to build a map of them and to write another one. So this
 //! module keeps the bytes of a head that hyper has parsed, and the state that the service made from
-//! it (its `Repeat`, which the trait [`RepeatFastPath`] is about). If all bytes of a later head after
-//! its request line are the same, its fields are the same. Then only the request line is read, and
-//! the service is asked for an answer to its path. Every other request, and every one that the service
-//! does not answer, goes to hyper unchanged.
+//! it ([`RepeatFastPath::Repeat`]). If all bytes of a later head after its request line are the
+//! same, its fields are the same. Then only the request line is read, and the service is asked for
+//! an answer to its path. Every other request, and every one that the service does not answer, goes
+//! to hyper unchanged.
 //!
 //! A match requires that hyper waits for a head and holds no byte of one. Otherwise the bytes that
 //! look like a head here could be the middle of something else there. hyper is in that state after
@@ -21,8 +21,8 @@
 //! pipelined, split over several reads or followed by other bytes, nor any request while the
 //! connection is to be closed.
 //!
-//! Of the raw bytes only a plain GET is recognised, and none that could be read in two ways. Header
-//! fields are not read here; hyper does that.
+//! Only a plain GET that cannot be read in two ways is recognised in the raw bytes. Header fields
+//! are not read here; hyper does that.
 
 use std::{
     io::{self, IoSlice},

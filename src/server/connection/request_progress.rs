@@ -1,5 +1,7 @@
-//! The progress of the requests on an HTTP/1 connection. The time limit of a head follows from it, at
-//! no cost per request, and the repeat fast path learns from it what hyper waits for.
+//! The progress of the requests on an HTTP/1 connection. The time limit of a head follows from it,
+//! at no cost per request, and the repeat fast path learns from it what hyper waits for
+//! (`FastPathState`). The layer that counts received bytes also charges them to the budget of the
+//! task.
 //!
 //! hyper's own limit (`header_read_timeout`) creates a timer for every head, and polls the
 //! connection once more after every response to set it: a tenth of the cost of a hit. Here requests
@@ -132,16 +134,16 @@ impl Drop for RequestGuard {
 #[derive(Debug)]
 pub(super) struct FastPathState<R> {
     pub(super) progress: Arc<RequestProgress>,
-    /// Whether the protocol may change after the last request that hyper has taken. Otherwise only a
-    /// head can follow.
+    /// Whether the protocol may change after the last request that hyper has taken. Otherwise only
+    /// a head can follow.
     may_switch: AtomicBool,
-    /// The state that the service made from a request, with the number of that.
+    /// The state that the service made from a request, with the number of the request.
     pub(super) repeat: Slot<(u64, R)>,
-    /// Whether a request is being answered that hyper does not see.
+    /// Whether the fast path is answering a request, which hyper does not see.
     busy: AtomicBool,
     /// Whether the connection is to be closed.
     closing: AtomicBool,
-    /// What is to be reported of the request that hyper takes next.
+    /// The report about the request that hyper takes next.
     pub(super) miss: Slot<FastPathMiss>,
 }
 
@@ -169,7 +171,7 @@ impl<R> FastPathState<R> {
         self.progress.is_between_requests() && !self.may_switch.load(Ordering::Relaxed)
     }
 
-    /// Records that the answer of a request begins that hyper does not see.
+    /// Records that the fast path begins to answer a request, which hyper does not see.
     pub(super) fn begin(&self) {
         bump(&self.progress.begun);
         self.busy.store(true, Ordering::Relaxed);
@@ -191,13 +193,13 @@ impl<R> FastPathState<R> {
         self.closing.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a request is being answered that hyper does not see.
+    /// Whether the fast path is answering a request, which hyper does not see.
     pub(super) fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Relaxed)
     }
 }
 
-/// A place for a value that is there rarely: most looks take no lock.
+/// A place for a value that is rarely present: most reads take no lock.
 #[derive(Debug)]
 pub(super) struct Slot<T> {
     is_full: AtomicBool,

@@ -1,10 +1,10 @@
 //! The journals of other processes with the same setting, and the locks that tell whether a process
 //! lives: one process writes a file, and the lock ends with that process.
 //!
-//! While its process lives, a sibling is only read. Once its lock is free its process has ended, and
-//! its records can be taken over. A sibling that names another store is never emptied: its records
-//! are invalidated here as well, in case it is the same store under another name, and stay in the
-//! file. The keys of another prefix are not ours.
+//! While its process lives, a sibling is only read. Once its lock is free its process has ended,
+//! and its records can be taken over. A sibling that names another store is never emptied: its
+//! records are invalidated here as well, in case it is the same store under another name, and stay
+//! in the file. The keys of another prefix are not ours.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -26,8 +26,8 @@ pub(super) fn numbered(path: &Path, number: usize) -> PathBuf {
     if number == 0 { path.to_owned() } else { path.with_added_extension(number.to_string()) }
 }
 
-/// Opens a journal and locks it for as long as the file is open; `None` if another process holds the
-/// lock.
+/// Opens a journal and locks it for as long as the file is open; `None` if another process holds
+/// the lock.
 pub(super) fn lock(path: &Path, options: &mut OpenOptions) -> io::Result<Option<File>> {
     let file = options.read(true).append(true).open(path)?;
     match file.try_lock() {
@@ -180,7 +180,8 @@ impl Siblings {
 }
 
 impl JournalOwner {
-    /// Whether records are for this store and prefix. Those without a header are of an older version.
+    /// Whether records are for this store and prefix. Those without a header are of an older
+    /// version.
     pub(super) fn owns(&self, content: &JournalContent) -> bool {
         content.owner.as_ref().is_none_or(|owner| owner == self)
     }

@@ -1,5 +1,5 @@
--- Notes since when this server is known in its present epoch. Whoever sees a new epoch first sets the
--- mark; it replaces that of the epoch before.
+-- Notes since when this server is known in its present epoch. The first sidecar that sees a new epoch
+-- sets the mark, in place of that of the epoch before.
 -- KEYS: mark   ARGV: epoch, 'new' if the server has just started, else 'old'
 -- Reply: for how long the epoch has been known, in ms
 -- A server that is older than that and has no mark has not been used by jobcache: nobody owes it anything.

@@ -1,4 +1,5 @@
-//! What is pending, here and in the journals of siblings, and when it is repeated. Pure.
+//! The state of the pending set: keys, slots and the records of siblings, and when each is
+//! repeated. No lock and no disk.
 //!
 //! A slot of which every key is pending stays so until a purge of all has been confirmed there.
 //! Slots are confirmed one by one, because a lost master withholds only the confirmation of its
@@ -18,7 +19,7 @@ use crate::store::{
     slots::{SLOTS, SlotSet, slot_of_key},
 };
 
-/// What is pending.
+/// The contents of a [`PendingSet`](super::PendingSet).
 #[derive(Debug, Default)]
 pub(super) struct Inner {
     pub(super) keys: HashMap<Key, PendingItem>,
@@ -27,11 +28,12 @@ pub(super) struct Inner {
     pub(super) due: BTreeMap<(Instant, u64), Key>,
     /// Slots of which every key is pending.
     pub(super) slots: PendingSlots,
-    /// What other processes with the same journal have not confirmed. They repeat it; it is bypassed
-    /// here as well.
+    /// Invalidations that other processes with the same journal have not confirmed. They repeat
+    /// them; the jobs are bypassed here as well.
     pub(super) siblings: BTreeMap<usize, LiveRecords>,
-    /// What has left the journal of a sibling since the last scan but one. Another process may have
-    /// adopted it into a file that this scan had already read, so it is bypassed until the next scan.
+    /// Records that have left the journal of a sibling since the last scan but one. Another process
+    /// may have adopted them into a file that this scan had already read, so their jobs are
+    /// bypassed until the next scan.
     pub(super) leaving: Vec<LiveRecords>,
     /// Counts additions, so that a confirmation only removes what it confirmed.
     pub(super) additions: u64,

@@ -18,8 +18,8 @@
 //!   keys are apart, so nothing is leased or filled; invalidations go key by key
 //!   (`invalidate.rs`).
 //! - **The owner of a slot changes** in our map: the near entries of the slot are evicted before
-//!   the new map is used (`Cluster::update_map`). Until we know of the change, the old owner no longer
-//!   holds a key of the slot, and answers `MOVED`.
+//!   the new map is used (`Cluster::update_map`). Until we know of the change, the old owner no
+//!   longer holds a key of the slot, and answers `MOVED`.
 //! - **Entries that moved along** from another master were stored in another epoch, and are not
 //!   used. A fill under a lease that moved along is refused by this sidecar for the same reason. A
 //!   slot that comes back may have lost a `DEL` to a failover at the other master. But to take the
@@ -226,9 +226,9 @@ impl SlotMap {
         self.shards.get(self.plan.masters.iter().position(is_it)?)
     }
 
-    /// Returns the target of a redirection. Without a host it is at the host of its sender. With "?"
-    /// the node should have a host name and has none: it is the only known node with this port, if there is
-    /// just one.
+    /// Returns the target of a redirection. Without a host it is at the host of its sender. With
+    /// "?" the node should have a host name and has none: it is the only known node with this port,
+    /// if there is just one.
     pub(super) fn resolve_redirect(
         &self,
         to: NodeAddress,

@@ -1,8 +1,9 @@
 //! Connections to a server: its address, the transport, and the login.
 //!
 //! Data and tracking connections are both opened here, so that the same settings hold for both.
-//! This module knows nothing about roles, versions or commands other than the login. It retries
-//! nothing: its callers have a budget and know how to go on without a connection.
+//! This module knows nothing about roles or versions. Apart from the login it has only the commands
+//! that also run on a connection without a session: `CLUSTER` and `ASKING`. It retries nothing: its
+//! callers have a budget and know how to go on without a connection.
 
 use std::{
     fmt,
@@ -305,9 +306,9 @@ impl RedisLogin {
         Self { login, database: url.db() }
     }
 
-    /// The login as the `redis` crate takes it. A password file is read for each connection, so that
-    /// a rotated password is used. Library name and version are not sent: an ACL then needs to allow
-    /// one command less.
+    /// The login as the `redis` crate takes it. A password file is read for each connection, so
+    /// that a rotated password is used. Library name and version are not sent: an ACL then needs to
+    /// allow one command less.
     async fn connection_info(&self) -> Result<RedisConnectionInfo> {
         let StoreLogin { username, password, password_file } = &self.login;
         let mut info = RedisConnectionInfo::default().set_db(self.database).set_skip_set_lib_name();

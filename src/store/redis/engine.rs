@@ -1,8 +1,8 @@
 //! The store on Redis for any number of servers, and which of them owns a key: one server owns all,
 //! or each master of a cluster owns some of the slots.
 //!
-//! The purge of all is here as well: every master that owns pending slots drops its entries, and each
-//! confirms its own.
+//! The purge of all is here as well: every master that owns pending slots drops their entries and
+//! confirms its own slots.
 
 use std::{
     sync::Arc,

@@ -107,8 +107,8 @@ impl RedisEngine {
 
     /// Ends the keys of a purge in chunks, so that many keys do not use up the time for the answer.
     /// A chunk waits for `wait` at most. A lost master does not keep the keys of others from being
-    /// ended; but if there is only one, and it fails for a reason other than a single key, the purge
-    /// stops. All keys that are not confirmed by then become pending.
+    /// ended; but if there is only one, and it fails for a reason other than a single key, the
+    /// purge stops. All keys that are not confirmed by then become pending.
     pub(crate) async fn purge(
         &self,
         write: &Write,
@@ -134,8 +134,8 @@ impl RedisEngine {
     }
 
     /// Takes a step of a write on some keys at the same time; each has its own result, so that
-    /// confirmed keys count even if others fail. Timeouts are reported to the servers concerned: one
-    /// operation for each, however many keys were late.
+    /// confirmed keys count even if others fail. Timeouts are reported to the servers concerned:
+    /// one operation for each, however many keys were late.
     async fn run_each(
         &self,
         step: WriteStep,
@@ -156,8 +156,8 @@ impl RedisEngine {
         results
     }
 
-    /// Takes a step at the owner of the key, and once more if that was out of date. Returns what was
-    /// found under the key.
+    /// Takes a step at the owner of the key, and once more if that was out of date. Returns what
+    /// was found under the key.
     pub(super) async fn run(&self, op: KeyOp<'_>) -> Result<KeyReceipt> {
         let done = self.run_at(&*self.owner(op.key)?, op).await;
         if self.was_outdated(&done).await {

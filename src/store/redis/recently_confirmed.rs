@@ -49,8 +49,8 @@ impl RecentlyConfirmed {
         (ends.map(|(_, key)| key).collect(), slots.map(|(_, slots)| slots))
     }
 
-    /// Records that all entries of these slots were purged at this time. Earlier slots are kept for as
-    /// long as these, which errs on the safe side.
+    /// Records that all entries of these slots were purged at this time. Earlier slots are kept for
+    /// as long as these, which errs on the safe side.
     pub(super) fn note_slots(&mut self, slots: &SlotSet, at: Instant, now: Instant) {
         match &mut self.slots {
             Some((last, before)) if is_recent(*last, now) => {

@@ -106,9 +106,9 @@ fn version(text: &str) -> (u32, u32) {
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
-/// The config epoch in which a working master claims its slots, from `CLUSTER INFO`. A master refuses
-/// commands without a majority. It also refuses them while slots have no owner, if the cluster
-/// requires full coverage.
+/// The config epoch in which a working master claims its slots, from `CLUSTER INFO`. A master
+/// refuses commands without a majority. It also refuses them while slots have no owner, if the
+/// cluster requires full coverage.
 pub(super) fn claimed_epoch(info: &str) -> Result<u64> {
     if text_field(info, "cluster_state") != Some("ok") {
         return Err(StoreError::Redirected(Redirect::Down));

@@ -55,8 +55,8 @@ impl Session {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Whether the epoch is too new for hits. It is asked before a value is, because what the value
-    /// was when the grace was not over does not count later either.
+    /// Whether the epoch is too new for hits. Check it before a value is read: a value that was
+    /// read during the grace does not count after the grace either.
     pub(super) fn is_in_grace(&self) -> bool {
         self.in_grace.load(Ordering::Acquire)
     }

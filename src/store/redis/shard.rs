@@ -4,9 +4,9 @@
 //! publishes the session. This is the whole circuit breaker: closed while a session is published,
 //! open while there is none, and half-open while the supervisor connects. A session ends at the
 //! first broken connection, after several timeouts in a row, or when the server is no longer the
-//! master it was, as reported by itself, by sentinels or by the other nodes of its cluster. The next
-//! session has the same epoch only if it is with the same server process, replication history and
-//! term. `master_source` finds the master, and `dial` connects to it.
+//! master it was, as reported by itself, by sentinels or by the other nodes of its cluster. The
+//! next session has the same epoch only if it is with the same server process, replication history
+//! and term. `master_source` finds the master, and `dial` connects to it.
 //!
 //! A shard does not retry the operation of a request: the request has a budget, and an upstream to
 //! fall back to.

@@ -1,10 +1,10 @@
 //! The keys that sidecars share, apart from those of jobs: their configurations, the key of the
-//! fingerprints, and the mark of the epoch, which tells for how long nothing is a hit in a new one.
+//! fingerprints, and the mark of the epoch, which tells how much of the grace is left.
 //!
-//! After a restart or failover every sidecar has to connect, and to repeat the invalidations that the
-//! server has not confirmed, before the first hit. `store.reconnect_grace` is the time for that. It
-//! counts from the first sidecar that connects, by the server's clock: that sidecar sets a mark with
-//! the new epoch (`lua/epoch.lua`).
+//! After a restart or failover every sidecar has to connect, and to repeat the invalidations that
+//! the server has not confirmed, before the first hit. `store.reconnect_grace` is the time for
+//! that. It counts from the first sidecar that connects, by the server's clock: that sidecar sets a
+//! mark with the new epoch (`lua/epoch.lua`).
 //!
 //! If the mark can be neither read nor set, the whole grace is waited for.
 
@@ -57,7 +57,7 @@ async fn renew_epoch_mark(shard: &ShardState, session: &Session) -> Result<()> {
     Ok(())
 }
 
-/// Renews our record, removes outdated ones, and compares those of others.
+/// Renews our record, removes our outdated ones, and compares it with those of others.
 async fn exchange_records(shard: &ShardState, session: &Session) -> Result<()> {
     let (records, prefix) = (&shard.context.records, &shard.context.config.prefix);
     let outdated = records.take_outdated();

@@ -1,5 +1,5 @@
-//! What all servers of one store share, and the state of one server: its session, and what the
-//! tracking connection updates.
+//! State that all servers of one store share, and the state of one server: its session, and what
+//! the tracking connection updates.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// State of the process, and not of one server.
+/// State that all servers of the store share.
 pub(crate) struct StoreContext {
     pub(super) config: config::StoreConfig,
     pub(super) tracking: config::NearTracking,
@@ -38,7 +38,7 @@ pub(crate) struct StoreContext {
     credential_key: RwLock<CredentialKey>,
     pub(super) has_secret: bool,
     pub(crate) retry_queue: Arc<RetryQueue>,
-    /// What is recorded for other sidecars.
+    /// The record for other sidecars.
     pub(crate) records: SidecarRecords,
     pub(super) watcher: Option<Arc<dyn Watcher>>,
     /// Notified when a server becomes trusted or tracked, and when it stops being so.
@@ -241,8 +241,9 @@ pub(super) struct TrackingState {
     /// The slots of this server. Those of others are not flushed.
     slots: Arc<OwnedSlots>,
     context: Arc<StoreContext>,
-    /// How long an answer to a `PING` may take before waiting requests ask Redis instead. The budget
-    /// covers two rounds, because a request may wait for the round in flight and for its own.
+    /// How long an answer to a `PING` may take before waiting requests ask Redis instead. The
+    /// budget covers two rounds, because a request may wait for the round in flight and for its
+    /// own.
     pub(super) patience: Duration,
     /// Origin of the times given to the barrier.
     origin: Instant,

@@ -1,7 +1,7 @@
 //! The supervisor: connects to a master, checks it, and publishes a session while it is available.
 //!
-//! Every sidecar has to connect within `store.reconnect_grace` (`shared_keys.rs`). So attempts to connect
-//! begin at least every quarter of it, also while an earlier one hangs.
+//! Every sidecar has to connect within `store.reconnect_grace` (`shared_keys.rs`). So attempts to
+//! connect begin at least every quarter of it, also while an earlier one hangs.
 
 use std::{
     sync::{
@@ -58,8 +58,8 @@ impl Drop for SupervisorGuard {
     }
 }
 
-/// Publishes the session. Returns the reason when it can no longer be trusted, and has failed it: from
-/// then on no invalidation counts as confirmed, so `requeue_recent` misses none.
+/// Publishes the session, and fails it when it can no longer be trusted: from then on no
+/// invalidation counts as confirmed, so `requeue_recent` misses none. Returns the reason.
 async fn serve(shard: &ShardState, session: &SessionHandle, backoff: &mut Duration) -> StoreError {
     info!(epoch = session.epoch.as_str(), "store is up");
     shard.publish(Arc::clone(session));
@@ -101,15 +101,15 @@ async fn watch(shard: &ShardState, session: &Session) -> StoreError {
     }
 }
 
-/// Interval between two probes of the server's role. A connection that is closed is noticed at once; a
-/// server that is silent or no longer a master is not.
+/// Interval between two probes of the server's role. A connection that is closed is noticed at
+/// once; a server that is silent or no longer a master is not.
 const PROBE_EVERY: Duration = Duration::from_millis(400);
 
 /// Most attempts to connect that are under way at a time.
 const MAX_ATTEMPTS: usize = 4;
 
-/// Connects to the master, however long that takes, and opens a session.
-/// Waits for about `first_pause` before the first attempt.
+/// Connects to the master, however long that takes, and opens a session. Waits for about
+/// `first_pause` before the first attempt.
 async fn reconnect(
     shard: &ShardState,
     first_pause: Duration,

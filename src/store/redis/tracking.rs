@@ -10,11 +10,12 @@
 //!
 //! If `near_tracking = "keys"`, the server reports only keys that were read on this connection, and
 //! each of them once; then it forgets the key until it is read again. So before an entry is read
-//! for the near layer, its name is read here, by a round that carries it ([`TrackingState::follow`]), and
-//! only then is the entry read over the data connection. A change in between is reported here. The
-//! reader took its note before all that, sees the change, and does not keep what it read. The name
-//! must be read on this very connection: with `REDIRECT` from the data connection the messages
-//! would stop when that connection ends, and the answers to `PING`s would not.
+//! for the near layer, its name is read here, by a round that carries it
+//! ([`TrackingState::follow`]), and only then is the entry read over the data connection. A change
+//! in between is reported here. The reader took its note before all that, sees the change, and does
+//! not keep what it read. The name must be read on this very connection: with `REDIRECT` from the
+//! data connection the messages would stop when that connection ends, and the answers to `PING`s
+//! would not.
 //!
 //! The client is written for this one use, on bare sockets: a round is one `write` and one `read`,
 //! where a general client wakes three tasks, and rounds are the cost of a hit. Replies are decoded

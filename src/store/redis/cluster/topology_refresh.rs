@@ -43,11 +43,12 @@ use crate::{
     tls::TlsMetrics,
 };
 
-/// Between two refreshes without a request.
+/// Interval between two refreshes without a request.
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
-/// The same, while a master is not trusted or a slot has no owner.
+/// The same interval while a master is not trusted or a slot has no owner.
 const REFRESH_EVERY_DEGRADED: Duration = Duration::from_millis(250);
-/// Between two refreshes, however many requests there are: a storm of redirections is one refresh.
+/// Pause between two refreshes, however many requests there are: a storm of redirections is one
+/// refresh.
 const REFRESH_PAUSE: Duration = Duration::from_millis(20);
 /// How long a node has to answer.
 const NODE_TIMEOUT: Duration = Duration::from_millis(500);

@@ -32,7 +32,7 @@ pub(crate) struct Question {
     keyed: Option<Keyed>,
 }
 
-/// The name that is asked for, and how to choose it.
+/// The name in the command, and how to choose another one.
 struct Keyed {
     name: String,
     prefix: String,
