@@ -1,11 +1,12 @@
 //! Reads, writes and purges of jobs: joins policy, flights and store.
 //!
-//! The cache never contacts the upstream. A reader that must do so gets a [`LeaderRead`], and `proxy`
-//! fetches.
+//! The cache never contacts the upstream. A reader that must do so gets a [`LeaderRead`], and
+//! `proxy` fetches.
 //!
 //! The [`CacheReader`] looks up, the [`Filler`] shares and stores, and the [`Invalidator`] drops: for
-//! writes and purges, and what a [`Comparison`] finds wrong. They share the state and the configuration
-//! in `shared_state`. A reload replaces the configuration, and the notes about jobs in `job_notes`.
+//! writes and purges, and for a [`Comparison`] that finds an entry wrong. They share the state and
+//! the configuration in `shared_state`. A reload replaces the configuration, and the notes about jobs
+//! in `job_notes`. All decisions about a read are in `decide`, and `forecast` explains them.
 
 mod comparison;
 mod decide;
@@ -53,8 +54,8 @@ use crate::{
 
 /// The cache of job reads.
 ///
-/// A [reconfigured](Cache::reconfigured) cache shares all state with the original, except for what its
-/// configuration determines.
+/// A [reconfigured](Cache::reconfigured) cache shares all state with the original, except for what
+/// its configuration determines.
 pub struct Cache {
     state: Arc<SharedState>,
     config: Arc<CacheConfig>,
@@ -83,8 +84,8 @@ impl Cache {
 
     /// Returns the same cache under another configuration of the same store.
     ///
-    /// The counts of unstorable responses, replacements and foreign values start from zero: attempts
-    /// that failed under the old configuration may succeed under the new one.
+    /// The counts of unstorable responses, replacements and foreign values start from zero:
+    /// attempts that failed under the old configuration may succeed under the new one.
     #[must_use]
     pub fn reconfigured(&self, config: &Config) -> Self {
         self.state.store.record(SidecarRecord::of(config));
@@ -164,8 +165,8 @@ impl Cache {
         }
     }
 
-    /// Changes a lookup request to the job `id` at `path`. The method and all headers must be the same
-    /// as in the request that it was made from.
+    /// Changes a lookup request to the job `id` at `path`. The method and all headers must be the
+    /// same as in the request that it was made from.
     pub fn retarget(
         &self,
         request: &mut LookupRequest,
@@ -183,8 +184,8 @@ impl Cache {
         request.coalesce_key = self.config.coalesce_key(request.caller, request.identity);
     }
 
-    /// Compares the head of the response to a GET without conditions. Returns whether the body has to
-    /// be compared.
+    /// Compares the head of the response to a GET without conditions. Returns whether the body has
+    /// to be compared.
     pub fn compare_head(&self, comparison: &mut Comparison, head: &response::Parts) -> bool {
         comparison.compare_head(head, &self.config.policy, self.state.store.now_ms())
     }

@@ -77,6 +77,7 @@ use crate::{
 /// tasks with the old one.
 pub struct Proxy {
     context: Arc<ProxyContext>,
+    /// The fast path below hyper. [`serve`](Proxy::serve) does not use it.
     repeat_hits: RepeatHits,
     /// Limits the requests that are being answered.
     requests: Arc<Quota>,
@@ -205,7 +206,7 @@ impl Proxy {
         &self.context.metrics
     }
 
-    /// Answers requests that repeat the header fields of a hit.
+    /// Returns the fast path for requests that repeat the header fields of a hit.
     pub(crate) fn repeat_hits(&self) -> &RepeatHits {
         &self.repeat_hits
     }

@@ -1,4 +1,4 @@
-//! What HTTP, the routes and the settings mean for one message. Pure: no clock, no network, no
+//! The meaning of HTTP, the routes and the settings for one message. Pure: no clock, no network, no
 //! store, and of the other parts of jobcache only `transport`, for the peer of a request.
 
 pub mod audience;

@@ -1,12 +1,13 @@
 //! Decides how a read ([`LookupRequest`]) is answered, from facts alone.
 //!
-//! Pure: no wait, no clock, no store, and nothing is counted. Lookups of clients and of prefetches, near
-//! entries, and the forecasts of `/explain` collect the facts in their own ways, ask here, and act on
-//! the decision. There is one function for each answer of the store, and each returns only what can
-//! follow from that answer.
+//! Pure: no wait, no clock, no store, and nothing is counted. Lookups of clients and of prefetches,
+//! near entries, and the forecasts of `/explain` collect the facts in their own ways, ask here, and
+//! act on the decision. There is one function for each answer of the store, and each returns only
+//! the decisions that can follow from that answer.
 //!
-//! A lookup asks first with what the store holds: [`with_entry`] or [`without_entry`]. If the decision
-//! is [`NoEntry::Lease`], it asks again with what the store says to the request for a lease.
+//! [`BeforeLookup`] decides whether a read is looked up at all. A lookup asks first with what the
+//! store holds: [`with_entry`] or [`without_entry`]. If the decision is [`NoEntry::Lease`], it asks
+//! again with what the store says to the request for a lease.
 
 #[cfg(test)]
 mod tests;
@@ -39,8 +40,8 @@ pub struct LookupRequest {
 }
 
 impl LookupRequest {
-    /// Makes the request solo: it never has to wait for another request's upstream read. A lookup does
-    /// not queue it for a turn, and it may ignore a [`Lookup::Join`](super::Lookup::Join).
+    /// Makes the request solo: it never has to wait for another request's upstream read. A lookup
+    /// does not queue it for a turn, and it may ignore a [`Lookup::Join`](super::Lookup::Join).
     #[must_use]
     pub fn solo(self) -> Self {
         Self { solo: true, ..self }
@@ -52,7 +53,7 @@ impl LookupRequest {
     }
 }
 
-/// What is known about a read of a job before the lookup.
+/// The facts about a read of a job before the lookup.
 #[allow(clippy::struct_excessive_bools, reason = "the facts are independent of each other")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BeforeLookup {
@@ -113,23 +114,23 @@ impl EntryFacts {
     }
 }
 
-/// How a read is answered that gets no entry and no lease.
+/// The answer to a read that gets no entry and no lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Uncached {
-    /// By the upstream's response, for itself only.
+    /// The upstream's response, for this read only.
     Pass(Bypass),
-    /// By the upstream's response, shared only with reads that begin before it is asked for. It is not
-    /// stored.
+    /// The upstream's response, shared only with reads that begin before the upstream is asked. It is
+    /// not stored.
     Unconfirmed(Bypass),
 }
 
-/// How a read is answered if there is an entry.
+/// The answer to a read if there is an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WithEntry {
-    /// By the entry.
+    /// The entry.
     Hit,
-    /// By the upstream's response, which may let the caller into the audience of the entry, or replace
-    /// it.
+    /// The upstream's response, which may let the caller into the audience of the entry, or replace
+    /// the entry.
     Revalidate(Option<Bypass>),
     Uncached(Uncached),
 }
@@ -137,9 +138,9 @@ pub(super) enum WithEntry {
 /// How a read goes on if there is no entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoEntry {
-    /// It asks for the lease.
+    /// The read asks for the lease.
     Lease,
-    /// As [`Uncached::Unconfirmed`], but the response is stored if a lease is granted.
+    /// Like [`Uncached::Unconfirmed`], but the response is stored if a lease is granted.
     UnconfirmedWithLease(Bypass),
     Uncached(Uncached),
 }
@@ -147,9 +148,10 @@ pub(super) enum NoEntry {
 /// How a read goes on if another reader holds the lease. `F` is the flight of that reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OtherLease<F> {
-    /// It shares the response that the other reader in this process is getting.
+    /// The read shares the response that the other reader in this process is getting.
     Join(F),
-    /// It waits for the entry that another sidecar is about to store, and passes if that is late.
+    /// The read waits for the entry that another sidecar is about to store, and passes if the entry
+    /// is late.
     Wait,
     Uncached(Uncached),
 }
@@ -157,11 +159,12 @@ pub(super) enum OtherLease<F> {
 /// The reader that holds the lease. `F` is its flight.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LeaseHolder<F> {
-    /// It reads the same job of the same API by the same route, in the epoch that the store has shown.
+    /// Whether the holder reads the same job of the same API by the same route, in the epoch that
+    /// the store has shown.
     pub(super) is_same_read: bool,
-    /// Its flight, if it is in this process and the request may join it.
+    /// The flight of the holder, if it is in this process and the request may join it.
     pub(super) flight: Option<F>,
-    /// Another read has waited for its entry without result.
+    /// Whether another read has waited for the holder's entry without result.
     pub(super) was_waited_for: bool,
 }
 
@@ -202,8 +205,8 @@ pub(super) fn without_entry(facts: &Facts, reject: Option<Reject>, in_grace: boo
     }
 }
 
-/// Decides a read that was granted the lease. Returns how it is answered if it may not fill, because the
-/// store has restarted since its value was read.
+/// Decides a read that was granted the lease. Returns how it is answered if it may not fill, because
+/// the store has restarted since its value was read.
 pub(super) fn granted(facts: &Facts, is_of_other_epoch: bool) -> Option<Uncached> {
     is_of_other_epoch.then(|| unconfirmed(facts, Bypass::Grace))
 }
@@ -226,8 +229,8 @@ pub(super) fn leased<F>(facts: &Facts, holder: LeaseHolder<F>) -> OtherLease<F> 
     }
 }
 
-/// Decides a read if a value appeared that is no valid entry for this request: while the read asked for
-/// a lease, or while it waited for the entry of another reader. The value is never replaced.
+/// Decides a read if a value appeared that is no valid entry for this request: while the read asked
+/// for a lease, or while it waited for the entry of another reader. The value is never replaced.
 pub(super) fn overtaken(facts: &Facts, reject: Reject, in_grace: bool) -> Uncached {
     let why = match reject {
         _ if in_grace => Bypass::Grace,

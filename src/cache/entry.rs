@@ -1,5 +1,5 @@
-//! Entries: stored responses, the answers made from them, and how a later response compares with one.
-//! Their form in the store is in `meta`.
+//! Entries: stored responses, the answers made from them, and how a later response compares with
+//! one. The form of an entry in the store is in `meta`.
 
 pub mod coding;
 mod head;
@@ -268,9 +268,9 @@ impl Entry {
         }
     }
 
-    /// Returns when the entry ends here, in other shared caches, and in the caches of clients, in ms since
-    /// 1970. A client is sent the lifetime that the response states, which may be longer than the TTL. If
-    /// none is stated, the TTL stands for it.
+    /// Returns when the entry ends here, in other shared caches, and in the caches of clients, in ms
+    /// since 1970. A client is sent the lifetime that the response states, which may be longer than
+    /// the TTL. If none is stated, the TTL stands for it.
     fn ends_ms(&self, head: &StoredHead) -> [i64; 3] {
         let stored_at = Duration::from_millis(u64::try_from(self.stored_at_ms).unwrap_or(0));
         let stated = stated_lifetimes(&head.headers, SystemTime::UNIX_EPOCH + stored_at);

@@ -75,16 +75,16 @@ pub struct PublishedRead {
 /// The result of a shared read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FillResult {
-    /// It is in the store.
+    /// The response is in the store.
     Stored,
-    /// The job changed during the read. The client of this read asked before the write was answered, so
-    /// it may have this response. No later reader may.
+    /// The job changed during the read. The client of this read asked before the write was answered,
+    /// so it may have this response. No later reader may.
     Revoked,
-    /// The store did not take it.
+    /// The store did not take the response.
     Failed,
-    /// It was shared, but not to be stored: the lookup was not confirmed.
+    /// The response was shared but not stored, because the lookup was not confirmed.
     Unconfirmed,
-    /// It was not shared.
+    /// The response was not shared.
     Abandoned(AbandonReason),
 }
 

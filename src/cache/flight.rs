@@ -45,7 +45,7 @@ use crate::{
 pub struct CoalesceKey {
     /// The caller, as far as it matters.
     pub caller: Caller,
-    /// What the request is for: several routes may give one key.
+    /// The API, route and job of the request: several routes may give one key.
     pub identity: IdentityHash,
 }
 

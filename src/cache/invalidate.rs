@@ -1,5 +1,5 @@
-//! Invalidates jobs: for writes that pass through, for purges on request, and for comparisons that find
-//! a wrong entry. Writes and reloads that change every job share purges of all.
+//! Invalidates jobs: for writes that pass through, for purges on request, and for comparisons that
+//! find a wrong entry. Writes and reloads that change every job share purges of all.
 //!
 //! The callers in `proxy` and `admin` decide which jobs a write changes and who may purge.
 
@@ -27,8 +27,8 @@ use crate::{
     store::{Budget, Ended, Key, KeyReceipt, Purged, Write},
 };
 
-/// How long a write that changes every job waits until everything is dropped. After that the purge goes
-/// on in the background, and this sidecar serves nothing from the cache until it is confirmed.
+/// How long a write that changes every job waits until everything is dropped. After that the purge
+/// goes on in the background, and this sidecar serves nothing from the cache until it is confirmed.
 const MAX_WRITE_WAIT: Duration = Duration::from_secs(2);
 
 /// Whether the outcome of a write is known.
@@ -335,7 +335,7 @@ impl Invalidator {
             _ => silent_changes.forget_all(),
         }
         let ended = store.purge_all().await;
-        // As for the jobs of a write, Redis may report the change late.
+        // Redis may report the change late, as for the jobs of a write.
         let flights = self.state.invalidate_all_locally();
         self.count_invalidation(source, ended);
         events.publish_global(EventKind::PurgeAll, ended.as_str(), by);

@@ -2,8 +2,8 @@
 //! the decision.
 //!
 //! A lookup reads the store before it joins a flight: joining by job id alone could give a client a
-//! response that was read before a write the client knows of. Entries are read in
-//! [`reader`](super::reader).
+//! response that was read before a write the client knows of. A prefetch differs in that it leaves
+//! every entry alone and never queues. Entries are read in [`reader`](super::reader).
 
 use std::{future, sync::Arc, time::Duration};
 
@@ -65,13 +65,13 @@ impl Lookup {
 
 /// How a read goes on that has asked for the lease.
 enum LeaseStep {
-    /// It may fill.
+    /// The read may fill.
     Fill(Lease),
     /// Another reader holds the lease, with this token.
     Leased(OtherLease<Flight>, Token),
     /// The store has a value by now.
     Overtaken(Seen),
-    /// It goes to the upstream without the lease.
+    /// The read goes to the upstream without the lease.
     Uncached(Uncached),
 }
 
@@ -79,7 +79,8 @@ impl CacheReader {
     /// Looks up a job that has no near hit.
     pub async fn lookup(&self, request: &LookupRequest, budget: &mut Budget) -> Lookup {
         match self.state.store.trust(&request.key) {
-            // What the store shows then says whether it is still so.
+            // During the grace the store is read all the same: its answer shows whether the grace
+            // lasts.
             Ok(_) | Err(StoreError::Grace) => {}
             Err(error) => return self.answer_without_store(request, &error),
         }
@@ -124,8 +125,8 @@ impl CacheReader {
         self.answer_uncached(request, decide::unconfirmed(&facts, bypass_reason(error)))
     }
 
-    /// Returns what decides about following the reader that holds the lease of this version. `epoch` is
-    /// that of the value that the store has shown.
+    /// Collects the facts about the reader that holds the lease of this version. `epoch` is that of
+    /// the value that the store has shown.
     pub(super) fn lease_holder(
         &self,
         request: &LookupRequest,

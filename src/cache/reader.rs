@@ -38,8 +38,8 @@ pub struct CacheReader {
 /// State of a near lookup, which may have to wait for the barrier. Each request needs a new one.
 #[derive(Default)]
 pub struct NearLookup {
-    /// Entry that was found and waits for the barrier, with the time of the look in ms since 1970 by
-    /// the store's clock.
+    /// The entry that was found and waits for the barrier, with the time of the lookup in ms since
+    /// 1970 by the store's clock.
     found: Option<(Arc<Entry>, Noted, i64)>,
     wait: BarrierWait,
 }

@@ -1,5 +1,6 @@
-//! What the parts of the cache share: the configuration of this generation, and the state that a
-//! reload keeps: the store, everything that a change of a job has to reach, and the metrics.
+//! The configuration and the state that the parts of the cache share. A reload replaces the
+//! configuration. It keeps the state: the store, everything that a change of a job has to reach, and
+//! the metrics.
 
 use std::{
     sync::{Arc, Once},
@@ -55,7 +56,7 @@ pub(super) struct SharedState {
     pub(super) events: Arc<Events>,
 }
 
-/// What this process has noticed, and the throttles of warnings about it.
+/// The notes of this process that a reload keeps, and the throttles of the warnings about them.
 pub(super) struct ProcessNotes {
     /// Unknown request headers that keep callers apart.
     pub(super) splitting_headers: SplittingHeaders,
@@ -127,8 +128,8 @@ impl SharedState {
     pub(super) fn invalidate_locally(&self, keys: &[Key]) -> Vec<usize> {
         let flights = keys.iter().map(|key| self.flights.detach(key)).collect();
         self.silent_changes.forget(keys);
-        // At once, without waiting for Redis to report the change. So a client that writes through this
-        // process reads its own write even in bounded mode.
+        // At once, without waiting for Redis to report the change. So a client that writes through
+        // this process reads its own write even in bounded mode.
         if let Some(near) = &self.near {
             for key in keys {
                 near.evict(key.main().as_bytes());

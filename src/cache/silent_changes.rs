@@ -38,20 +38,21 @@ use crate::{
     store::{Key, Token, near::Watcher},
 };
 
-/// Most jobs that are remembered. Further jobs are not compared until others are
-/// forgotten.
+/// Most jobs that are remembered. Further jobs are not compared until others are forgotten.
 const MAX_JOBS: usize = 10_000;
 /// Most callers of one entry that are remembered.
 const MAX_CALLERS: usize = 8;
 /// Time after the end of a TTL in which a read is compared.
 const COMPARABLE_FOR: Duration = Duration::from_mins(1);
-/// Time after a fill in which a reported change of the key probably is that fill, and in which it may be.
+/// Time after a fill in which a reported change of the key probably is that fill, and in which it
+/// may be.
 const OWN_CHANGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// Greatest difference between the clocks of this process and the store.
 const CLOCK_MARGIN: Duration = Duration::from_millis(100);
 /// Shortest interval between two searches for jobs that can be forgotten.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
-/// Time in which silent changes of a route are counted, and in which a purge or `DEL` prevents a warning.
+/// Time in which silent changes of a route are counted, and in which a purge or `DEL` prevents a
+/// warning.
 const WINDOW: Duration = Duration::from_hours(1);
 /// Number of silent changes within [`WINDOW`] that are worth a warning.
 const WARN_AT: usize = 3;
@@ -222,7 +223,7 @@ impl SilentChanges {
         }
         known.is_spoiled = true;
         if age < OWN_CHANGE.1 {
-            // It may be a late report of the fill, and does not show that the route has purges.
+            // The report may be a late one of the fill, and does not show that the route has purges.
             return;
         }
         let route = known.route;
@@ -358,7 +359,8 @@ fn generation(token: &str) -> Option<u64> {
     (!token.is_empty()).then(|| xxh3_64(token.as_bytes()))
 }
 
-/// Passes the changes that the store reports on to the near entries and to the memory of silent changes.
+/// Passes the changes that the store reports on to the near entries and to the memory of silent
+/// changes.
 #[derive(Debug)]
 pub(super) struct ChangeWatcher {
     pub(super) near: Arc<dyn Watcher>,

@@ -1,8 +1,8 @@
 //! Response bodies: captured for the store, streamed to the client, or both.
 //!
-//! [`Body`] is what a client is sent. `capture` and `capture_tee` read an upstream body for
-//! the store, the latter while the client already receives it through a `Tee`. `InvalidatingBody` is the
-//! body of a write: it holds its end back until the jobs are invalidated once more.
+//! A client is sent a [`Body`]. `capture` and `capture_tee` read an upstream body for the store, the
+//! latter while the client already receives it through a `Tee`. `InvalidatingBody` is the body of
+//! the response to a write: it holds its end back until the jobs are invalidated once more.
 
 use std::{
     future::Future,
@@ -40,8 +40,8 @@ pub enum Body {
     Upstream(ResponseBody),
     /// The frames that were already read, then the rest, streamed.
     Resumed(BufferedFrames, ResponseBody),
-    /// Streamed and captured, compared or held back on the way: a `Tee`, the response to a write, or
-    /// a comparison in shadow mode.
+    /// Streamed, and captured, compared or held back on the way: a `Tee`, a comparison in shadow
+    /// mode, or the response to a write.
     Watched(UnsyncBoxBody<Bytes, BodyError>),
 }
 

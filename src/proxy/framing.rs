@@ -5,8 +5,8 @@
 //! hyper has refused most of these before: conflicting or non-numeric lengths, folded lines, space
 //! before a colon, control characters, and a transfer coding after `chunked`.
 //!
-//! Of a response, a transfer coding that would stay on the body is recognised, and a repeated length is
-//! reduced to one.
+//! In a response, a transfer coding that would stay on the body is recognised, and a repeated length
+//! is reduced to one.
 
 use hyper::{
     HeaderMap, Method, Request, StatusCode, Version,

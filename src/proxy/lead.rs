@@ -190,8 +190,8 @@ fn is_framed(response: &Response<ResponseBody>) -> bool {
     [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| response.headers().contains_key(name))
 }
 
-/// Stores a published response. Calls `then` when that is done, or without a result when the budget is
-/// spent.
+/// Stores a published response. Calls `then` when that is done, or without a result when the budget
+/// is spent.
 async fn store_then(
     context: &ProxyContext,
     published: PublishedRead,

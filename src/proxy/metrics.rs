@@ -37,8 +37,8 @@ pub(crate) struct ProxyMetrics {
 
 /// Requests by what became of them.
 pub(crate) struct RequestMetrics {
-    /// By outcome (`hit`, `miss`, `pass`, `write`, `error`) and why it was not a hit; the reason is
-    /// empty if there is nothing to add.
+    /// Requests by outcome (`hit`, `miss`, `pass`, `write`, `error`) and by the reason why it was
+    /// not a hit. The reason is empty if there is nothing to add.
     by_reason: Counters<2>,
     /// The counter of hits, looked up once because most requests are hits.
     hits: Counter,
@@ -78,11 +78,11 @@ pub(crate) struct ComparisonMetrics {
     pub(super) under_way: Gauge,
 }
 
-/// Counts and reports unclaimed writes: successful writes at the jobs that name none of them and match
-/// no rule.
+/// Counts and reports unclaimed writes: successful writes at the jobs that name none of them and
+/// match no rule.
 ///
-/// Such a write (`POST /jobs/cancel-all`) may change jobs, and their entries are served until the TTL
-/// ends. So the log proposes the rule to add.
+/// Such a write (`POST /jobs/cancel-all`) may change jobs, and their entries are served until the
+/// TTL ends. So the log proposes the rule to add.
 pub(super) struct UnclaimedWrites {
     warnings: HourlyPerName,
     total: Counter,

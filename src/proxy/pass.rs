@@ -2,11 +2,11 @@
 //! protocols, their byte streams are joined.
 //!
 //! A reload may add a route or a rule that covers a write already under way here. Nothing was fenced
-//! for that write, and the jobs that its path or body names are no longer known. Meanwhile reads by the
-//! new routes fill the cache with what the write is about to change. So from the reload on, such a
-//! write counts as one that changes every job, as under a rule with `all = true`: every entry is
-//! dropped before the write is answered. The reload itself also drops every entry, at once and
-//! again after `store.linger`, for writes that were answered or given up just before.
+//! for that write, and the jobs that its path or body names are no longer known. Meanwhile reads by
+//! the new routes fill the cache with what the write is about to change. So from the reload on, such
+//! a write counts as one that changes every job, as under a rule with `all = true`: every entry is
+//! dropped before the write is answered. The reload itself also drops every entry, at once and again
+//! after `store.linger`, for writes that were answered or given up just before.
 //!
 //! Not covered: a write that was passed on, had its response head sent before the reload, and
 //! commits only at the end of its body, after the reload.
@@ -102,8 +102,8 @@ pub(super) async fn forward(
     }
 }
 
-/// A write that names no job in its target. If the client or the upstream gives up before there is an
-/// answer, the outcome is unknown.
+/// A write that names no job in its target. If the client or the upstream gives up before there is
+/// an answer, the outcome is unknown.
 struct PassedWrite {
     context: Arc<ProxyContext>,
     method: Method,

@@ -1,5 +1,6 @@
-//! What every step of a request needs under one configuration, and the exchange with the upstream:
-//! turns a client's request head into ours, sends it, and turns the upstream's response head into ours.
+//! The context of every step of a request under one configuration, and the exchange with the
+//! upstream: it turns a client's request head into ours, sends it, and turns the upstream's response
+//! head into ours.
 //!
 //! `headers` knows which fields are removed and added. `upstream` owns connections and timeouts.
 
@@ -37,13 +38,13 @@ pub(super) struct Requester {
     pub(super) informational: Informational,
 }
 
-/// What every step of a request needs under one configuration.
+/// The parts that the steps of a request use under one configuration.
 #[derive(Clone)]
 pub(super) struct ProxyContext {
     pub(super) routes: Arc<Routes>,
     pub(super) config: Arc<Config>,
-    /// Cancelled before a reload puts other routes or rules into force: a write that finds it alive was
-    /// answered before any read by the new rules.
+    /// Cancelled before a reload puts other routes or rules into force: a write that finds it alive
+    /// was answered before any read by the new rules.
     pub(super) superseded: CancellationToken,
     pub(super) cache: Arc<Cache>,
     pub(super) upstream: Arc<Upstream>,
@@ -147,7 +148,8 @@ pub(super) fn prepare_response<B>(response: Response<B>) -> Result<Response<B>, 
     prepare_switch(response)
 }
 
-/// Does the same with a response that may switch protocols as the client asked.
+/// Turns the upstream's response head into ours, like [`prepare_response`]. The response may switch
+/// protocols as the client asked.
 pub(super) fn prepare_switch<B>(mut response: Response<B>) -> Result<Response<B>, UpstreamError> {
     if framing::stays_coded(response.headers()) {
         return Err(UpstreamError::TransferCoding);

@@ -3,11 +3,12 @@
 //!
 //! `cache` decides where the answer may come from. `lead` runs the shared upstream read.
 //!
-//! In shadow mode the cache does everything that it does in service, but answers nothing. It is looked
-//! up, filled and invalidated, so that the response it would have served can be compared with the
-//! upstream's response to the same client. Each client has an upstream read of its own: none waits for
-//! another's, and jobcache makes no response. A read that is compared or stored is requested whole and
-//! uncompressed, as in service. Every other read passes through as if there were no cache.
+//! In shadow mode the cache does everything that it does in service, but answers nothing. It is
+//! looked up, filled and invalidated, so that the response it would have served can be compared with
+//! the upstream's response to the same client. Each client has an upstream read of its own: none
+//! waits for another's, and jobcache makes no response. A read that is compared or stored is
+//! requested whole and uncompressed, as in service. Every other read passes through as if there were
+//! no cache.
 
 use std::sync::Arc;
 

@@ -1,9 +1,10 @@
 //! Comparisons of entries with what the upstream answers, for `verify` and in shadow mode.
 //!
-//! With `verify`, some hits are also read from the upstream, in the background. Each hit is sampled on
-//! its own. The client already has its answer by then. The read is made from the same request as a fill
-//! would be, with the same credentials, but it fills nothing and nobody shares it: the response is
-//! compared with the entry and forgotten. The number and the duration of these reads are limited.
+//! If `verify` is set, some hits are also read from the upstream, in the background. Each hit is
+//! sampled on its own. The client already has its answer by then. The read is made from the same
+//! request as a fill would be, with the same credentials, but it fills nothing and nobody shares it:
+//! the response is compared with the entry and forgotten. The number and the duration of these reads
+//! are limited.
 //!
 //! In shadow mode a client gets the upstream's response, which is compared on its way
 //! ([`ComparedBody`]).
@@ -47,8 +48,8 @@ const MAX_COMPARISONS: usize = 32;
 /// Longest time to read the upstream's response to its end.
 const COMPARE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Returns the quota of comparisons in the background. Those that it refuses are counted by result, so
-/// its counter is not registered.
+/// Returns the quota of comparisons in the background. Those that it refuses are counted by result,
+/// so its counter is not registered.
 pub(super) fn quota(metrics: &ProxyMetrics) -> Arc<Quota> {
     Quota::new(MAX_COMPARISONS, metrics.comparisons.under_way.clone(), Counter::default())
 }

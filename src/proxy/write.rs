@@ -1,5 +1,6 @@
-//! Writes: the jobs that a write may change are fenced before it is forwarded, and invalidated before
-//! its response head is passed on, and again after its bodies end.
+//! Writes: the jobs that a write may change are fenced before it is forwarded, invalidated before its
+//! response head is passed on, and invalidated again after its bodies end. `pass` ends a write here
+//! too if only the response names the jobs.
 //!
 //! An upstream may answer before an upload ends and commit afterwards, or commit while it sends
 //! its response. So the end before the head drops the entry and keeps the fence, and a last end
@@ -76,7 +77,8 @@ async fn forward_write(
     let result = result.map(|InspectedResponse { response, named }| {
         let mut jobs = named.jobs;
         jobs.extend(context.routes.location_targets(&target, &response));
-        // What is named elsewhere may be a limit in the query. `count` looks closer.
+        // A job that is named elsewhere may be a limit in the query (`?limit=10`). `count` looks
+        // closer.
         let is_claimed = !scope.rules.is_empty()
             || scope.names_job_at_its_place()
             || jobs.iter().any(|job| !JobId::is_word(job.as_str()));

@@ -4,10 +4,11 @@
 //! Pure. Removal is careful: a client that lists `X-Forwarded-User` in `Connection` must not be
 //! able to remove what a gateway in front of us added.
 //!
-//! Some logins belong to a connection and not to a request: NTLM, Negotiate and Kerberos. After such a
-//! login the API takes every later request on the same connection for one of that user (RFC 4559 6).
-//! So a connection with such a login must never carry requests of anyone else. `upstream` binds
-//! connections, and `proxy` keeps what is read over them out of the cache.
+//! Some logins belong to a connection and not to a request: NTLM, Negotiate and Kerberos. After such
+//! a login the API takes every later request on the same connection for one of that user (RFC 4559
+//! 6). So a connection with such a login must never carry requests of anyone else. This file
+//! recognises such logins, `upstream` binds connections, and `proxy` keeps responses that are read
+//! over them out of the cache.
 
 use hyper::{
     HeaderMap, Method, Version,

@@ -27,7 +27,7 @@ impl fmt::Display for IdentityHash {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RouteIndex(pub(super) usize);
 
-/// What an entry is of.
+/// The API, the route and the job of an entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Identity<'i> {
     /// The name of the API; empty if it has none.

@@ -1,5 +1,5 @@
-//! The settings of the pure parts: how callers are distinguished, which reads are cached, and for how
-//! long.
+//! The settings of the pure parts: how callers are distinguished, which reads are cached and for how
+//! long, and which further jobs a write changes. Also the type of every secret.
 
 use std::{fmt, time::Duration};
 

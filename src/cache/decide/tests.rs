@@ -149,7 +149,8 @@ fn a_read_that_nothing_confirms_is_shared_unless_it_wants_to_be_alone() {
     assert_eq!(unconfirmed(&only_if_cached(), Bypass::Fenced), pass(Bypass::OnlyIfCached));
 }
 
-/// Whatever the facts: nobody but a member of the audience gets an entry, and nobody during the grace.
+/// Only a member of the audience gets an entry, whatever the facts, and no caller does during the
+/// grace.
 #[test]
 fn only_a_member_outside_the_grace_gets_the_entry() {
     let booleans = [false, true];

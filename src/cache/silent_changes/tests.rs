@@ -115,7 +115,7 @@ fn what_a_write_a_purge_or_a_report_explains_is_not_silent() {
             memory.changes.changed("job_status:x");
         },
         |memory| {
-            // That of the fill, and that of a `DEL` right after it.
+            // The report of the fill, and that of a `DEL` right after it.
             memory.changes.changed("job_status:x");
             memory.changes.changed("job_status:x");
         },

@@ -1,5 +1,5 @@
-//! A fingerprint: the keyed hash of a list of parts. The key, and the text of a variant's fingerprint,
-//! from which that of another path is made.
+//! Fingerprints: keyed hashes of lists of parts. Also the key, and the text of a variant, from which
+//! the fingerprint of the same variant for another path is made.
 
 use std::{fmt, ops::Range};
 

@@ -21,6 +21,7 @@ use hyper::http::{
 use super::counted_parts::CountedParts;
 use crate::semantics::settings::CredentialsConfig;
 
+/// Headers that are known to be part of the variant, in the order in which they are taken.
 const VARIANT_HEADERS: [HeaderName; 13] = [
     HOST,
     ORIGIN,
@@ -64,8 +65,8 @@ impl HeaderRole {
         self.credential || self.variant
     }
 
-    /// Returns the order in which two headers are taken. It is that of the request for the lines of one
-    /// header only.
+    /// Returns the order in which two headers are taken. Only the lines of one header keep the order
+    /// of the request.
     pub(super) fn order(
         (role, name): (Self, &HeaderName),
         (other, of): (Self, &HeaderName),
@@ -302,9 +303,8 @@ const IGNORED_HEADERS: [&str; 92] = [
     // The TLS session of the first hop
     "x-amzn-tls-cipher-suite x-amzn-tls-version x-forwarded-tlsversion x-ssl-cipher",
     "x-ssl-protocol x-tls-cipher x-tls-version",
-    // Fields that platforms and content delivery networks add about themselves. `CF-Worker` names the
-    // zone of the Worker that asks, and counts.
-    // Cloudflare
+    // Fields that platforms and content delivery networks add about themselves.
+    // Cloudflare. `CF-Worker` names the zone of the Worker that asks, and counts.
     "cf-ew-via",
     // Fastly, Akamai
     "fastly-client fastly-ff fastly-orig-accept-encoding fastly-temp-xff",

@@ -64,8 +64,8 @@ pub fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
     {
         return Err(NoStore::SetCookie);
     }
-    // "A cache MAY either store trailer fields separate from header fields or discard them." RFC 9111 3.1.
-    // An entry cannot hold trailers, and without them a checksum would be missing from hits.
+    // "A cache MAY either store trailer fields separate from header fields or discard them." RFC 9111
+    // 3.1. An entry cannot hold trailers, and without them a checksum would be missing from hits.
     if headers.contains_key(TRAILER) {
         return Err(NoStore::Trailers);
     }

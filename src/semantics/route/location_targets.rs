@@ -43,7 +43,8 @@ impl WriteTarget {
         &self.path
     }
 
-    /// Returns the paths that a response names, with their queries. A response that reports an error names none.
+    /// Returns the paths that a response names, with their queries. A response that reports an error
+    /// names none.
     pub fn named_by(&self, status: StatusCode, headers: &HeaderMap) -> Vec<String> {
         if !(status.is_success() || status.is_redirection()) {
             return Vec::new();
@@ -58,8 +59,8 @@ impl WriteTarget {
             Err(ParseError::RelativeUrlWithoutBase) => self.resolve(&reference),
             url => url.ok(),
         };
-        // A reference that is no URL, that has no host (`http:///jobs/7`), or that may be a path with an
-        // empty segment (`//jobs/7`), is also read as it is.
+        // A reference that is no URL, that has no host (`http:///jobs/7`), or that may be a path
+        // with an empty segment (`//jobs/7`), is also read as it is.
         let has_host = reference.contains("://") && !reference.contains(":///");
         let is_relative = reference.split(['/', '?', '#']).next().is_some_and(|s| !s.contains(':'));
         let is_unclear = url.is_none() || reference.starts_with("//") || !has_host && !is_relative;

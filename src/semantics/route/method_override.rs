@@ -87,7 +87,7 @@ fn may_name_method(name: &str, value: &[u8]) -> bool {
     // The value first: it decides for nearly every header, and costs less.
     is_unsafe_method(value.trim_ascii())
         && name.as_bytes().windows(METHOD.len()).any(|part| part.eq_ignore_ascii_case(METHOD))
-        // What the method of a later request may be (CORS) says nothing about this one.
+        // A preflight names the method of a later request (CORS), which says nothing about this one.
         && !name.eq_ignore_ascii_case(ACCESS_CONTROL_REQUEST_METHOD.as_str())
 }
 
@@ -101,7 +101,7 @@ pub(super) fn is_url_override(name: &HeaderName) -> bool {
     URL_OVERRIDES.iter().any(|known| reads_as(name, known))
 }
 
-/// Returns the URLs that headers name instead of, or beside, that of the request.
+/// Returns the URLs that headers name instead of that of the request, or in addition to it.
 pub(super) fn other_urls<B>(request: &Request<B>) -> impl Iterator<Item = &HeaderValue> {
     // The second target of RFC 4918 10.3.
     let has_destination = matches!(request.method().as_str(), "MOVE" | "COPY");
