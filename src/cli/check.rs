@@ -1,9 +1,9 @@
-//! `jobcache check` and `jobcache healthcheck`: what of a configuration, or of a running jobcache, works.
+//! `jobcache check` and `jobcache healthcheck`: whether a configuration, or a running jobcache, works.
 //!
-//! `check` validates the configuration, prints it, and tries everything that it names. Whether Redis and the
-//! API answer, and whether the sources of cache warming can be read, is only information and does not decide
-//! the exit code unless `--strict` asks for that: jobcache starts without any of them. `healthcheck` is the
-//! HEALTHCHECK of a container, which has no curl.
+//! `check` validates the configuration, prints it, and tries everything that it names. Only with
+//! `--strict` does the exit code depend on whether Redis and the API answer, and whether the sources
+//! of cache warming can be read: jobcache starts without any of them. `healthcheck` is the HEALTHCHECK
+//! of a container, which has no curl.
 
 use std::{
     collections::BTreeSet,
