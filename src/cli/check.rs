@@ -33,7 +33,7 @@ use tokio::{
 use super::{CheckArgs, print_at_once};
 use crate::Failure;
 
-/// For each attempt. It is generous, because a person waits for the result.
+/// Time limit for each attempt, generous because a person waits for the result.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// Text for everything that works.
 const REACHABLE: &str = "reachable";
