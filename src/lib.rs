@@ -2,7 +2,7 @@
 //!
 //! Frontends poll `GET /jobs/<id>` every few seconds, and each poll is a database query. jobcache
 //! stands in front of the unchanged upstream, answers the polls from Redis (`job_status:<id>`) and
-//! forgets a job the moment it changes.
+//! drops a job from the cache as soon as it changes.
 //!
 //! # Promises
 //!
@@ -14,17 +14,21 @@
 //! 2. **Never leaked.** A credential only ever receives bytes that the upstream itself served to
 //!    that credential since the job last changed, or bytes identical to those. See
 //!    [`semantics::audience`].
-//! 3. **Never in the way.** A cache fault never fails, truncates or alters a response, and costs at
-//!    most the store budget; while Redis stays down it costs nothing. Anything but a cached read
-//!    passes through untouched, as a stream.
+//! 3. **Never in the way.** A cache fault never fails, truncates or alters a response. It costs a read
+//!    at most one store budget, and a write one before it is forwarded and one for each end; while
+//!    Redis stays down it costs nothing. Everything else streams through untouched, except bodies
+//!    that an `[[invalidate]]` rule reads.
 //! 4. **Never in the dark.** Every response says what happened to it and why (`Cache-Status`),
-//!    every counter has a metric, and [`cache::forecast`] answers why a job is not cached.
+//!    except the 400 for input that is not HTTP. Every counter has a metric, and
+//!    [`cache::forecast`] answers why a job is not cached.
+//!
+//! `docs/guarantee.md` has all limits.
 //!
 //! # Reading order
 //!
 //! Read [`store`] and [`proxy`] next. Imports run one way: `main -> demo -> lib -> {server, reload} ->
 //! admin -> warm -> proxy -> {upstream, cache} -> store`. `cache` never imports `upstream`: it hands
-//! `proxy` a lease, and `proxy` fetches.
+//! `proxy` a [`LeaderRead`](cache::LeaderRead), and `proxy` reads the upstream.
 
 pub mod admin;
 pub mod cache;

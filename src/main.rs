@@ -157,9 +157,9 @@ fn serve(flags: Flags) -> Result<(), Failure> {
     })
 }
 
-/// Raises the soft limit of open files, of which each connection is one, to what `wanted` connections need, as far as the hard limit allows. Shells
-/// start programs with a soft limit of 1,024 for those that use `select`. Warns if the result is
-/// less than `wanted`.
+/// Raises the soft limit of open files, of which each connection is one, to what `wanted` connections
+/// need, as far as the hard limit allows. Shells start programs with a soft limit of 1,024 for those
+/// that use `select`. Warns if the result is less than `wanted`.
 fn raise_open_files(wanted: u64) {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let Some(soft) = current else { return };

@@ -241,7 +241,7 @@ impl WarmWorker {
 struct WarmMetrics {
     outcomes: Counters<1>,
     postponed: Counters<1>,
-    /// By source, `file` or `list`, and outcome, `read` or `failed`.
+    /// Labels: source (`file` or `list`) and outcome (`read` or `failed`).
     sources: Counters<2>,
     waiting: Gauge,
 }

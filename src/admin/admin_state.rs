@@ -1,5 +1,5 @@
-//! The part of the admin interface that a reload keeps: state, the metrics of calls that need the
-//! webhook secret and of purges, and those of other parts that `/status` shows.
+//! The part of the admin interface that a reload keeps: its state, the metrics of purges and of calls
+//! that need the webhook secret, and the sources of `/status` that the cache does not lead to.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ pub struct AdminState {
     pub caller_limits: Arc<CallerLimits>,
 }
 
-/// Those that cannot be reached through the cache.
+/// Sources of `/status` that cannot be reached through the cache.
 #[derive(Clone)]
 pub(crate) struct StatusSources {
     /// Open client connections.

@@ -1,4 +1,4 @@
-//! What callers of the admin listener may use: events per period, and memory for the bodies of purges.
+//! Limits for callers of the admin listener: events per period, and memory for the bodies of purges.
 //!
 //! The state of a rate limiter is one instant, the theoretical arrival time of the generic cell rate
 //! algorithm (GCRA, ITU-T I.371). Events that are refused do not count, so a caller that keeps
@@ -153,8 +153,8 @@ pub(super) const MAX_BODY: usize = 2 << 20;
 const UNCOUNTED_BYTES: usize = 8 << 10;
 /// Time limit for the whole body.
 pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes that have to arrive in each [`STEP_TIMEOUT`] after the first [`UNCOUNTED_BYTES`] bytes, unless the
-/// body ends.
+/// Bytes that have to arrive in each [`STEP_TIMEOUT`] after the first [`UNCOUNTED_BYTES`] bytes,
+/// unless the body ends.
 const STEP_BYTES: usize = 64 << 10;
 /// Time limit for each [`STEP_BYTES`].
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);

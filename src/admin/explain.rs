@@ -12,7 +12,8 @@
 //! and is refused without a `Host`.
 //!
 //! Not predicted: requests that the server refuses before it has parsed them (a head that is too
-//! large or is not HTTP), and limits on the number of requests.
+//! large or is not HTTP), limits on the number of requests, and bypasses that do not follow from the
+//! head (a connection that belongs to a login, an HTTP/2 body that no header announces).
 
 mod request_head;
 mod wording;

@@ -1,9 +1,9 @@
-//! `jobcache check` and `jobcache healthcheck`: what of a configuration, or of a running jobcache, works.
+//! `jobcache check` and `jobcache healthcheck`: whether a configuration, or a running jobcache, works.
 //!
-//! `check` validates the configuration, prints it, and tries everything that it names. Whether Redis and the
-//! API answer, and whether the sources of cache warming can be read, is only information and does not decide
-//! the exit code unless `--strict` asks for that: jobcache starts without any of them. `healthcheck` is the
-//! HEALTHCHECK of a container, which has no curl.
+//! `check` validates the configuration, prints it, and tries everything that it names. Only with
+//! `--strict` does the exit code depend on whether Redis and the API answer, and whether the sources
+//! of cache warming can be read: jobcache starts without any of them. `healthcheck` is the HEALTHCHECK
+//! of a container, which has no curl.
 
 use std::{
     collections::BTreeSet,
@@ -33,7 +33,7 @@ use tokio::{
 use super::{CheckArgs, print_at_once};
 use crate::Failure;
 
-/// For each attempt. It is generous, because a person waits for the result.
+/// Time limit for each attempt, generous because a person waits for the result.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// Text for everything that works.
 const REACHABLE: &str = "reachable";

@@ -1,5 +1,5 @@
-//! Output of the command line for other programs: completions for shells, the generated documents, and the
-//! manual page, which is made from the command line and the table of settings.
+//! Output of the command line for other programs: completions for shells, the generated documents,
+//! and the manual page, which is made from the command line and the table of settings.
 
 use std::io;
 

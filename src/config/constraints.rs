@@ -75,8 +75,8 @@ fn in_both(name: &str, one: &str, other: &str) -> String {
     format!("{name:?} is in both {one} and {other}: keep it in one of them")
 }
 
-/// Callers would get each other's jobs. Some upstreams read `x_user_id` as `x-user-id`, so spellings count
-/// as equal.
+/// Callers would get each other's jobs. Some upstreams read `x_user_id` as `x-user-id`, so spellings
+/// count as equal.
 fn ignored_headers_are_no_credentials(config: &Config, said: Said<'_>) -> Option<String> {
     let plain = |name: &str| name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
     let ignored = &config.credentials.ignore;

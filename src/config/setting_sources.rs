@@ -1,4 +1,5 @@
-//! The values that the sources give, each with its origin, and the strongest of them.
+//! Sources of settings: the values of environment and file, each with its origin, and the strongest
+//! value of each setting.
 //!
 //! The environment is passed in as pairs so that tests need none. A file is TOML, flattened to dotted
 //! keys with their lines.

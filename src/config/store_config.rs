@@ -22,7 +22,8 @@ pub struct StoreConfig {
     pub sentinel: SentinelConfig,
     /// Text before the job id in a key.
     pub prefix: String,
-    /// Time that the store may cost one request, over all operations.
+    /// Time that the store may cost a read, over all operations; a write has as much for its begin and
+    /// for each end.
     pub budget: Duration,
     /// Lifetime of a lease, the right to fill.
     pub lease: Duration,

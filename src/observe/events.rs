@@ -196,8 +196,8 @@ impl Events {
         self.all_own_until_ms.store(now_ms() + OWN_PURGE_ALL_MS, Ordering::Relaxed);
     }
 
-    /// Ends [`Events::expect_own_purge_all`] after all keys are changed. News that is already on its way is
-    /// still ignored.
+    /// Ends [`Events::expect_own_purge_all`] after all keys are changed. News that is already on its
+    /// way is still ignored.
     pub fn end_own_purge_all(&self) {
         self.all_own_until_ms.store(now_ms() + OWN_CHANGE_MS, Ordering::Relaxed);
     }

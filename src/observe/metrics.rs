@@ -1,4 +1,4 @@
-//! The registry of metrics, and what the parts make their metrics of.
+//! The registry of metrics, and the types of which the parts make theirs.
 //!
 //! A part registers its metrics when it is built, and owns them in a struct next to it
 //! (`proxy/metrics.rs`, `store/metrics.rs` and so on). What is exported without a part is here: the
@@ -31,7 +31,7 @@ pub struct Registry {
     process: Families,
     /// Those with the prefix `jobcache_`.
     ours: Families,
-    /// What several parts count in.
+    /// Families that several parts share.
     shared: Vec<Box<dyn Any + Send + Sync>>,
 }
 

@@ -1,5 +1,5 @@
-//! What the configuration says about the reads: their headers, and the ids in a file or a list. `probe_file`
-//! and `probe_list` check the sources for `jobcache check`, which warms nothing.
+//! The configured parts of the reads: their headers, and the ids in a file or a list. `probe_file` and
+//! `probe_list` check the sources for `jobcache check`, which warms nothing.
 
 use std::{
     fs::File,

@@ -1,4 +1,4 @@
-//! What is cached and for how long, and the jobs that are read before a client asks for them.
+//! Settings of the cache: reads, lifetimes, responses, and jobs that are read before a client asks.
 
 use std::time::Duration;
 

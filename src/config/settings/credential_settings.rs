@@ -1,4 +1,4 @@
-//! Credentials, by which callers are told apart.
+//! Credentials, which tell callers apart.
 
 use crate::config::{
     CredentialMode, Secret, parse,

@@ -1,4 +1,4 @@
-//! What is shown: documents, the changes that a reload finds, and values that must stay hidden.
+//! Output: documents, the changes that a reload finds, and values that must stay hidden.
 
 use super::*;
 

@@ -1,10 +1,11 @@
 //! The last events of each job and its request counts. This module reads no clock.
 //!
-//! Memory is bounded: at most [`MAX_JOBS`] jobs, of which the least recently touched is removed first,
-//! with [`MAX_EVENTS`] events each, plus the last event of each kind in `EventKind::outlives_ring` that was pushed
-//! out. Without those, a minute of polls with alternating outcomes would push out the purge before
-//! it. A name is at most a prefix and 128 bytes, and an event is about 100 bytes including its
-//! initiator, which many events share. That is about 4 MiB if everything is full.
+//! Memory is bounded: at most [`MAX_JOBS`] jobs, of which the least recently touched is removed
+//! first, with [`MAX_EVENTS`] events each, plus the last event of each kind in
+//! `EventKind::outlives_ring` that was pushed out. Without those, a minute of polls with alternating
+//! outcomes would push out the purge before it. A name is at most a prefix and 128 bytes, and an
+//! event is about 100 bytes including its initiator, which many events share. That is about 4 MiB if
+//! everything is full.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},

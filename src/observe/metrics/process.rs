@@ -1,5 +1,5 @@
-//! What is read when Prometheus scrapes: the runtime, and the resources of the process under the
-//! conventional names
+//! Metrics that are read when Prometheus scrapes: the runtime, and the resources of the process under
+//! the conventional names
 //! (<https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics>), without the
 //! prefix `jobcache_`.
 //!
