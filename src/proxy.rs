@@ -113,13 +113,14 @@ impl Proxy {
         }
         let ProxyContext { config, cache, metrics, .. } = &*self.context;
         let access_line = config.access_log.then(|| AccessLine::of(&request));
-        let sample = cache.events().sample();
+        // Whether this request becomes an event if it is a hit.
+        let hit_sample = cache.events().sample();
         let answer = if let Err(refusal) = framing::check(&request, &config.server) {
             refusal.limit().inspect(|&limit| metrics.limits.count(limit));
             refuse_and_close(refusal, request.version())
         } else if let Some(_permit) = self.requests.take(1) {
             let requester = Requester { client, informational };
-            self.answer(request, requester, sample.as_ref()).await
+            self.dispatch(request, requester, hit_sample.as_ref()).await
         } else {
             refuse_retryable("overloaded")
         };
@@ -129,15 +130,15 @@ impl Proxy {
     /// Answers a request according to its route. Everything except a hit in this process is boxed:
     /// the other futures are large and are moved several times before they are first polled, and a
     /// hit should not pay for that.
-    async fn answer(
+    async fn dispatch(
         &self,
         request: Request<Incoming>,
         requester: Requester,
-        sample: Option<&HitSample>,
+        hit_sample: Option<&HitSample>,
     ) -> Answer {
         match self.context.routes.classify(&request) {
             Route::Read(id, route) => {
-                read::answer(&self.context, (&id, route), request, requester, sample).await
+                read::serve(&self.context, (&id, route), request, requester, hit_sample).await
             }
             Route::Write(scope) => {
                 Box::pin(write::forward(&self.context, scope, request, requester)).await

@@ -310,17 +310,16 @@ impl FirstRequest {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use std::sync::Arc;
 
     use hyper::{HeaderMap, StatusCode, header::HeaderValue};
 
     use super::{Informational, InformationalQueue, MAX_QUEUED_BYTES};
 
-    pub(crate) const HINT: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
+    const HINT: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
 
-    /// Sends [`HINT`].
-    pub(crate) fn hint(informational: &Informational) {
+    fn hint(informational: &Informational) {
         let mut headers = HeaderMap::new();
         headers.insert("link", HeaderValue::from_static("</a>"));
         informational.send(StatusCode::EARLY_HINTS, &headers);

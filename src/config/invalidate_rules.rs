@@ -42,7 +42,8 @@ pub(super) static KEYS: [RuleKey; 8] = [
         name: "methods",
         unset: "every method except GET, HEAD, OPTIONS and TRACE",
         example: "[\"POST\"]",
-        help: "Methods of the write, or those that a header or `_method` in its query names instead. A `_method` in a body is not read.",
+        help: "Methods of the write, or those that a header or its query names instead, but not a \
+               body.",
     },
     RuleKey {
         name: "request",

@@ -87,7 +87,7 @@ fn toml_value(value: &RawValue) -> String {
 fn toml_rules(out: &mut String) {
     out.push('\n');
     comment(out, "----- Writes that change further jobs -----");
-    comment(out, &format!("{} See docs/what-is-cached.md.", invalidate_rules::INTRO));
+    comment(out, &format!("{} See docs/purging.md.", invalidate_rules::INTRO));
     let _ = writeln!(out, "# [[{}]]", invalidate_rules::KEY);
     for key in &KEYS {
         out.push_str("#\n");

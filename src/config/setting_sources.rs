@@ -110,7 +110,8 @@ pub(super) fn read_env(
         let by_file = spec.has_env_file.then(|| env.remove(&format!("{name}_FILE"))).flatten();
         settings.extend(from_variable(spec, &name, direct, by_file, problems));
     }
-    let unknown = env.keys().filter(|name| name.starts_with(PREFIX) && !is_service_link(name));
+    let unknown =
+        env.keys().filter(|name| name.starts_with(PREFIX) && !is_service_link(&env, name));
     let mut warnings = unknown.map(|name| warning(name)).collect();
     let traces = traces::read(&env, &mut warnings);
     Environment { config, settings, traces, warnings }
@@ -152,8 +153,9 @@ fn secret_file(variable: &str, path: &str) -> Result<String, String> {
 
 /// Whether Kubernetes generated the variable: a service called `jobcache` or `jobcache-admin` puts
 /// `JOBCACHE_PORT`, `JOBCACHE_ADMIN_SERVICE_HOST` and the like into every container around it.
-fn is_service_link(name: &str) -> bool {
-    name.contains("_SERVICE_HOST") || name.contains("_SERVICE_PORT") || name.contains("_PORT")
+fn is_service_link(env: &BTreeMap<String, String>, name: &str) -> bool {
+    let service = name.split_once("_SERVICE_").or_else(|| name.split_once("_PORT"));
+    service.is_some_and(|(service, _)| env.contains_key(&format!("{service}_SERVICE_HOST")))
 }
 
 fn warning(name: &str) -> String {

@@ -204,9 +204,18 @@ fn a_misspelt_variable_is_told_where_it_may_be_why_the_rest_is_refused() {
 
 #[test]
 fn variables_that_kubernetes_makes_up_are_no_warning() {
-    let names = ["JOBCACHE_PORT", "JOBCACHE_PORT_8080_TCP_ADDR", "JOBCACHE_ADMIN_SERVICE_HOST"];
+    let names = [
+        "JOBCACHE_SERVICE_HOST",
+        "JOBCACHE_SERVICE_PORT_HTTP",
+        "JOBCACHE_PORT",
+        "JOBCACHE_PORT_8080_TCP_ADDR",
+        "JOBCACHE_ADMIN_SERVICE_HOST",
+    ];
     let vars = names.map(|name| (name, "tcp://10.0.0.1:8080"));
     assert_eq!(load(&[], &vars, "").unwrap().warnings, Vec::<String>::new());
+    for name in ["JOBCACHE_PORT", "JOBCACHE_REUSE_PORT", "JOBCACHE_REDIS_PORT"] {
+        assert_eq!(load(&[], &[(name, "1")], "").unwrap().warnings.len(), 1, "{name}");
+    }
 }
 
 #[test]

@@ -15,8 +15,6 @@
 
 mod document;
 
-pub(super) use self::document::is_event_stream;
-
 use std::{collections::HashSet, sync::Arc};
 
 use hyper::{
@@ -40,6 +38,7 @@ use crate::{
     },
     semantics::{
         job_id::JobId,
+        policy::is_endless,
         route::{
             MAX_NAMED, WriteScope,
             invalidation_rules::{BodySide, InvalidationRule},
@@ -173,7 +172,7 @@ impl BodyInspector {
             return Ok(InspectedResponse { response, named: NamedInBody::NOTHING });
         };
         let mut read = BufferedFrames::new(&self.room);
-        let document = if is_event_stream(&head.headers) {
+        let document = if is_endless(&head.headers) {
             Err(RuleMiss::EventStream)
         } else {
             // The body is read while it holds its upstream connection permit, so the limit on those

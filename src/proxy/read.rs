@@ -44,8 +44,8 @@ use crate::{
 };
 
 /// Answers a read of a job, past the cache if it must. Everything except a hit in this process
-/// is boxed, for the reason given at [`answer`](super::Proxy::answer).
-pub(super) async fn answer(
+/// is boxed, for the reason given at [`dispatch`](super::Proxy::dispatch).
+pub(super) async fn serve(
     context: &Arc<ProxyContext>,
     job: (&JobId, RouteIndex),
     mut request: Request<Incoming>,

@@ -23,9 +23,7 @@ use tracing::{Instrument as _, Span, error};
 use super::{
     answer::{Answer, Verdict, close_if_spent, refuse_retryable, refuse_with, upstream_failure},
     body::{Body, BodyEnd, BodyEndFuture, InvalidatingBody},
-    body_rules::{
-        InspectError, InspectedResponse, RuleFinding, is_event_stream, misses_unknown_response,
-    },
+    body_rules::{InspectError, InspectedResponse, RuleFinding, misses_unknown_response},
     proxy_context::{ProxyContext, Requester, prepare_response},
 };
 use crate::{
@@ -34,6 +32,7 @@ use crate::{
     observe::spans,
     semantics::{
         job_id::JobId,
+        policy::is_endless,
         route::{WriteScope, WriteTarget},
     },
     store::{Ended, Write},
@@ -285,7 +284,7 @@ impl WriteInvalidation {
         self.check_upload();
         self.response_has_ended = response.body().is_end_stream() || mutants::is(Mutant::EndOnce);
         let ends_with_head = self.outcome == WriteOutcome::Refused
-            || is_event_stream(response.headers())
+            || is_endless(response.headers())
             || response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if self.stage() == EndStage::Last || ends_with_head {
             FenceEnd::Now(self.outcome)

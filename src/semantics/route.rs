@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use hyper::{HeaderMap, Method, Request, Response};
 use invalidation_rules::{InvalidationRule, InvalidationRules};
-use method_override::{is_method_override, is_url_override, other_urls};
+use method_override::{is_method_override, is_url_override, names_unknown_method, other_urls};
 use path_variants::Scope;
 use template::{MAX_TEMPLATES, Template};
 use thiserror::Error;
@@ -249,7 +249,9 @@ fn bypass(headers: &HeaderMap) -> Option<Bypass> {
         // "A cache MUST NOT evaluate conditional header fields that only apply to an origin server, [..]
         // such preconditions are likely intended for some other (inbound) server." RFC 9111 4.3.2
         "if-match" | "if-range" | "if-unmodified-since" => Some(Bypass::Precondition),
-        _ if is_method_override(name) => Some(Bypass::MethodOverride),
+        _ if is_method_override(name) || names_unknown_method(name, value) => {
+            Some(Bypass::MethodOverride)
+        }
         _ if is_url_override(name) => Some(Bypass::UrlOverride),
         _ => None,
     })

@@ -74,7 +74,7 @@ async fn a_write_under_one_route_drops_the_entry_of_the_other() {
 #[tokio::test]
 async fn a_method_override_is_a_write() {
     for (name, query) in
-        [("x-http-method-override", ""), ("x-method", ""), ("accept", "?httpMethod=PUT")]
+        [("x-http-method-override", ""), ("x-verb", ""), ("accept", "?httpMethod=PUT")]
     {
         let setup = filled().await;
         let request = setup.sidecar.client.request(Method::GET, &format!("{X}{query}"));

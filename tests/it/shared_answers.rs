@@ -325,6 +325,25 @@ async fn a_caller_with_answers_of_its_own_does_not_end_sharing_for_the_others() 
 }
 
 #[tokio::test]
+async fn a_fresh_read_of_the_same_answer_makes_each_other_caller_ask_once_more() {
+    let setup = Setup::new().await;
+    setup.upstream.respond_to(X, |_| with_headers("{}", &[]));
+    for who in [A, B] {
+        eventually(SOON, async || get(&setup, who).await.is_hit()).await;
+    }
+    for _ in 0..5 {
+        let fresh = setup.sidecar.client.request(Method::GET, X).header("authorization", B);
+        assert!(!fresh.header("cache-control", "no-cache").send().await.is_hit());
+
+        let other = get(&setup, A).await;
+
+        assert!(!other.cache_status().contains("audience"), "{other:?}");
+        eventually(SOON, async || get(&setup, A).await.is_hit()).await;
+        assert!(get(&setup, B).await.is_hit());
+    }
+}
+
+#[tokio::test]
 async fn a_header_that_carries_meaning_is_not_called_volatile() {
     for name in ["Content-Type", "ETag", "Set-Cookie", "Cache-Control", "Location", "Vary"] {
         let (code, _, stderr) = Process::output(

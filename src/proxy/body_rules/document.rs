@@ -82,12 +82,6 @@ impl RuleMiss {
     }
 }
 
-/// Whether a body is an event stream, which ends only when there is nothing more to say.
-pub(in crate::proxy) fn is_event_stream(headers: &HeaderMap) -> bool {
-    let is_sse = |value: &[u8]| value.to_ascii_lowercase().starts_with(b"text/event-stream");
-    headers.get(CONTENT_TYPE).is_some_and(|value| is_sse(value.as_bytes()))
-}
-
 fn is_encoded(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(CONTENT_ENCODING).iter();
     codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
@@ -223,6 +217,7 @@ mod tests {
     use http_body_util::{Full as Whole, StreamBody};
     use hyper::body::Frame;
     use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+    use tokio::time::Instant;
 
     use super::*;
     use crate::limits::Quota;
@@ -328,6 +323,18 @@ mod tests {
         assert_eq!(document, Err(RuleMiss::TooLarge));
         assert_eq!(read.data().collect::<Vec<_>>(), ["[1,2,3", ",4,5,6"]);
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), ",7]");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_end_is_slow_after_ten_seconds() {
+        let frames = futures_util::stream::pending::<Result<Frame<Bytes>, std::io::Error>>();
+        let (headers, mut read, started) = (HeaderMap::new(), kept(1 << 10), Instant::now());
+
+        let mut body = StreamBody::new(frames);
+        let document = read_document(&headers, &mut body, 8, WhenFull::Refuse, &mut read).await;
+
+        assert_eq!(document.unwrap(), Err(RuleMiss::Slow));
+        assert_eq!(started.elapsed().as_secs(), 10);
     }
 
     #[tokio::test]

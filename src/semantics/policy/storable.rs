@@ -137,16 +137,18 @@ fn check_representation(headers: &HeaderMap) -> Result<(), NoStore> {
     if !tokens(headers, &CONTENT_ENCODING).all(|coding| coding.is_ok_and(plain)) {
         return Err(NoStore::Encoding);
     }
-    let endless = |value: &HeaderValue| {
+    if is_endless(headers) { Err(NoStore::EventStream) } else { Ok(()) }
+}
+
+/// Whether a body is a stream of events or parts, which ends only when there is nothing more to say.
+pub fn is_endless(headers: &HeaderMap) -> bool {
+    let is_endless_type = |value: &HeaderValue| {
         let media_type = value.as_bytes().split(|&b| b == b';').next().unwrap_or_default();
         let media_type = media_type.trim_ascii();
         media_type.eq_ignore_ascii_case(b"text/event-stream")
             || media_type.eq_ignore_ascii_case(b"multipart/x-mixed-replace")
     };
-    if headers.get_all(CONTENT_TYPE).into_iter().any(endless) {
-        return Err(NoStore::EventStream);
-    }
-    Ok(())
+    headers.get_all(CONTENT_TYPE).into_iter().any(is_endless_type)
 }
 
 fn check_content_length(headers: &HeaderMap, policy: &Policy) -> Result<(), NoStore> {

@@ -19,12 +19,12 @@ const METHOD_OVERRIDES: [&str; 3] =
 /// Spring, `WordPress`). It does so whatever its value is.
 const METHOD_PARAMETER: &str = "_method";
 
-/// Part of the name of any other header or parameter that names another method (`$httpMethod`,
-/// `_HttpMethod`, `X-Original-Method`). It does so if its value is an unsafe method: a
-/// `Payment-Method: card` does not.
-const METHOD: &[u8] = b"method";
+/// Parts of the name of any other header or parameter that names another method (`$httpMethod`,
+/// `_HttpMethod`, `X-Verb`). It does so if its value is an unsafe method: a `Payment-Method: card`
+/// does not.
+const METHOD_PARTS: [&str; 2] = ["method", "verb"];
 
-/// Unsafe methods in any letter case: as values they mean little else.
+/// Unsafe methods that mean little else as values. In capitals they count under any name of a header.
 const UNSAFE_METHODS: [&str; 3] = ["PUT", "PATCH", "DELETE"];
 
 /// Unsafe methods in capitals only, because they are ordinary words too (`delivery_method=post`).
@@ -41,6 +41,10 @@ const UNSAFE_CAPITALS: [&str; 11] = [
     "PROPPATCH",
     "UPDATE",
 ];
+
+/// Parts of the name of any other header that names another URL (`X-Override-URL`, `X-Forwarded-Uri`).
+/// It does so if its value has a slash.
+const URL_PARTS: [&str; 3] = ["path", "uri", "url"];
 
 /// Headers by which frameworks let a gateway name another URL (IIS, Symfony, Zend).
 const URL_OVERRIDES: [&str; 2] = ["x-original-url", "x-rewrite-url"];
@@ -67,12 +71,13 @@ pub(super) fn overrides<'r>(
     let in_query = query.into_iter().flat_map(parameters).filter(|(name, value)| {
         let decoded = |text| percent_decode_str(text).decode_utf8_lossy();
         is_named(name, &[METHOD_PARAMETER])
-            || may_name_method(&decoded(name), decoded(value).as_bytes())
+            || is_unsafe_method(decoded(value).as_bytes())
+                && has_part(&decoded(name), &METHOD_PARTS)
     });
     // One pass costs less than three lookups, which hash each name again.
-    let in_headers = headers.iter().filter(|(name, value)| {
-        is_method_override(name) || may_name_method(name.as_str(), value.as_bytes())
-    });
+    let in_headers = headers
+        .iter()
+        .filter(|(name, value)| is_method_override(name) || names_unsafe_method(name, value));
     let in_query = in_query.map(|(_, value)| value.as_bytes());
     in_query.chain(in_headers.map(|(_, value)| value.as_bytes().trim_ascii()))
 }
@@ -82,18 +87,40 @@ pub(super) fn is_method_override(name: &HeaderName) -> bool {
     METHOD_OVERRIDES.iter().any(|known| reads_as(name, known))
 }
 
-/// Whether a header or a parameter that is not known names an unsafe method.
-fn may_name_method(name: &str, value: &[u8]) -> bool {
+/// Whether a header that is not known names an unsafe method.
+fn names_unsafe_method(name: &HeaderName, value: &HeaderValue) -> bool {
+    let value = value.as_bytes().trim_ascii();
     // The value first: it decides for nearly every header, and costs less.
-    is_unsafe_method(value.trim_ascii())
-        && name.as_bytes().windows(METHOD.len()).any(|part| part.eq_ignore_ascii_case(METHOD))
-        // A preflight names the method of a later request (CORS), which says nothing about this one.
-        && !name.eq_ignore_ascii_case(ACCESS_CONTROL_REQUEST_METHOD.as_str())
+    is_unsafe_method(value)
+        && (UNSAFE_METHODS.iter().any(|method| method.as_bytes() == value)
+            || has_part(name.as_str(), &METHOD_PARTS))
+        && !is_of_preflight(name)
+}
+
+/// Whether a header names a method that may be unsafe: one in capitals that is not known (`X-Method:
+/// CANCEL`).
+pub(super) fn names_unknown_method(name: &HeaderName, value: &HeaderValue) -> bool {
+    let value = value.as_bytes().trim_ascii();
+    value.len() > 2
+        && value.iter().all(|&byte| byte.is_ascii_uppercase() || byte == b'-')
+        && !is_safe(value)
+        && has_part(name.as_str(), &METHOD_PARTS)
+        && !is_of_preflight(name)
+}
+
+/// Whether a header belongs to a preflight (CORS). Its method is that of a later request.
+fn is_of_preflight(name: &HeaderName) -> bool {
+    *name == ACCESS_CONTROL_REQUEST_METHOD
 }
 
 fn is_unsafe_method(value: &[u8]) -> bool {
     UNSAFE_METHODS.iter().any(|method| method.as_bytes().eq_ignore_ascii_case(value))
         || UNSAFE_CAPITALS.iter().any(|method| method.as_bytes() == value)
+}
+
+fn has_part(name: &str, parts: &[&str]) -> bool {
+    let lower = name.to_ascii_lowercase();
+    parts.iter().any(|part| lower.contains(part))
 }
 
 /// Whether a header names another URL.
@@ -105,9 +132,12 @@ pub(super) fn is_url_override(name: &HeaderName) -> bool {
 pub(super) fn other_urls<B>(request: &Request<B>) -> impl Iterator<Item = &HeaderValue> {
     // The second target of RFC 4918 10.3.
     let has_destination = matches!(request.method().as_str(), "MOVE" | "COPY");
-    let is_other =
-        move |name: &HeaderName| is_url_override(name) || has_destination && name == "destination";
-    request.headers().iter().filter(move |(name, _)| is_other(name)).map(|(_, value)| value)
+    let is_other = move |(name, value): &(&HeaderName, &HeaderValue)| {
+        is_url_override(name)
+            || has_destination && *name == "destination"
+            || value.as_bytes().contains(&b'/') && has_part(name.as_str(), &URL_PARTS)
+    };
+    request.headers().iter().filter(is_other).map(|(_, value)| value)
 }
 
 /// Whether a header has this name, or one that some servers read as the same: those that follow CGI
@@ -167,6 +197,9 @@ mod tests {
             check(&format!("/jobs/7?{query}"), None, false, false);
         }
         check("/jobs/7", Some(("Access-Control-Request-Method", "PUT")), false, false);
-        check("/jobs/7", Some(("X-Metho", "PUT")), false, false);
+        check("/jobs/7", Some(("X-Metho", "put")), false, false);
+        check("/jobs/7", Some(("X-Metho", "PUT")), true, true);
+        check("/jobs/7", Some(("X-Http-Verb", "post")), false, false);
+        check("/jobs/7", Some(("X-Http-Verb", "POST")), true, true);
     }
 }

@@ -131,6 +131,21 @@ fn an_upgrade_passes_unless_it_offers_h2c() {
 }
 
 #[test]
+fn a_method_that_is_not_known_passes() {
+    check("GET /jobs/7\nx-method: CANCEL", "pass: method-override");
+    check("GET /jobs/7\nx-http-verb: VERSION-CONTROL", "pass: method-override");
+    check("GET /jobs/7\nx-method: cancel", "read: 7");
+    check("GET /jobs/7\nx-cancel: CANCEL", "read: 7");
+}
+
+#[test]
+fn another_url_in_any_header_names_jobs() {
+    check("POST /\nx-override-path: /jobs/7", "write: 7");
+    check("POST /\nx-override-path: 7", "pass: path");
+    check("GET /jobs/7\nx-envoy-original-path: /jobs/8", "read: 7");
+}
+
+#[test]
 fn ranges_and_preconditions_pass() {
     check("GET /jobs/7\nrange: bytes=0-1", "pass: range");
     check("GET /jobs/7\nif-match: \"a\"", "pass: precondition");

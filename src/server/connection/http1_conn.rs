@@ -278,10 +278,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Layer<S> for InformationalIo {
 mod tests {
     use std::{future::poll_fn, pin::Pin, sync::Arc};
 
+    use hyper::{HeaderMap, StatusCode, header::HeaderValue};
     use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _, duplex};
 
     use super::{InformationalIo, InformationalQueue, InformationalStream};
-    use crate::service::tests::{HINT, hint};
+    use crate::service::Informational;
+
+    const HINT: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
+
+    fn hint(informational: &Informational) {
+        let mut headers = HeaderMap::new();
+        headers.insert("link", HeaderValue::from_static("</a>"));
+        informational.send(StatusCode::EARLY_HINTS, &headers);
+    }
 
     #[tokio::test]
     async fn an_interim_response_goes_out_with_the_next_flush_and_before_the_answer() {
