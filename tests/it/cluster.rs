@@ -36,6 +36,9 @@ impl Setup {
         let mut config = Config { settle: Duration::ZERO, ..Config::default() };
         config.store.budget = Duration::from_secs(2);
         config.store.reconnect_grace = Duration::ZERO;
+        // A master that hands over holds commands back, so a fence may be set after the end of its
+        // write. It then stands for this time and ten seconds more.
+        config.upstream.response_timeout = Duration::from_secs(10);
         config.store.url = self.cluster.url().parse().expect("seeds");
         config.upstream.url = self.upstream.url();
         config
