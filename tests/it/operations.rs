@@ -131,5 +131,6 @@ async fn after_the_drain_delay_the_drain_begins() {
     setup.sidecar.shutdown().await.expect("a drain");
 
     assert!(asked.elapsed() >= delay, "{:?}", asked.elapsed());
-    assert!(setup.sidecar.refuses().await);
+    // A child of another test holds a copy of the listener between its fork and its exec.
+    eventually(SOON, async || setup.sidecar.refuses().await).await;
 }
