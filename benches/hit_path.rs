@@ -52,7 +52,7 @@ fn head(criterion: &mut Criterion) {
     });
     let (head, ()) = request.into_parts();
     let (fingerprinter, key) =
-        (Fingerprinter::new(&config.credentials), CredentialKey::new([7; 32]));
+        (Fingerprinter::new(&config.cache.credentials), CredentialKey::new([7; 32]));
     criterion.bench_function("fingerprint pair", |bench| {
         bench.iter(|| fingerprinter.caller(&key, &head.uri, black_box(&head.headers)));
     });
@@ -220,12 +220,13 @@ fn poll() -> Request<()> {
 }
 
 fn routes() -> Routes {
-    Routes::parse(&config().routes).expect("the defaults are templates")
+    Routes::parse(&config().api.routes).expect("the defaults are templates")
 }
 
 /// Returns the default configuration with the embedded store and a TTL that outlasts the benchmark.
 fn config() -> Config {
-    let mut config = Config { ttl: Duration::from_hours(24), ..Config::default() };
+    let mut config = Config::default();
+    config.cache.lifetimes.ttl = Duration::from_hours(24);
     config.store.url = StoreUrl::Memory;
     config
 }

@@ -98,7 +98,7 @@ impl Cache {
         shared_purge_all: Arc<SharedPurgeAll>,
         config: &Config,
     ) -> Self {
-        let notes = Arc::new(JobNotes::new(config.ttl));
+        let notes = Arc::new(JobNotes::new(config.cache.lifetimes.ttl));
         let config = Arc::new(CacheConfig::new(config));
         let (of_state, of_config) = (|| Arc::clone(&state), || Arc::clone(&config));
         let invalidator = Invalidator { state: of_state(), config: of_config(), shared_purge_all };
@@ -176,7 +176,7 @@ impl Cache {
         if request.variant.path() == path.as_bytes() {
             return;
         }
-        request.key.rename(&self.config.settings.store.prefix, id);
+        request.key.rename(&self.config.prefix, id);
         request.caller =
             self.config.fingerprinter.retarget(request.caller, &mut request.variant, path);
         request.route = route;
@@ -216,7 +216,7 @@ impl Cache {
 
     /// Records a read of a job that bypassed the cache without a lookup.
     pub fn record_pass(&self, id: &str, why: Bypass) {
-        let key = Key::new(&self.config.settings.store.prefix, id);
+        let key = Key::new(&self.config.prefix, id);
         self.state.events.record_request(key.main(), EventKind::Pass, why.as_str(), 1);
     }
 }

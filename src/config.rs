@@ -66,29 +66,113 @@ pub struct Config {
     pub tls: KeyPair,
     /// Interval at which the files of `tls`, `upstream.tls` and `store.tls` are checked for changes.
     pub tls_renew_interval: Duration,
+    /// The purge webhook.
+    pub webhook: WebhookConfig,
+    /// What is logged.
+    pub log: LogConfig,
+    /// The end of the process.
+    pub drain: DrainConfig,
+    /// What the requests of the API mean.
+    pub api: ApiConfig,
+    /// What is cached, for whom and for how long.
+    pub cache: CachingConfig,
+    /// Limits for clients.
+    pub server: ServerConfig,
+    /// The API's address and how it is reached.
+    pub upstream: UpstreamConfig,
+    /// Redis, or the store of this process.
+    pub store: StoreConfig,
+    /// Invalidations that the store has not confirmed.
+    pub pending: PendingConfig,
+    /// Destination of spans. It has no setting: only the variables of OpenTelemetry set it.
+    pub traces: Option<TracesConfig>,
+    /// Jobs that are read before a client asks.
+    pub warm: WarmConfig,
+}
+
+/// Who may purge, and how often.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WebhookConfig {
     /// Secrets of the purge webhook, the newest first; all of them are accepted, for Standard
     /// Webhooks signatures and as bearer tokens. If it is empty, every caller may purge.
-    pub webhook_secret: Vec<Secret>,
+    pub secrets: Vec<Secret>,
     /// Purge calls per second.
-    pub webhook_max_purges: usize,
+    pub max_purges: usize,
     /// Calls per minute and address without a valid secret.
-    pub webhook_max_failures: usize,
-    /// Whether reads are answered from the cache.
-    pub mode: CacheMode,
-    /// Share of the hits that are also read from the upstream and compared.
-    pub verify: SampleRate,
+    pub max_failures: usize,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// One INFO line for each request.
+    pub access: bool,
+    /// Log filter in the syntax of `tracing_subscriber::EnvFilter`.
+    pub filter: String,
+    /// Format of a log line.
+    pub format: LogFormat,
+}
+
+/// How long a shutdown takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DrainConfig {
+    /// Time for which a shutdown still accepts connections while it reports not to be ready.
+    pub delay: Duration,
+    /// Time for which a shutdown then waits for running requests.
+    pub timeout: Duration,
+}
+
+/// What the requests of the API mean to the cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ApiConfig {
     /// Name of the API, for APIs that share a Redis.
-    pub api: Option<String>,
+    pub name: Option<String>,
     /// Path templates of the job resource, each with one `{id}` segment.
     pub routes: Vec<String>,
     /// Query parameters of reads.
     pub query: QueryConfig,
+    /// Further jobs that a write changes. It has no setting: only the file can hold these tables.
+    pub invalidate: Vec<InvalidateRule>,
+}
+
+/// What is cached, for whom and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CachingConfig {
+    /// Whether reads are answered from the cache.
+    pub mode: CacheMode,
+    /// Share of the hits that are also read from the upstream and compared.
+    pub verify: SampleRate,
+    /// How long entries live.
+    pub lifetimes: LifetimeConfig,
+    /// How much memory the cache takes.
+    pub limits: CacheLimits,
+    /// Time after a write is answered during which fills are refused (for upstreams that read from
+    /// a replica).
+    pub settle: Duration,
+    /// `Cache-Control` and `Pragma` of requests are ignored, except `only-if-cached`.
+    pub ignore_client_cache_control: bool,
+    /// Entries in this process.
+    pub near: NearConfig,
+    /// Identity of callers.
+    pub credentials: CredentialsConfig,
+    /// Comparison of responses.
+    pub responses: ResponsesConfig,
+}
+
+/// How long entries live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LifetimeConfig {
     /// Longest lifetime of an entry.
     pub ttl: Duration,
     /// Responses that state no lifetime are not stored.
-    pub ttl_stated_only: bool,
+    pub stated_only: bool,
     /// Shorter lifetimes by the state of the job.
     pub states: StateTtlConfig,
+}
+
+/// Limits of the memory and the upstream reads of the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheLimits {
     /// Largest body that is stored, in bytes.
     pub max_body: usize,
     /// Memory for answers that are on their way into the cache, in bytes.
@@ -97,41 +181,6 @@ pub struct Config {
     pub max_inspected: usize,
     /// Upstream reads that several clients may share at a time.
     pub max_flights: usize,
-    /// Time after a write is answered during which fills are refused (for upstreams that read from
-    /// a replica).
-    pub settle: Duration,
-    /// `Cache-Control` and `Pragma` of requests are ignored, except `only-if-cached`.
-    pub ignore_client_cache_control: bool,
-    /// Entries in this process.
-    pub near: NearConfig,
-    /// One INFO line for each request.
-    pub access_log: bool,
-    /// Log filter in the syntax of `tracing_subscriber::EnvFilter`.
-    pub log: String,
-    /// Format of a log line.
-    pub log_format: LogFormat,
-    /// Time for which a shutdown still accepts connections while it reports not to be ready.
-    pub drain_delay: Duration,
-    /// Time for which a shutdown then waits for running requests.
-    pub drain_timeout: Duration,
-    /// Limits for clients.
-    pub server: ServerConfig,
-    /// The API.
-    pub upstream: UpstreamConfig,
-    /// Redis, or the store of this process.
-    pub store: StoreConfig,
-    /// Invalidations that the store has not confirmed.
-    pub pending: PendingConfig,
-    /// Identity of callers.
-    pub credentials: CredentialsConfig,
-    /// Comparison of responses.
-    pub responses: ResponsesConfig,
-    /// Destination of spans. It has no setting: only the variables of OpenTelemetry set it.
-    pub traces: Option<TracesConfig>,
-    /// Jobs that are read before a client asks.
-    pub warm: WarmConfig,
-    /// Further jobs that a write changes. It has no setting: only the file can hold these tables.
-    pub invalidate: Vec<InvalidateRule>,
 }
 
 /// Format of a log line.

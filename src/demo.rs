@@ -116,7 +116,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
     let figures = Arc::new(Figures::default());
     let setup = setup(&args, &config, &proxy, &admin, &api);
     let store = config.store.url.clone();
-    let webhook = PurgeClient::new(setup.admin, config.webhook_secret.first().cloned());
+    let webhook = PurgeClient::new(setup.admin, config.webhook.secrets.first().cloned());
 
     let _api = start_api(api.listener, &config, Arc::clone(&jobs));
     let (stop, stopped) = oneshot::channel::<()>();
@@ -195,7 +195,7 @@ fn setup(
         moved: [proxy, admin].into_iter().filter_map(BoundSocket::moved).collect(),
         jobs: JOBS,
         redis: (config.store.url != StoreUrl::Memory).then(|| args.redis_url.clone()),
-        needs_secret: !config.webhook_secret.is_empty(),
+        needs_secret: !config.webhook.secrets.is_empty(),
         pollers: args.pollers,
         every: args.every,
     }

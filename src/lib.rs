@@ -144,11 +144,11 @@ pub async fn run_reloading(
         never = reloads.serve(loaded, &live, reload_counts) => match never {}
     }
     leave.send_replace(true);
-    if !config.drain_delay.is_zero() {
-        info!(drain_delay = ?config.drain_delay, "no longer ready, but accepting connections");
-        sleep(config.drain_delay).await;
+    if !config.drain.delay.is_zero() {
+        info!(drain_delay = ?config.drain.delay, "no longer ready, but accepting connections");
+        sleep(config.drain.delay).await;
     }
-    serving.drain(warming, config.drain_timeout, &live).await;
+    serving.drain(warming, config.drain.timeout, &live).await;
     if let Some(exporter) = exporter {
         exporter.finish(FLUSH_TIMEOUT).await;
     }
@@ -166,7 +166,8 @@ fn build(
     leaving: &Drain,
 ) -> Result<ConfigGeneration, RunError> {
     let events = Arc::<Events>::default();
-    let routes = Arc::new(Routes::new(&config.routes, &config.invalidate, &config.query)?);
+    let routes =
+        Arc::new(Routes::new(&config.api.routes, &config.api.invalidate, &config.api.query)?);
     let cache = Arc::new(Cache::open(config, &mut registry, Arc::clone(&events))?);
     let upstream = Upstream::new(config, &mut registry, Arc::clone(&events))?;
     let upstream_metrics = Arc::clone(upstream.metrics());
@@ -176,7 +177,7 @@ fn build(
     let metrics = Arc::new(AdminMetrics::register(&mut registry));
     let lasting = AdminState {
         // Apart from the quota of writes, so that clients cannot keep out the pipeline's purges.
-        body_quota: metrics.body_quota(config.max_inspected),
+        body_quota: metrics.body_quota(config.cache.limits.max_inspected),
         filter,
         warmer,
         metrics,
@@ -226,7 +227,7 @@ impl Serving {
         let operators = server(listeners.admin).without_proxy_protocol();
         let (start_drain, drain) = watch::channel(false);
         let (end_admin, admin_drain) = watch::channel(false);
-        let clients = clients.run(drain, config.drain_timeout, Arc::clone(live));
+        let clients = clients.run(drain, config.drain.timeout, Arc::clone(live));
         let current = Arc::clone(live);
         let answer = move |request, client, _| current.admin().serve(request, client);
         let operators = operators.run(admin_drain, ADMIN_DRAIN_TIMEOUT, answer);

@@ -122,8 +122,9 @@ fn serve(flags: Flags) -> Result<(), Failure> {
     let inherited = InheritedSockets::take()?;
     let sockets = inherited.addresses();
     let loaded = load_over(&sockets, flags.clone())?;
-    let Config { log, log_format, traces, .. } = &loaded.config;
-    let telemetry = telemetry::init(log, *log_format, traces.as_ref()).map_err(io::Error::other)?;
+    let Config { log, traces, .. } = &loaded.config;
+    let telemetry =
+        telemetry::init(&log.filter, log.format, traces.as_ref()).map_err(io::Error::other)?;
     for warning in &loaded.warnings {
         warn!(warning, "look at the configuration");
     }

@@ -53,7 +53,7 @@ use self::{
     body::Body,
     body_rules::BodyInspector,
     metrics::ProxyMetrics,
-    proxy_context::{ProxyContext, Requester},
+    proxy_context::{ProxyConfig, ProxyContext, Requester},
     repeat_hit::{RepeatHit, RepeatHits},
 };
 use crate::{
@@ -162,12 +162,17 @@ impl Proxy {
     ) -> Self {
         let metrics = ProxyMetrics::register(registry);
         let hits = &metrics.limits;
-        let inspected = Quota::of(Limit::Inspected, config.max_inspected, &metrics.inspected, hits);
+        let inspected = Quota::of(
+            Limit::Inspected,
+            config.cache.limits.max_inspected,
+            &metrics.inspected,
+            hits,
+        );
         let max_requests = config.server.max_requests;
         let requests = Quota::of(Limit::Requests, max_requests, &metrics.in_flight, hits);
         let context = ProxyContext {
             routes,
-            config: Arc::new(config.clone()),
+            config: Arc::new(ProxyConfig::of(config)),
             superseded: CancellationToken::new(),
             cache,
             upstream: Arc::new(upstream),
@@ -192,7 +197,7 @@ impl Proxy {
             old.superseded.cancel();
             CancellationToken::new()
         };
-        let config = Arc::new(config.clone());
+        let config = Arc::new(ProxyConfig::of(config));
         let context = ProxyContext { routes, config, superseded, cache, ..old.clone() };
         Self::of_context(context, Arc::clone(&self.requests))
     }

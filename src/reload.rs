@@ -201,7 +201,7 @@ impl Reloads {
 
     /// Sets the configured filter even if it has not changed: an operator may have replaced it.
     fn apply_log_filter(&self, config: &Config) {
-        if let Err(error) = self.filter.set(&config.log) {
+        if let Err(error) = self.filter.set(&config.log.filter) {
             error!(%error, "the log filter cannot be used and has not changed");
         }
     }
@@ -291,7 +291,7 @@ impl Current {
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
         let judging = changes.iter().any(|change| INVALIDATING_SETTINGS.contains(&change.key));
         let routes = if judging {
-            Arc::new(Routes::new(&config.routes, &config.invalidate, &config.query)?)
+            Arc::new(Routes::new(&config.api.routes, &config.api.invalidate, &config.api.query)?)
         } else {
             Arc::clone(&current.routes)
         };

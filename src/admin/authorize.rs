@@ -92,8 +92,8 @@ pub(super) struct Authorizer {
 impl Authorizer {
     pub(super) fn new(config: &Config, lasting: &AdminState) -> Self {
         let AdminState { caller_limits: limits, metrics, .. } = lasting.clone();
-        let secrets = &config.webhook_secret[..];
-        let max_failures = config.webhook_max_failures;
+        let secrets = &config.webhook.secrets[..];
+        let max_failures = config.webhook.max_failures;
         let secrets_replaced = Arc::new(watch::Sender::new(false));
         Self { secrets: secrets.into(), max_failures, secrets_replaced, limits, metrics }
     }

@@ -65,8 +65,9 @@ impl PurgeWebhook {
         config: &Config,
     ) -> Self {
         let quota = Arc::clone(&state.body_quota);
-        let body_reader = BodyReader::new(quota, config.max_inspected, &state.caller_limits);
-        let max_purges = config.webhook_max_purges;
+        let body_reader =
+            BodyReader::new(quota, config.cache.limits.max_inspected, &state.caller_limits);
+        let max_purges = config.webhook.max_purges;
         Self { cache, routes, body_reader, authorizer, max_purges, state }
     }
 

@@ -63,20 +63,26 @@ impl StatusConfig {
     pub(super) fn of(config: &Config) -> Self {
         let (server, upstream) = (&config.server, &config.upstream);
         Self {
-            cache: config.mode,
+            cache: config.cache.mode,
             store: match config.store.url {
                 StoreUrl::Memory => "memory",
                 StoreUrl::Redis(_) | StoreUrl::Sentinel(_) => "redis",
                 StoreUrl::Cluster(_) => "redis-cluster",
             },
-            near: config.near.mode.as_str(),
-            credentials: config.credentials.mode.as_str(),
+            near: config.cache.near.mode.as_str(),
+            credentials: config.cache.credentials.mode.as_str(),
             limits: [
                 (Limit::Connections, server.max_connections, |s, _| s.connections.get()),
                 (Limit::Requests, server.max_requests, |s, _| s.proxy.in_flight.get()),
-                (Limit::Flights, config.max_flights, |_, cache| cache.metrics().flights.get()),
-                (Limit::Captured, config.max_captured, |_, cache| cache.metrics().captured.get()),
-                (Limit::Inspected, config.max_inspected, |s, _| s.proxy.inspected.get()),
+                (Limit::Flights, config.cache.limits.max_flights, |_, cache| {
+                    cache.metrics().flights.get()
+                }),
+                (Limit::Captured, config.cache.limits.max_captured, |_, cache| {
+                    cache.metrics().captured.get()
+                }),
+                (Limit::Inspected, config.cache.limits.max_inspected, |s, _| {
+                    s.proxy.inspected.get()
+                }),
                 (Limit::UpstreamConnections, upstream.max_connections, |s, _| {
                     s.upstream.connections.in_use.get()
                 }),
@@ -84,7 +90,7 @@ impl StatusConfig {
                     s.upstream.connections.waiting.get()
                 }),
             ],
-            near_bytes: config.near.max_bytes,
+            near_bytes: config.cache.near.max_bytes,
         }
     }
 

@@ -287,7 +287,7 @@ impl Filler {
     /// Compresses a large body for the store, if that makes it smaller. Runs on the blocking pool: a
     /// megabyte takes milliseconds.
     async fn compressed(&self, entry: &Arc<Entry>) -> Option<Bytes> {
-        let above = self.config.settings.store.compress_above?;
+        let above = self.config.compress_above?;
         if entry.body().len() <= above {
             return None;
         }

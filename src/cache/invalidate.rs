@@ -21,7 +21,6 @@ use tracing::{debug, error, warn};
 
 use super::shared_state::{CacheConfig, InvalidationSource, SharedState};
 use crate::{
-    config::Config,
     observe::events::{EventKind, Initiator},
     semantics::job_id::JobId,
     store::{Budget, Ended, Key, KeyReceipt, Purged, Write},
@@ -216,7 +215,7 @@ impl Invalidator {
         self.state.store.spawn(async move {
             sleep(after).await;
             let Self { state, config, .. } = &invalidator;
-            let ended = state.store.purge(keys.clone(), config.settings.store.budget).await.ended;
+            let ended = state.store.purge(keys.clone(), config.store_budget).await.ended;
             state.invalidate_locally(&keys);
             invalidator.count_invalidation(InvalidationSource::Write, ended);
             // Not the end of the write, which has been recorded.
@@ -227,13 +226,14 @@ impl Invalidator {
 
     /// Returns how long the fence still stands after an end.
     fn fence_left(&self, fence: FenceEnd) -> Duration {
-        let Config { settle, store, upstream, .. } = &self.config.settings;
+        let CacheConfig { settings, linger, response_timeout, .. } = &*self.config;
+        let settle = settings.settle;
         match fence {
-            FenceEnd::Now(WriteOutcome::Known) => *settle,
-            FenceEnd::Now(WriteOutcome::Unknown) => store.linger.max(*settle),
+            FenceEnd::Now(WriteOutcome::Known) => settle,
+            FenceEnd::Now(WriteOutcome::Unknown) => settle.max(*linger),
             FenceEnd::Now(WriteOutcome::Refused) => Duration::ZERO,
             FenceEnd::WithBodies(since) => {
-                upstream.response_timeout.saturating_sub(since.elapsed()).max(*settle)
+                response_timeout.saturating_sub(since.elapsed()).max(settle)
             }
         }
     }
@@ -302,7 +302,7 @@ impl Invalidator {
                 _ => state.silent_changes.forget(&keys),
             }
             let Purged { ended, receipts: was } =
-                state.store.purge(keys.clone(), config.settings.store.budget).await;
+                state.store.purge(keys.clone(), config.store_budget).await;
             let flights = state.invalidate_locally(&keys);
             invalidator.count_invalidation(source, ended);
             invalidator.record_events(&keys, EventKind::Purge, ended.as_str(), by);

@@ -234,7 +234,7 @@ impl CacheReader {
             route = ours.route,
             other_api,
             other_route,
-            prefix = self.config.settings.store.prefix,
+            prefix = self.config.prefix,
             remedy,
             "two routes or two APIs share the Redis key of a job and replace each other's entries"
         );

@@ -17,7 +17,7 @@ use super::{
     silent_changes::{ChangeWatcher, SilentChanges},
 };
 use crate::{
-    config::{Config, NearMode, StoreUrl},
+    config::{CachingConfig, Config, NearMode, StoreUrl},
     limits::{Limit, LimitHits, Quota},
     observe::{
         events::Events,
@@ -81,11 +81,12 @@ impl SharedState {
     ) -> Result<Self, StoreError> {
         events.set_key_prefix(&config.store.prefix);
         let metrics = CacheMetrics::register(registry);
-        let has_near = config.near.mode != NearMode::Off && config.store.url != StoreUrl::Memory;
+        let has_near =
+            config.cache.near.mode != NearMode::Off && config.store.url != StoreUrl::Memory;
         let near = has_near.then(|| {
             let weigh = |entry: &Arc<Entry>| entry.weight();
             let (metrics, events) = (Arc::clone(&metrics.near), Arc::clone(&events));
-            Arc::new(NearEntries::new(config.near.max_bytes, weigh, metrics, events))
+            Arc::new(NearEntries::new(config.cache.near.max_bytes, weigh, metrics, events))
         });
         let silent_changes = Arc::new(SilentChanges::new(metrics.silent_changes.clone()));
         let watcher = near.clone().map(|near| {
@@ -94,8 +95,10 @@ impl SharedState {
         });
         let store = Store::open(config, registry, Arc::clone(&events), watcher)?;
         let hits = LimitHits::shared(registry);
-        let flights = Quota::of(Limit::Flights, config.max_flights, &metrics.flights, &hits);
-        let captured = Quota::of(Limit::Captured, config.max_captured, &metrics.captured, &hits);
+        let flights =
+            Quota::of(Limit::Flights, config.cache.limits.max_flights, &metrics.flights, &hits);
+        let captured =
+            Quota::of(Limit::Captured, config.cache.limits.max_captured, &metrics.captured, &hits);
         Ok(Self {
             store,
             near,
@@ -170,37 +173,55 @@ pub(super) struct CacheConfig {
     pub(super) fingerprinter: Fingerprinter,
     pub(super) policy: Policy,
     pub(super) scopes: Scopes,
-    pub(super) settings: Config,
+    pub(super) settings: CachingConfig,
+    /// Beginning of the name of every key.
+    pub(super) prefix: String,
+    /// Size in bytes above which bodies are compressed, if they are.
+    pub(super) compress_above: Option<usize>,
+    /// Time for which the fence of a write with an unknown outcome stands.
+    pub(super) linger: Duration,
+    /// Time for which the upstream may take to answer.
+    pub(super) response_timeout: Duration,
+    /// Total time that one request may wait for the store.
+    pub(super) store_budget: Duration,
 }
 
 impl CacheConfig {
-    pub(super) fn new(settings: &Config) -> Self {
-        let fingerprinter =
-            Fingerprinter::new(&settings.credentials).with_query(settings.query.clone());
+    pub(super) fn new(Config { api, cache, store, upstream, .. }: &Config) -> Self {
+        let fingerprinter = Fingerprinter::new(&cache.credentials).with_query(api.query.clone());
         // Parsing never fails: the names were checked when the configuration was loaded.
-        let volatile = settings.responses.volatile.iter().filter_map(|name| name.parse().ok());
+        let volatile = cache.responses.volatile.iter().filter_map(|name| name.parse().ok());
         let policy = Policy {
-            ttl: settings.ttl,
-            stated_only: settings.ttl_stated_only,
-            max_body: settings.max_body,
+            ttl: cache.lifetimes.ttl,
+            stated_only: cache.lifetimes.stated_only,
+            max_body: cache.limits.max_body,
             vary: fingerprinter.covered_headers().to_vec(),
             ignored: fingerprinter.ignored_headers().to_vec(),
-            state_ttls: Some(settings.states.clone()),
-            cookies: settings.credentials.cookies.clone(),
+            state_ttls: Some(cache.lifetimes.states.clone()),
+            cookies: cache.credentials.cookies.clone(),
             volatile: volatile.collect(),
         };
-        let scopes = Scopes::new(settings.api.as_deref(), &settings.routes);
-        Self { fingerprinter, policy, scopes, settings: settings.clone() }
+        Self {
+            fingerprinter,
+            policy,
+            scopes: Scopes::new(api.name.as_deref(), &api.routes),
+            settings: cache.clone(),
+            prefix: store.prefix.clone(),
+            compress_above: store.compress_above,
+            linger: store.linger,
+            response_timeout: upstream.response_timeout,
+            store_budget: store.budget,
+        }
     }
 
     /// Returns a new budget: the total time that one request may wait for the store.
     pub(super) fn budget(&self) -> Budget {
-        Budget::new(self.settings.store.budget)
+        Budget::new(self.store_budget)
     }
 
     /// Returns the time after which the fence of a write falls by itself if it is not renewed.
     pub(super) fn fence_ttl(&self) -> Duration {
-        self.settings.upstream.response_timeout + FENCE_MARGIN
+        self.response_timeout + FENCE_MARGIN
     }
 
     /// Returns the greatest age of the knowledge about changes in Redis; zero in strict mode.
@@ -212,13 +233,13 @@ impl CacheConfig {
     }
 
     pub(super) fn key(&self, id: &JobId) -> Key {
-        Key::new(&self.settings.store.prefix, id.as_str())
+        Key::new(&self.prefix, id.as_str())
     }
 
     /// Returns the name of a job for people: its key without the prefix.
     pub(super) fn id<'k>(&self, key: &'k Key) -> &'k str {
         let name = key.main();
-        name.strip_prefix(self.settings.store.prefix.as_str()).unwrap_or(name)
+        name.strip_prefix(self.prefix.as_str()).unwrap_or(name)
     }
 
     /// Returns what an entry under a key is of, for requests at this route.

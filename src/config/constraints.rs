@@ -57,7 +57,7 @@ fn listeners_differ(config: &Config, said: Said<'_>) -> Option<String> {
 fn admin_is_guarded(config: &Config, said: Said<'_>) -> Option<String> {
     // The permissions of a unix socket limit who may connect.
     let is_remote = config.admin.tcp().is_some_and(|admin| !is_loopback(admin));
-    (config.webhook_secret.is_empty() && is_remote).then(|| {
+    (config.webhook.secrets.is_empty() && is_remote).then(|| {
         format!(
             "{} can be reached from other machines and needs a secret: set JOBCACHE_WEBHOOK_SECRET \
              or JOBCACHE_WEBHOOK_SECRET_FILE, or listen on 127.0.0.1",
@@ -67,7 +67,7 @@ fn admin_is_guarded(config: &Config, said: Said<'_>) -> Option<String> {
 }
 
 fn parameters_differ(config: &Config, said: Said<'_>) -> Option<String> {
-    let both = config.query.allow.iter().find(|name| config.query.ignore.contains(name))?;
+    let both = config.api.query.allow.iter().find(|name| config.api.query.ignore.contains(name))?;
     Some(in_both(both, &said("query.allow"), &said("query.ignore")))
 }
 
@@ -79,7 +79,7 @@ fn in_both(name: &str, one: &str, other: &str) -> String {
 /// count as equal.
 fn ignored_headers_are_no_credentials(config: &Config, said: Said<'_>) -> Option<String> {
     let plain = |name: &str| name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-    let ignored = &config.credentials.ignore;
+    let ignored = &config.cache.credentials.ignore;
     let ignore = said("credentials.ignore");
     let is_default = |name: &&String| IDENTITY_HEADERS.split(',').any(|known| known == plain(name));
     if let Some(name) = ignored.iter().find(is_default) {
@@ -89,7 +89,7 @@ fn ignored_headers_are_no_credentials(config: &Config, said: Said<'_>) -> Option
         ));
     }
     let is_named = |name: &&String| {
-        config.credentials.headers.iter().any(|header| plain(header) == plain(name))
+        config.cache.credentials.headers.iter().any(|header| plain(header) == plain(name))
     };
     let both = ignored.iter().find(is_named)?;
     Some(in_both(both, &said("credentials.headers"), &ignore))
@@ -109,7 +109,7 @@ fn upstream_is_another(config: &Config, said: Said<'_>) -> Option<String> {
 }
 
 fn a_body_fits(config: &Config, said: Said<'_>) -> Option<String> {
-    let is_small = config.max_body > config.store.memory_max;
+    let is_small = config.cache.limits.max_body > config.store.memory_max;
     (config.store.url == StoreUrl::Memory && is_small).then(|| {
         format!(
             "{} is larger than {}: such a body never fits; lower the one or raise the other",

@@ -85,7 +85,7 @@ impl Config {
             file.settings.into_iter().partition(is_overridden);
         settings.0.extend(in_force);
         let mut config = parse(&settings, &mut problems);
-        config.invalidate = file.rules;
+        config.api.invalidate = file.rules;
         config.traces = env.traces;
         if problems.is_empty() {
             Ok(LoadedConfig { config, warnings: env.warnings, settings, overridden })
@@ -111,7 +111,7 @@ impl LoadedConfig {
             None if spec.default.is_empty() => format!("# {} is not set\n", spec.key),
             None => format!("{} = {}\n", spec.key, spec.setter.split(spec.default)),
         };
-        let rules = self.config.invalidate.iter().map(InvalidateRule::to_toml);
+        let rules = self.config.api.invalidate.iter().map(InvalidateRule::to_toml);
         settings().map(line).chain(rules).collect()
     }
 }
@@ -184,7 +184,7 @@ impl LoadedConfig {
             let (old, new) = (self.settings.of(spec.key), new.settings.of(spec.key));
             (alone(&defaults, old) != alone(&defaults, new)).then(|| change(spec, old, new))
         });
-        let (old, new) = (&self.config.invalidate, &new.config.invalidate);
+        let (old, new) = (&self.config.api.invalidate, &new.config.api.invalidate);
         let rules = (old != new).then(|| SettingChange {
             key: invalidate_rules::KEY,
             old: inline(old),

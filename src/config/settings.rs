@@ -15,10 +15,11 @@ mod store_settings;
 use std::{net::SocketAddr, time::Duration};
 
 use super::{
-    CacheMode, ClientTls, Config, CredentialMode, CredentialsConfig, KeyPair, LogFormat,
-    NearConfig, NearMode, NearTracking, PendingConfig, QueryConfig, ResponsesConfig, SampleRate,
-    SentinelConfig, ServerConfig, SettingSpec, StateTtlConfig, StoreConfig, StoreLogin, StoreUrl,
-    UpstreamConfig, WarmConfig, setting_spec::SettingSection,
+    ApiConfig, CacheLimits, CacheMode, CachingConfig, ClientTls, Config, CredentialMode,
+    CredentialsConfig, DrainConfig, KeyPair, LifetimeConfig, LogConfig, LogFormat, NearConfig,
+    NearMode, NearTracking, PendingConfig, ResponsesConfig, SampleRate, SentinelConfig,
+    ServerConfig, SettingSpec, StateTtlConfig, StoreConfig, StoreLogin, StoreUrl, UpstreamConfig,
+    WarmConfig, WebhookConfig, setting_spec::SettingSection,
 };
 use crate::semantics::json_pointer::JsonPointer;
 
@@ -125,7 +126,7 @@ impl Default for ServerConfig {
 
 impl Default for CredentialsConfig {
     fn default() -> Self {
-        Config::default().credentials
+        Config::default().cache.credentials
     }
 }
 
@@ -142,38 +143,21 @@ fn unset(placeholder @ Placeholder { number, time, switch }: Placeholder) -> Con
         unix_mode: 0,
         tls: KeyPair::default(),
         tls_renew_interval: time,
-        webhook_secret: Vec::new(),
-        webhook_max_purges: number,
-        webhook_max_failures: number,
-        mode: if switch { CacheMode::Shadow } else { CacheMode::Off },
-        verify: SampleRate::of_millionths(u32::from(switch)),
-        api: None,
-        routes: Vec::new(),
-        query: QueryConfig::default(),
-        ttl: time,
-        ttl_stated_only: switch,
-        states: StateTtlConfig { pointer: JsonPointer::members([]), map: Vec::new() },
-        max_body: number,
-        max_captured: number,
-        max_inspected: number,
-        max_flights: number,
-        settle: time,
-        ignore_client_cache_control: switch,
-        near: near(placeholder),
-        access_log: switch,
-        log: String::new(),
-        log_format: if switch { LogFormat::Human } else { LogFormat::Json },
-        drain_delay: time,
-        drain_timeout: time,
+        webhook: WebhookConfig { secrets: Vec::new(), max_purges: number, max_failures: number },
+        log: LogConfig {
+            access: switch,
+            filter: String::new(),
+            format: if switch { LogFormat::Human } else { LogFormat::Json },
+        },
+        drain: DrainConfig { delay: time, timeout: time },
+        api: ApiConfig::default(),
+        cache: cache(placeholder),
         server: server(placeholder),
         upstream: upstream(placeholder),
         store: store(placeholder),
         pending: PendingConfig { limit: number, journal: None },
-        credentials: credentials(placeholder),
         traces: None,
-        responses: ResponsesConfig::default(),
         warm: warm(placeholder),
-        invalidate: Vec::new(),
     }
 }
 
@@ -187,6 +171,26 @@ struct Placeholder {
 
 impl Placeholder {
     const ZERO: Self = Self { number: 0, time: Duration::ZERO, switch: false };
+}
+
+fn cache(placeholder @ Placeholder { number, time, switch }: Placeholder) -> CachingConfig {
+    let states = StateTtlConfig { pointer: JsonPointer::members([]), map: Vec::new() };
+    CachingConfig {
+        mode: if switch { CacheMode::Shadow } else { CacheMode::Off },
+        verify: SampleRate::of_millionths(u32::from(switch)),
+        lifetimes: LifetimeConfig { ttl: time, stated_only: switch, states },
+        limits: CacheLimits {
+            max_body: number,
+            max_captured: number,
+            max_inspected: number,
+            max_flights: number,
+        },
+        settle: time,
+        ignore_client_cache_control: switch,
+        near: near(placeholder),
+        credentials: credentials(placeholder),
+        responses: ResponsesConfig::default(),
+    }
 }
 
 fn near(Placeholder { number, time, switch }: Placeholder) -> NearConfig {

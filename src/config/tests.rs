@@ -83,7 +83,7 @@ fn ttl(flag: &str, var: &str, file: &str, expected: u64) {
         Some(("ttl", flag)).into_iter().filter(|(_, text)| !text.is_empty()).collect();
     let file = if file.is_empty() { String::new() } else { format!("ttl.default = {file:?}") };
     let config = load(&flag, &[("JOBCACHE_TTL", var)], &file).unwrap().config;
-    assert_eq!(config.ttl, Duration::from_secs(expected));
+    assert_eq!(config.cache.lifetimes.ttl, Duration::from_secs(expected));
 }
 
 #[test]
@@ -115,8 +115,8 @@ fn our_own_variables_win_over_the_common_ones() {
 fn a_list_in_a_variable_is_separated_by_commas() {
     let vars = [("JOBCACHE_ROUTES", "/a/{id}, /b/{id},"), ("JOBCACHE_CREDENTIALS_HEADERS", "X-Me")];
     let config = load(&[], &vars, "routes = ['/c/{id}']").unwrap().config;
-    assert_eq!(config.routes, ["/a/{id}", "/b/{id}"]);
-    assert_eq!(config.credentials.headers, ["x-me"]);
+    assert_eq!(config.api.routes, ["/a/{id}", "/b/{id}"]);
+    assert_eq!(config.cache.credentials.headers, ["x-me"]);
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn the_file_may_be_named_by_a_variable() {
     let temp = Temp::new("by-variable.toml", "max_body = 7");
     let vars = [("JOBCACHE_CONFIG", temp.path())];
     let config = Config::load(Flags::default(), env(&vars)).unwrap().config;
-    assert_eq!(config.max_body, 7);
+    assert_eq!(config.cache.limits.max_body, 7);
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn a_secret_may_come_from_a_file_that_ends_in_a_newline() {
     let temp = Temp::new("secret", "0123456789abcdef\n");
     let vars = [("JOBCACHE_WEBHOOK_SECRET_FILE", temp.path()), ("JOBCACHE_ADMIN", "0.0.0.0:9090")];
     let config = Config::load(Flags::default(), env(&vars)).unwrap().config;
-    assert_eq!(config.webhook_secret, [Secret::new("0123456789abcdef")]);
+    assert_eq!(config.webhook.secrets, [Secret::new("0123456789abcdef")]);
     let url = Temp::new("url", "redis://:pw@cache\n");
     store_url(&[("REDIS_URL_FILE", url.path())], "redis://:pw@cache");
 }

@@ -21,7 +21,7 @@ use tracing::Instrument as _;
 use super::{body_rules::BodyInspector, framing, metrics::ProxyMetrics};
 use crate::{
     cache::Cache,
-    config::{CacheMode, Config},
+    config::{CacheMode, Config, SampleRate, ServerConfig},
     limits::Quota,
     observe::spans,
     semantics::{headers, route::Routes},
@@ -38,11 +38,37 @@ pub(super) struct Requester {
     pub(super) informational: Informational,
 }
 
+/// The settings that the steps of a request use.
+pub(super) struct ProxyConfig {
+    pub(super) mode: CacheMode,
+    /// Share of the hits that are also read from the upstream and compared.
+    pub(super) verify: SampleRate,
+    /// Size in bytes of the largest body that is stored.
+    pub(super) max_body: usize,
+    pub(super) access_log: bool,
+    /// Whether a hit may be repeated on its connection. Access log and spans need each request.
+    pub(super) repeats_hits: bool,
+    pub(super) server: ServerConfig,
+}
+
+impl ProxyConfig {
+    pub(super) fn of(Config { cache, log, server, traces, .. }: &Config) -> Self {
+        Self {
+            mode: cache.mode,
+            verify: cache.verify,
+            max_body: cache.limits.max_body,
+            access_log: log.access,
+            repeats_hits: server.repeat_fast_path && !log.access && traces.is_none(),
+            server: server.clone(),
+        }
+    }
+}
+
 /// The parts that the steps of a request use under one configuration.
 #[derive(Clone)]
 pub(super) struct ProxyContext {
     pub(super) routes: Arc<Routes>,
-    pub(super) config: Arc<Config>,
+    pub(super) config: Arc<ProxyConfig>,
     /// Cancelled before a reload puts other routes or rules into force: a write that finds it alive
     /// was answered before any read by the new rules.
     pub(super) superseded: CancellationToken,

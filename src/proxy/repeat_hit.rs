@@ -66,9 +66,7 @@ impl RepeatHit {
         client: Peer,
     ) -> Option<Self> {
         let (uri, headers, config) = (request.uri(), request.headers(), &context.config);
-        let repeatable = config.server.repeat_fast_path
-            && !config.access_log
-            && config.traces.is_none()
+        let repeatable = config.repeats_hits
             && *request.method() == Method::GET
             && request.version() == Version::HTTP_11
             && uri.authority().is_none()

@@ -64,7 +64,7 @@ impl Memory {
             lease: config.store.lease,
             max_bytes: config.store.memory_max,
             epoch: Epoch("memory".into()),
-            credential_key: CredentialKey::initial(config.credentials.secret.as_ref()),
+            credential_key: CredentialKey::initial(config.cache.credentials.secret.as_ref()),
             slots: Arc::default(),
         }
     }

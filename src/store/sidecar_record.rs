@@ -70,16 +70,18 @@ impl SidecarRecord {
             names.sort_unstable();
             names
         };
-        let credentials = &config.credentials;
+        let credentials = &config.cache.credentials;
         let callers = (
             credentials.mode.as_str(),
             [&credentials.headers, &credentials.ignore, &credentials.cookies]
                 .map(|all| sorted(all)),
         );
         Self {
-            api: config.api.clone().unwrap_or_default(),
-            routes: sorted(&config.routes),
-            query: Some(hash(&[&config.query.ignore, &config.query.allow].map(|all| sorted(all)))),
+            api: config.api.name.clone().unwrap_or_default(),
+            routes: sorted(&config.api.routes),
+            query: Some(hash(
+                &[&config.api.query.ignore, &config.api.query.allow].map(|all| sorted(all)),
+            )),
             credentials: Some(hash(&callers)),
             upstream: hash(&config.upstream.url),
         }
@@ -189,18 +191,23 @@ mod tests {
 
     #[test]
     fn what_the_sidecars_of_one_prefix_must_agree_on_is_compared() {
-        let named = |name: &'static str| move |config: &mut Config| config.api = Some(name.into());
+        let named =
+            |name: &'static str| move |config: &mut Config| config.api.name = Some(name.into());
         let at = |url: &'static str| move |config: &mut Config| config.upstream.url = url.into();
         let routes =
-            |route: &'static str| move |config: &mut Config| config.routes = vec![route.into()];
+            |route: &'static str| move |config: &mut Config| config.api.routes = vec![route.into()];
         let same = |_: &mut Config| {};
         check(same, same, None);
         check(named("a"), named("b"), Some("api"));
         check(named("a"), same, Some("api"));
         check(routes("/a/{id}"), same, Some("routes"));
         check(at("http://a:1"), at("http://b:1"), Some("upstream.url"));
-        check(|config| config.query.allow = vec!["fields".into()], same, Some("query"));
-        check(|config| config.credentials.ignore = vec!["x-a".into()], same, Some("credentials"));
+        check(|config| config.api.query.allow = vec!["fields".into()], same, Some("query"));
+        check(
+            |config| config.cache.credentials.ignore = vec!["x-a".into()],
+            same,
+            Some("credentials"),
+        );
         let (a, b) = (at("http://a:1"), at("http://b:1"));
         let api = named("a");
         check(
@@ -215,8 +222,8 @@ mod tests {
             None,
         );
         check(
-            |config| config.routes = vec!["/a/{id}".into(), "/b/{id}".into()],
-            |config| config.routes = vec!["/b/{id}".into(), "/a/{id}".into()],
+            |config| config.api.routes = vec!["/a/{id}".into(), "/b/{id}".into()],
+            |config| config.api.routes = vec!["/b/{id}".into(), "/a/{id}".into()],
             None,
         );
     }

@@ -193,7 +193,8 @@ fn probe_proxy(config: &Config) -> Result<Proxy, RunError> {
     let mut config = config.clone();
     config.store.url = StoreUrl::Memory;
     let registry = &mut Registry::default();
-    let routes = Arc::new(Routes::new(&config.routes, &config.invalidate, &config.query)?);
+    let routes =
+        Arc::new(Routes::new(&config.api.routes, &config.api.invalidate, &config.api.query)?);
     let upstream = Upstream::new(&config, registry, Arc::default())?;
     let cache = Arc::new(Cache::open(&config, registry, Arc::default())?);
     Ok(Proxy::new(routes, cache, upstream, &config, registry))

@@ -60,7 +60,7 @@ async fn sidecar_of(redis: &RedisServer, upstream: &Upstream, words: &[String]) 
     let mut config: Config = config(redis, upstream);
     config.store.login.username = Some("jobcache".into());
     config.store.login.password = Some(jobcache::config::Secret::new(PASSWORD));
-    config.settle = Duration::from_millis(1);
+    config.cache.settle = Duration::from_millis(1);
     // The mark of the epoch needs no further right.
     config.store.reconnect_grace = Duration::from_millis(50);
     Sidecar::start(config).await

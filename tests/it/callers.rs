@@ -145,7 +145,7 @@ async fn neither_public_nor_shared_mode_waives_an_unknown_header() {
     for name in ["x-token", "x-org-id", "x-fields", "x-quite-invented-7", "x_org"] {
         check_told_apart(&setup, name, Some(("x-b3-flags", "public"))).await;
     }
-    let setup = Setup::with(|config| config.credentials.mode = CredentialMode::Shared).await;
+    let setup = Setup::with(|config| config.cache.credentials.mode = CredentialMode::Shared).await;
     for name in ["x-token", "x-org-id", "x-fields", "x_org"] {
         check_told_apart(&setup, name, Some(("authorization", "Bearer same"))).await;
     }
@@ -180,9 +180,9 @@ async fn callers_that_differ_only_in_what_says_nothing_about_them_share_an_entry
 #[tokio::test]
 async fn the_configuration_decides_about_a_header_before_the_built_in_list() {
     let setup = Setup::with(|config: &mut Config| {
-        config.credentials.headers.push("x-real-ip".into());
-        config.credentials.ignore.push("x-poll-nonce".into());
-        config.credentials.ignore.push("accept-language".into());
+        config.cache.credentials.headers.push("x-real-ip".into());
+        config.cache.credentials.ignore.push("x-poll-nonce".into());
+        config.cache.credentials.ignore.push("accept-language".into());
     })
     .await;
     setup.upstream.respond_to(X, same);
@@ -219,7 +219,7 @@ async fn a_field_that_the_upstream_does_not_see_selects_no_entry() {
 
 #[tokio::test]
 async fn a_ninth_pair_of_a_credential_replaces_its_oldest_and_nobody_elses() {
-    let setup = Setup::with(|config| config.credentials.audience = 9).await;
+    let setup = Setup::with(|config| config.cache.credentials.audience = 9).await;
     setup.upstream.respond_to(X, same);
     let ask = async |who: &str, nonce: &str| {
         get(&setup, &[("authorization", who), ("x-nonce", nonce)]).await

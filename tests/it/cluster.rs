@@ -33,7 +33,8 @@ impl Setup {
     }
 
     fn config(&self) -> Config {
-        let mut config = Config { settle: Duration::ZERO, ..Config::default() };
+        let mut config = Config::default();
+        config.cache.settle = Duration::ZERO;
         config.store.budget = Duration::from_secs(2);
         config.store.reconnect_grace = Duration::ZERO;
         // A master that hands over holds commands back, so a fence may be set after the end of its
@@ -52,14 +53,14 @@ impl Setup {
     /// Like [`sidecar`](Self::sidecar), with this mode of tracking.
     async fn with_tracking(&self, tracking: NearTracking) -> Sidecar {
         let mut config = self.config();
-        config.near.tracking = tracking;
+        config.cache.near.tracking = tracking;
         self.trusted(config).await
     }
 
     /// Like [`with_tracking`](Self::with_tracking), as a user with only the rights that jobcache needs.
     async fn user(&self, tracking: NearTracking) -> Sidecar {
         let mut config = self.config();
-        config.near.tracking = tracking;
+        config.cache.near.tracking = tracking;
         as_user(&mut config);
         self.trusted(config).await
     }
@@ -328,7 +329,8 @@ async fn a_cluster_is_spoken_to_over_tls() {
     let (port, args) = store_tls::tls_args(&authority, &pair, "no");
     let args: Vec<&str> = args.iter().map(String::as_str).chain(["--tls-cluster", "yes"]).collect();
     let node = Cluster::of_one(&args).await;
-    let mut config = Config { settle: Duration::ZERO, ..Config::default() };
+    let mut config = Config::default();
+    config.cache.settle = Duration::ZERO;
     config.store.reconnect_grace = Duration::ZERO;
     config.store.budget = Duration::from_secs(2);
     config.store.url = format!("rediss-cluster://127.0.0.1:{port}").parse().expect("a seed");
@@ -443,7 +445,7 @@ async fn one_seed_that_answers_is_enough_to_find_all_masters() {
 async fn a_master_that_holds_back_writes_answers_no_hit() {
     let setup = Setup::new().await;
     let mut config = setup.config();
-    config.near.mode = NearMode::Off;
+    config.cache.near.mode = NearMode::Off;
     config.store.budget = Duration::from_millis(200);
     let sidecar = Sidecar::start(config).await;
     let id = setup.cluster.job_of(0, "x1").await;

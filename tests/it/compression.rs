@@ -73,7 +73,7 @@ fn assert_compressed(reply: &Reply) {
 #[tokio::test]
 async fn each_client_gets_the_form_that_it_accepts() {
     for near in [NearMode::Strict, NearMode::Off] {
-        let setup = filled(|config| config.near.mode = near).await;
+        let setup = filled(|config| config.cache.near.mode = near).await;
         let client = &setup.sidecar.client;
         assert_identity(&setup.get(X).await);
         assert_compressed(&accepting(client, "gzip, deflate, br, zstd").await);
@@ -231,7 +231,7 @@ async fn nothing_is_compressed_unless_it_is_asked_for() {
 async fn a_sidecar_that_compresses_nothing_serves_what_another_has_compressed() {
     let setup = filled(|_| {}).await;
     let mut config = crate::support::sidecar::config(&setup.redis, &setup.upstream);
-    config.near.mode = NearMode::Off;
+    config.cache.near.mode = NearMode::Off;
     let other = crate::support::sidecar::Sidecar::start(config).await;
 
     // Requests pass through until it is connected.
@@ -302,7 +302,7 @@ async fn a_body_that_is_not_what_meta_tells_of_is_no_hit() {
         (&good, body().len() + 1, false),
         (body().as_bytes(), body().len(), false),
     ] {
-        let setup = filled(|config| config.near.mode = NearMode::Off).await;
+        let setup = filled(|config| config.cache.near.mode = NearMode::Off).await;
         forge(&setup, stored, length).await;
 
         let reply = setup.get(X).await;

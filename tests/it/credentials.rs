@@ -228,7 +228,7 @@ async fn other_representations_are_let_in_by_the_upstream_too() {
 }
 
 fn mode(mode: CredentialMode) -> impl FnOnce(&mut Config) {
-    move |config| config.credentials.mode = mode
+    move |config| config.cache.credentials.mode = mode
 }
 
 #[tokio::test]
@@ -253,7 +253,7 @@ async fn in_bypass_mode_a_request_with_a_credential_is_not_cached() {
 
 #[tokio::test]
 async fn past_its_limit_an_audience_takes_nobody_in() {
-    let setup = Setup::with(|config| config.credentials.audience = 1).await;
+    let setup = Setup::with(|config| config.cache.credentials.audience = 1).await;
     warm(&setup, ALICE).await;
     for _ in 0..3 {
         let reply = get(&setup, BOB).await;
@@ -399,7 +399,7 @@ async fn check_refusal(status: StatusCode) {
 }
 
 async fn check_refusal_in(status: StatusCode, audience: usize, asked: &str) {
-    let setup = Setup::with(|config| config.credentials.audience = audience).await;
+    let setup = Setup::with(|config| config.cache.credentials.audience = audience).await;
     setup.upstream.respond_to(X, move |headers| match who(headers) {
         ALICE => json(StatusCode::OK, version("x1", 1)),
         _ => json(status, "{}"),

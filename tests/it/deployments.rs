@@ -101,8 +101,8 @@ impl Deployment {
             self.env.get(name).map_or(default, |text| humantime::parse_duration(text).unwrap())
         };
         let default = Config::default();
-        time("JOBCACHE_DRAIN_DELAY", default.drain_delay)
-            + time("JOBCACHE_DRAIN_TIMEOUT", default.drain_timeout)
+        time("JOBCACHE_DRAIN_DELAY", default.drain.delay)
+            + time("JOBCACHE_DRAIN_TIMEOUT", default.drain.timeout)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::support::{
 const X: &str = "/jobs/x1";
 
 fn ignoring(config: &mut Config) {
-    config.ignore_client_cache_control = true;
+    config.cache.ignore_client_cache_control = true;
 }
 
 async fn ask(setup: &Setup, name: &'static str, value: &str) -> Reply {

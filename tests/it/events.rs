@@ -200,7 +200,7 @@ async fn a_write_that_gets_no_answer_ends_once() {
 
 #[tokio::test]
 async fn a_job_named_in_a_query_is_purged_once_more_after_settle_and_its_write_ends_once() {
-    let setup = Setup::with(|config| config.settle = Duration::from_millis(50)).await;
+    let setup = Setup::with(|config| config.cache.settle = Duration::from_millis(50)).await;
     let mut stream = Stream::open(&setup.sidecar.admin).await;
 
     let write = setup.sidecar.client.request(Method::DELETE, "/jobs?id=x1").send().await;
@@ -321,7 +321,7 @@ async fn the_stream_ends_when_the_sidecar_drains() {
 
 #[tokio::test]
 async fn what_names_jobs_needs_the_secret_and_shows_none() {
-    let secret = |config: &mut Config| config.webhook_secret = vec![Secret::new(SECRET)];
+    let secret = |config: &mut Config| config.webhook.secrets = vec![Secret::new(SECRET)];
     let setup = Setup::with(secret).await;
     let admin = &setup.sidecar.admin;
     for path in ["/status", "/history", "/events"] {

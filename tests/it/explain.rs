@@ -188,7 +188,7 @@ async fn a_job_that_was_never_seen_would_be_read_and_stored() {
 async fn a_mode_that_answers_nothing_from_the_cache_is_told() {
     for (mode, detail) in [(CacheMode::Shadow, "shadow-hit"), (CacheMode::Off, "off")] {
         let redis = RedisServer::start().await;
-        let setup = Setup::cold(redis, |config| config.mode = mode).await;
+        let setup = Setup::cold(redis, |config| config.cache.mode = mode).await;
         eventually(SOON, async || {
             let reply = send(&setup, Method::GET, X, &[]).await;
             reply.cache_status().ends_with(detail)
@@ -277,7 +277,7 @@ async fn without_a_host_the_form_is_taken_for_that_of_the_entry() {
 
 #[tokio::test]
 async fn a_fence_is_told_with_what_is_left_of_it() {
-    let setup = Setup::with(|config| config.settle = Duration::from_mins(1)).await;
+    let setup = Setup::with(|config| config.cache.settle = Duration::from_mins(1)).await;
     setup.hit(X).await;
     setup.sidecar.put(X).await;
     for cache_control in ["only-if-cached", "no-store", "no-cache"] {
@@ -330,7 +330,7 @@ async fn who_wants_no_cache_waits_for_no_other_sidecar() {
 #[tokio::test]
 async fn what_shadow_mode_does_otherwise_is_told() {
     let redis = RedisServer::start().await;
-    let setup = Setup::cold(redis, |config| config.mode = CacheMode::Shadow).await;
+    let setup = Setup::cold(redis, |config| config.cache.mode = CacheMode::Shadow).await;
     let is_connected = async || send(&setup, Method::GET, "/jobs/y1", &[]).await.is_stored();
     eventually(SOON, async || {
         setup.redis.del(&key("y1")).await;
@@ -552,7 +552,7 @@ async fn a_client_without_a_head_is_told_what_most_requests_came_to() {
 
 #[tokio::test]
 async fn a_job_that_too_many_clients_poll_is_told_apart() {
-    let setup = Setup::with(|config| config.credentials.audience = 1).await;
+    let setup = Setup::with(|config| config.cache.credentials.audience = 1).await;
     send(&setup, Method::GET, X, &[("authorization", "Bearer me")]).await;
     let told = check(&setup, X, &[("authorization", "Bearer you")]).await;
     assert_eq!(told["verdict"]["detail"], "audience", "{told}");
@@ -652,7 +652,7 @@ async fn what_cannot_be_explained_is_refused_with_the_reason() {
 
 #[tokio::test]
 async fn an_explanation_needs_the_secret_and_shows_none() {
-    let secret = |config: &mut Config| config.webhook_secret = vec![Secret::new(SECRET)];
+    let secret = |config: &mut Config| config.webhook.secrets = vec![Secret::new(SECRET)];
     let setup = Setup::with(secret).await;
     let fields = [("authorization", "Bearer the-clients-own"), ("cookie", "sid=crumb")];
     send(&setup, Method::GET, X, &fields).await;

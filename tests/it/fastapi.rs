@@ -117,7 +117,8 @@ impl Office {
 
     async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let (redis, app) = (RedisServer::start().await, App::start());
-        let mut config = Config { settle: Duration::ZERO, ..Config::default() };
+        let mut config = Config::default();
+        config.cache.settle = Duration::ZERO;
         config.store.reconnect_grace = Duration::ZERO;
         config.store.budget = Duration::from_secs(2);
         config.store.url = StoreUrl::Redis(redis.url());
@@ -363,7 +364,7 @@ async fn an_expired_token_keeps_what_it_was_served_until_the_job_changes_and_no_
 #[tokio::test]
 async fn an_expired_token_is_refused_when_the_ttl_is_over() {
     let ttl = Duration::from_secs(1);
-    let office = Office::with(|config| config.ttl = ttl).await;
+    let office = Office::with(|config| config.cache.lifetimes.ttl = ttl).await;
     let lent = office.app.login(json!({ "user": "bob", "lifetime": 600 })).await;
     assert_eq!(office.get(&lent, "shared1").await.status, 200);
     office.app.set_ahead(700).await;
@@ -383,7 +384,7 @@ async fn a_fresh_token_of_the_same_user_asks_the_application_once() {
 #[tokio::test]
 async fn sessions_in_cookies_are_told_apart_as_tokens_are() {
     for cookies in [vec![], vec!["session".to_owned()]] {
-        let office = Office::with(|config| config.credentials.cookies = cookies).await;
+        let office = Office::with(|config| config.cache.credentials.cookies = cookies).await;
         let get = |cookie: String, id: &'static str| {
             let request = office.sidecar.client.request(Method::GET, id);
             request.header("cookie", &cookie).send()

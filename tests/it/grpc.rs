@@ -135,7 +135,8 @@ fn call(request: Request<Incoming>, state: &State) -> Response<Body> {
 }
 
 async fn in_front_of(url: String, change: impl FnOnce(&mut Config)) -> Sidecar {
-    let mut config = Config { settle: Duration::ZERO, ..Config::default() };
+    let mut config = Config::default();
+    config.cache.settle = Duration::ZERO;
     config.store.reconnect_grace = Duration::ZERO;
     config.store.url = StoreUrl::Memory;
     config.upstream.url = url;

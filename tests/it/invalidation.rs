@@ -405,7 +405,7 @@ async fn an_absolute_request_target_invalidates_too() {
 #[tokio::test]
 async fn nothing_is_stored_while_a_write_settles() {
     let settle = Duration::from_secs(1);
-    let setup = filled_with(|config| config.settle = settle).await;
+    let setup = filled_with(|config| config.cache.settle = settle).await;
 
     // Redis uses the machine's clock, so this test does too.
     let asked = Instant::now();

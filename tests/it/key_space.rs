@@ -131,7 +131,8 @@ async fn entries_that_redis_evicts_are_misses_and_the_policy_is_warned_of() {
 
 #[tokio::test]
 async fn a_full_redis_fails_fills_in_silence_and_takes_writes_and_purges() {
-    let setup = Setup::with(|config| config.near.mode = jobcache::config::NearMode::Off).await;
+    let setup =
+        Setup::with(|config| config.cache.near.mode = jobcache::config::NearMode::Off).await;
     setup.hit(X).await;
     // Redis is full between lease and fill, so it rejects the body.
     let gate = setup.upstream.hold(Method::GET, "/jobs/y1");

@@ -73,7 +73,7 @@ async fn a_request_that_is_refused_by_its_head_is_not_one_of_so_many() {
 
 #[tokio::test]
 async fn past_so_many_flights_a_reader_reads_for_itself_and_others_still_join() {
-    let setup = Setup::with(|config| config.max_flights = 1).await;
+    let setup = Setup::with(|config| config.cache.limits.max_flights = 1).await;
     let gate = setup.upstream.hold(Method::GET, "/jobs/a1");
     let leader = setup.sidecar.client.start(Method::GET, "/jobs/a1", "").await;
     gate.arrived(1).await;
@@ -97,7 +97,7 @@ async fn past_so_many_flights_a_reader_reads_for_itself_and_others_still_join() 
 
 #[tokio::test]
 async fn without_redis_too_a_reader_past_so_many_flights_reads_for_itself() {
-    let setup = Setup::with(|config| config.max_flights = 1).await;
+    let setup = Setup::with(|config| config.cache.limits.max_flights = 1).await;
     setup.redis.stop();
     let gate = setup.upstream.hold(Method::GET, "/jobs/a1");
     let leader = setup.sidecar.client.start(Method::GET, "/jobs/a1", "").await;
@@ -116,7 +116,7 @@ const LARGE: &str = include_str!("limits.rs");
 
 #[tokio::test]
 async fn an_answer_that_there_is_no_room_for_streams_through_and_is_not_stored() {
-    let setup = Setup::with(|config| config.max_captured = 2 << 10).await;
+    let setup = Setup::with(|config| config.cache.limits.max_captured = 2 << 10).await;
     let length = LARGE.len().to_string();
     setup.upstream.respond(X, move |_| Some(with_headers(LARGE, &[("content-length", &length)])));
 
@@ -137,7 +137,7 @@ async fn an_answer_that_there_is_no_room_for_streams_through_and_is_not_stored()
 
 #[tokio::test]
 async fn a_streamed_answer_that_there_is_no_room_for_goes_on_to_its_client_and_is_not_stored() {
-    let setup = Setup::with(|config| config.max_captured = 2 << 10).await;
+    let setup = Setup::with(|config| config.cache.limits.max_captured = 2 << 10).await;
     let feed = setup.upstream.feed(X, &[]);
     feed.data(LARGE).await;
     feed.data("and so on").await;
@@ -168,8 +168,8 @@ async fn what_is_captured_takes_room_until_it_is_stored_or_breaks_off() {
 }
 
 fn ruled(config: &mut Config) {
-    config.max_inspected = 100;
-    config.invalidate = vec![InvalidateRule {
+    config.cache.limits.max_inspected = 100;
+    config.api.invalidate = vec![InvalidateRule {
         path: "/batch".to_owned(),
         request: vec!["/id".to_owned()],
         ..InvalidateRule::default()
@@ -199,7 +199,7 @@ async fn a_purge_that_there_is_no_room_for_says_that_nothing_was_purged_but_the_
     let secret = "a-secret-of-the-webhook";
     let setup = Setup::with(|config| {
         ruled(config);
-        config.webhook_secret = vec![Secret::new(secret)];
+        config.webhook.secrets = vec![Secret::new(secret)];
     })
     .await;
     // The first 8 KiB need no room.

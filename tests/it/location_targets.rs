@@ -111,7 +111,7 @@ async fn a_fill_that_began_before_a_job_was_named_is_discarded() {
 
 #[tokio::test]
 async fn nothing_is_stored_while_a_named_job_settles() {
-    let setup = Setup::with(|config| config.settle = Duration::from_mins(1)).await;
+    let setup = Setup::with(|config| config.cache.settle = Duration::from_mins(1)).await;
     setup.upstream.respond("/jobs", |_| Some(created(201, "location", JOB)));
 
     setup.sidecar.client.request(Method::POST, "/jobs").send().await;

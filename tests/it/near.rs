@@ -19,15 +19,15 @@ const STALENESS: Duration = Duration::from_secs(20);
 
 async fn bounded() -> Setup {
     Setup::with(|config| {
-        config.near.mode = NearMode::Bounded;
-        config.near.max_staleness = STALENESS;
+        config.cache.near.mode = NearMode::Bounded;
+        config.cache.near.max_staleness = STALENESS;
     })
     .await
 }
 
 /// Returns a setup with tracking by keys.
 async fn by_keys() -> Setup {
-    Setup::with(|config| config.near.tracking = NearTracking::Keys).await
+    Setup::with(|config| config.cache.near.tracking = NearTracking::Keys).await
 }
 
 async fn news(setup: &Setup) -> u64 {
@@ -210,7 +210,7 @@ async fn a_redis_that_refuses_tracking_serves_hits_all_the_same() {
 
 #[tokio::test]
 async fn the_process_keeps_an_entry_no_longer_than_redis() {
-    let setup = Setup::with(|config| config.ttl = Duration::from_secs(1)).await;
+    let setup = Setup::with(|config| config.cache.lifetimes.ttl = Duration::from_secs(1)).await;
     setup.get(X).await;
     near_hit(&setup, X).await;
     setup.upstream.commit("x1");
@@ -286,8 +286,8 @@ async fn within_its_bound_a_purge_of_ones_own_shows_at_once() {
 #[tokio::test]
 async fn past_its_bound_a_hit_waits_for_the_news() {
     let setup = Setup::with(|config| {
-        config.near.mode = NearMode::Bounded;
-        config.near.max_staleness = Duration::from_millis(1);
+        config.cache.near.mode = NearMode::Bounded;
+        config.cache.near.max_staleness = Duration::from_millis(1);
     })
     .await;
     for v in 1..=20 {
@@ -303,7 +303,7 @@ async fn past_its_bound_a_hit_waits_for_the_news() {
 
 #[tokio::test]
 async fn room_is_bounded_and_what_had_to_go_is_asked_of_redis() {
-    let setup = Setup::with(|config| config.near.max_bytes = 1 << 20).await;
+    let setup = Setup::with(|config| config.cache.near.max_bytes = 1 << 20).await;
     let body: &'static str = "x".repeat(100_000).leak();
     let paths: Vec<_> = (0..30).map(|id| format!("/jobs/{id}")).collect();
     for path in &paths {
@@ -322,7 +322,7 @@ async fn room_is_bounded_and_what_had_to_go_is_asked_of_redis() {
 
 #[tokio::test]
 async fn with_the_layer_off_each_hit_asks_redis() {
-    let setup = Setup::with(|config| config.near.mode = NearMode::Off).await;
+    let setup = Setup::with(|config| config.cache.near.mode = NearMode::Off).await;
     setup.get(X).await;
     let reads = calls(&setup.redis, "mget").await;
     for _ in 0..5 {
@@ -352,7 +352,7 @@ async fn by_keys_a_write_through_another_sidecar_shows_in_the_very_next_read() {
 #[tokio::test]
 async fn by_keys_only_what_was_read_here_is_told() {
     for (tracking, told) in [(NearTracking::Keys, 0), (NearTracking::Broadcast, 100)] {
-        let setup = Setup::with(|config| config.near.tracking = tracking).await;
+        let setup = Setup::with(|config| config.cache.near.tracking = tracking).await;
         setup.get(X).await;
         near_hit(&setup, X).await;
         let before = news(&setup).await;

@@ -106,7 +106,7 @@ async fn a_connection_that_has_just_come_gets_its_answer_in_spite_of_a_drain() {
 
 #[tokio::test]
 async fn during_the_drain_delay_it_is_not_ready_and_serves_all_the_same() {
-    let mut setup = Setup::with(|config| config.drain_delay = Duration::from_mins(1)).await;
+    let mut setup = Setup::with(|config| config.drain.delay = Duration::from_mins(1)).await;
     let mut silent = setup.sidecar.client.connect().await;
 
     setup.sidecar.begin_shutdown();
@@ -125,7 +125,7 @@ async fn during_the_drain_delay_it_is_not_ready_and_serves_all_the_same() {
 #[tokio::test]
 async fn after_the_drain_delay_the_drain_begins() {
     let delay = Duration::from_millis(200);
-    let mut setup = Setup::with(|config| config.drain_delay = delay).await;
+    let mut setup = Setup::with(|config| config.drain.delay = delay).await;
     let asked = Instant::now();
 
     setup.sidecar.shutdown().await.expect("a drain");

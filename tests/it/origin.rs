@@ -60,7 +60,7 @@ async fn a_page_of_another_site_purges_nothing() {
 
 #[tokio::test]
 async fn who_shows_the_secret_may_purge_from_wherever_he_likes() {
-    let secret = |config: &mut Config| config.webhook_secret = vec![Secret::new(SECRET)];
+    let secret = |config: &mut Config| config.webhook.secrets = vec![Secret::new(SECRET)];
     let setup = Setup::with(secret).await;
     let bearer = format!("Bearer {SECRET}");
     let elsewhere = ("origin", "https://ops.example");
@@ -106,7 +106,7 @@ async fn under_another_sites_name_nothing_is_read_that_names_a_job() {
 
 #[tokio::test]
 async fn with_a_secret_any_name_will_do() {
-    let secret = |config: &mut Config| config.webhook_secret = vec![Secret::new(SECRET)];
+    let secret = |config: &mut Config| config.webhook.secrets = vec![Secret::new(SECRET)];
     let setup = Setup::with(secret).await;
     let request = setup.sidecar.admin.request(Method::GET, "/status").header("host", "ops.example");
     let reply = request.header("authorization", &format!("Bearer {SECRET}")).send().await;

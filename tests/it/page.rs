@@ -136,7 +136,7 @@ async fn a_browser_shows_figures_events_and_why_a_job_is_not_cached() {
 async fn a_browser_shows_what_shadow_mode_has_found_and_when_not_to_go_on() {
     let Some(mut browser) = Browser::start().await else { return };
     let redis = crate::support::RedisServer::start().await;
-    let setup = Setup::cold(redis, |config| config.mode = CacheMode::Shadow).await;
+    let setup = Setup::cold(redis, |config| config.cache.mode = CacheMode::Shadow).await;
     let would_hit = async || setup.get(X).await.cache_status().ends_with("shadow-hit");
     eventually(SOON, would_hit).await;
     browser.open(&url(&setup)).await;
@@ -172,7 +172,7 @@ async fn a_browser_shows_no_text_of_clients_as_markup() {
 #[tokio::test]
 async fn a_browser_asks_for_the_secret_and_tells_when_jobcache_is_gone() {
     let Some(mut browser) = Browser::start().await else { return };
-    let secret = |config: &mut Config| config.webhook_secret = vec![Secret::new(SECRET)];
+    let secret = |config: &mut Config| config.webhook.secrets = vec![Secret::new(SECRET)];
     let mut setup = Setup::with(secret).await;
     browser.open(&url(&setup)).await;
     browser.until("!document.querySelector('#unlock').hidden").await;

@@ -314,7 +314,7 @@ async fn a_body_that_breaks_off_does_not_make_its_job_uncacheable() {
 
 #[tokio::test]
 async fn a_streamed_body_that_is_too_large_is_counted_as_such() {
-    let setup = Setup::with(|config| config.max_body = 100).await;
+    let setup = Setup::with(|config| config.cache.limits.max_body = 100).await;
     let feed = setup.upstream.feed(X, &[]);
     let large = "0123456789".repeat(11);
     feed.data(large.clone().leak()).await;
@@ -342,7 +342,7 @@ async fn an_upgrade_that_nobody_asked_for_is_a_502() {
 
 #[tokio::test]
 async fn a_shutdown_closes_what_its_deadline_finds_open() {
-    let mut setup = Setup::with(|config| config.drain_timeout = SHORT).await;
+    let mut setup = Setup::with(|config| config.drain.timeout = SHORT).await;
     let gate = setup.upstream.hold(Method::GET, "/other");
     let in_flight = setup.sidecar.client.start(Method::GET, "/other", "").await;
     gate.arrived(1).await;
@@ -355,7 +355,7 @@ async fn a_shutdown_closes_what_its_deadline_finds_open() {
 #[tokio::test]
 async fn a_shutdown_gives_operators_no_second_deadline() {
     let drain = Duration::from_secs(6);
-    let mut setup = Setup::with(|config| config.drain_timeout = drain).await;
+    let mut setup = Setup::with(|config| config.drain.timeout = drain).await;
     let mut operator = setup.sidecar.admin.connect().await;
     operator.write_all(b"GET /livez HTTP/1.1\r\nhost: ").await.expect("half a head written");
     setup.sidecar.admin.get("/livez").await;

@@ -466,7 +466,7 @@ async fn a_shutdown_completes_what_is_in_flight_and_closes_the_rest() {
 
 #[tokio::test]
 async fn a_shutdown_gives_up_on_a_request_at_its_deadline() {
-    let mut setup = Setup::with(|config| config.drain_timeout = Duration::from_millis(200)).await;
+    let mut setup = Setup::with(|config| config.drain.timeout = Duration::from_millis(200)).await;
     let gate = setup.upstream.hold(Method::GET, "/other");
     let _in_flight = setup.sidecar.client.start(Method::GET, "/other", "").await;
     gate.arrived(1).await;

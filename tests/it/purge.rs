@@ -170,7 +170,7 @@ async fn an_oversized_purge_is_refused_unread() {
 }
 
 async fn guarded() -> Setup {
-    let setup = Setup::with(|config| config.webhook_secret = vec![Secret::new(SECRET)]).await;
+    let setup = Setup::with(|config| config.webhook.secrets = vec![Secret::new(SECRET)]).await;
     fill(&setup, &["x1"]).await;
     setup
 }

@@ -7,7 +7,7 @@ use crate::support::{Setup, redis::key, upstream::version};
 const X: &str = "/jobs/x1";
 
 async fn setup() -> Setup {
-    Setup::with(|config| config.query.ignore = vec!["_".to_owned(), "t".to_owned()]).await
+    Setup::with(|config| config.api.query.ignore = vec!["_".to_owned(), "t".to_owned()]).await
 }
 
 #[tokio::test]
@@ -82,8 +82,8 @@ async fn without_the_knob_every_query_passes() {
 #[tokio::test]
 async fn an_allowed_query_is_cached_for_itself_and_forgotten_with_its_job() {
     let setup = Setup::with(|config| {
-        config.query.allow = vec!["view".to_owned()];
-        config.query.ignore = vec!["_".to_owned()];
+        config.api.query.allow = vec!["view".to_owned()];
+        config.api.query.ignore = vec!["_".to_owned()];
     })
     .await;
     let queries = ["/jobs/x1?view=long", "/jobs/x1?view=short", "/jobs/x1?_=7&view=tiny"];

@@ -336,7 +336,7 @@ async fn what_must_not_be_stored_is_not_shared_between_those_who_wait() {
 
 #[tokio::test]
 async fn a_body_of_exactly_the_limit_is_stored_and_a_larger_one_is_not() {
-    let setup = Setup::with(|config| config.max_body = 100).await;
+    let setup = Setup::with(|config| config.cache.limits.max_body = 100).await;
     setup.upstream.set("x1", 200, "a".repeat(100));
     setup.upstream.set("y1", 200, "a".repeat(101));
 
@@ -491,7 +491,7 @@ async fn the_responses_own_lifetime_shortens_the_ttl_and_never_lengthens_it() {
 
 #[tokio::test]
 async fn an_entry_expires_with_its_ttl() {
-    let setup = Setup::with(|config| config.ttl = Duration::from_secs(1)).await;
+    let setup = Setup::with(|config| config.cache.lifetimes.ttl = Duration::from_secs(1)).await;
     setup.get(X).await;
     setup.upstream.commit("x1");
 
@@ -525,7 +525,7 @@ async fn a_value_set_over_an_entry_is_never_served_even_with_its_bytes() {
 #[tokio::test]
 async fn a_lost_or_corrupted_meta_is_no_hit_and_heals_itself() {
     // Entries in the process were verified when they were read.
-    let setup = Setup::with(|config| config.near.mode = NearMode::Off).await;
+    let setup = Setup::with(|config| config.cache.near.mode = NearMode::Off).await;
     let meta = format!("{{{}}}:meta", key("x1"));
     for damage in [None, Some("not json"), Some("{}")] {
         setup.get(X).await;

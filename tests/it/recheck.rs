@@ -23,7 +23,7 @@ const ALICE: &str = "Bearer alice-0123456789";
 const BOB: &str = "Bearer bob-9876543210";
 
 fn recheck(config: &mut Config) {
-    config.credentials.recheck = Some(Duration::from_secs(1));
+    config.cache.credentials.recheck = Some(Duration::from_secs(1));
 }
 
 async fn ask(setup: &Setup, method: Method, path: &str, who: &str) -> Reply {
@@ -161,7 +161,7 @@ async fn a_pair_that_is_served_again_is_renewed_in_its_place() {
 async fn a_full_audience_renews_those_who_are_in_it() {
     let setup = Setup::with(|config| {
         recheck(config);
-        config.credentials.audience = 1;
+        config.cache.credentials.audience = 1;
     })
     .await;
     warm(&setup, X, ALICE).await;

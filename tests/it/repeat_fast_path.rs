@@ -88,7 +88,7 @@ fn cache_status(head: &str) -> &str {
 #[tokio::test]
 async fn a_repeated_request_is_answered_to_the_byte_as_one_that_is_not() {
     for mode in [NearMode::Strict, NearMode::Bounded] {
-        let setup = Setup::with(|config| config.near.mode = mode).await;
+        let setup = Setup::with(|config| config.cache.near.mode = mode).await;
         let theirs: &[_] = &[
             ("cache-status", "cdn; hit; ttl=7"),
             ("via", "1.1 cdn"),

@@ -19,7 +19,7 @@ const ALICE: &str = "Bearer alice-0123456789";
 const BOB: &str = "Bearer bob-9876543210";
 
 async fn two_forms() -> Setup {
-    Setup::with(|config| config.query.allow = vec!["of".to_owned()]).await
+    Setup::with(|config| config.api.query.allow = vec!["of".to_owned()]).await
 }
 
 async fn get(sidecar: &Sidecar, path: &str, who: &str) -> Reply {

@@ -30,7 +30,7 @@ fn all(path: &str) -> InvalidateRule {
 
 /// Returns a setup with these rules.
 async fn ruled(rules: Vec<InvalidateRule>) -> Setup {
-    Setup::with(|config| config.invalidate = rules).await
+    Setup::with(|config| config.api.invalidate = rules).await
 }
 
 /// Reads the path until it is a hit.
@@ -146,7 +146,7 @@ async fn a_write_that_the_upstream_has_never_seen_drops_nothing() {
     let setup = ruled(vec![all("/jobs")]).await;
     fill(&setup, JOB).await;
     let mut config = sidecar::config(&setup.redis, &setup.upstream);
-    (config.upstream.url, config.invalidate) = (nowhere, vec![all("/jobs")]);
+    (config.upstream.url, config.api.invalidate) = (nowhere, vec![all("/jobs")]);
     let cut_off = sidecar::Sidecar::start(config).await;
     let ready = async || cut_off.admin.get("/readyz").await.json()["store"] == "up";
     eventually(SOON, ready).await;

@@ -23,7 +23,7 @@ async fn shadow() -> Setup {
 
 async fn shadow_with(change: impl FnOnce(&mut Config)) -> Setup {
     let change = |config: &mut Config| {
-        config.mode = CacheMode::Shadow;
+        config.cache.mode = CacheMode::Shadow;
         change(config);
     };
     let setup = Setup::cold(RedisServer::start().await, change).await;
@@ -295,10 +295,10 @@ async fn repeated_requests_are_the_upstreams_as_well() {
 
 #[tokio::test]
 async fn switched_off_it_passes_reads_and_still_invalidates() {
-    let setup = Setup::with(|config| config.mode = CacheMode::On).await;
+    let setup = Setup::with(|config| config.cache.mode = CacheMode::On).await;
     setup.get(X).await;
     let mut off = setup.config().clone();
-    off.mode = CacheMode::Off;
+    off.cache.mode = CacheMode::Off;
     let off = crate::support::sidecar::Sidecar::start(off).await;
     eventually(SOON, async || {
         off.admin.get("/readyz").await.text().contains("\"store\":\"up\"").then_some(())

@@ -126,7 +126,7 @@ async fn what_changes_with_every_read_costs_one_read_per_caller_in_memory_too() 
 #[tokio::test]
 async fn verification_ignores_what_changes_with_every_read() {
     let all = SampleRate::of_millionths(SampleRate::WHOLE);
-    let setup = Setup::with(|config| config.verify = all).await;
+    let setup = Setup::with(|config| config.cache.verify = all).await;
     let count = async |outcome: &str| {
         let name = format!("jobcache_verify_total{{outcome=\"{outcome}\"}}");
         setup.sidecar.admin.metric(&name).await
@@ -286,7 +286,7 @@ async fn a_header_that_differs_keeps_callers_apart_and_is_named() {
 
 #[tokio::test]
 async fn a_header_that_the_operator_calls_volatile_keeps_nobody_apart() {
-    let setup = Setup::with(|config| config.responses.volatile = vec!["x-pod".into()]).await;
+    let setup = Setup::with(|config| config.cache.responses.volatile = vec!["x-pod".into()]).await;
     let reads = number_reads(&setup.upstream, by_pod);
     for who in CALLERS {
         assert_eq!(

@@ -63,7 +63,8 @@ async fn a_200_is_whole_whatever_content_range_it_carries() {
 #[tokio::test]
 async fn what_states_no_lifetime_is_stored_unless_the_operator_says_otherwise() {
     // Not `Setup::with`, because its warm-up job states no lifetime.
-    let setup = Setup::cold(RedisServer::start().await, |c| c.ttl_stated_only = true).await;
+    let setup =
+        Setup::cold(RedisServer::start().await, |c| c.cache.lifetimes.stated_only = true).await;
     let stated = [("cache-control", "max-age=60")];
     setup.upstream.respond_to("/jobs/stated1", move |_| with_headers("{}", &stated));
 
@@ -75,7 +76,7 @@ async fn what_states_no_lifetime_is_stored_unless_the_operator_says_otherwise() 
 
 #[tokio::test]
 async fn a_response_that_sets_a_cookie_that_does_not_count_is_stored_without_it() {
-    let setup = Setup::with(|c| c.credentials.cookies = vec!["session".into()]).await;
+    let setup = Setup::with(|c| c.cache.credentials.cookies = vec!["session".into()]).await;
     setup.upstream.respond_to(X, |_| with_headers("{}", &[("set-cookie", "lb=1; Path=/")]));
 
     let miss = setup.get(X).await;

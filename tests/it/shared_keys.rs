@@ -34,14 +34,14 @@ async fn other_api(setup: &Setup, api: Option<&str>) -> (Sidecar, Upstream) {
     let upstream = Upstream::start().await;
     upstream.set("x1", 200, "users");
     let mut config = setup.config().clone();
-    config.api = api.map(ToOwned::to_owned);
+    config.api.name = api.map(ToOwned::to_owned);
     config.upstream.url = upstream.url();
     (Sidecar::start(config).await, upstream)
 }
 
 #[tokio::test]
 async fn two_apis_on_one_redis_are_never_served_each_others_body() {
-    let setup = Setup::with(|config| config.api = Some("billing".to_owned())).await;
+    let setup = Setup::with(|config| config.api.name = Some("billing".to_owned())).await;
     for other in [Some("users"), None] {
         let (second, _upstream) = other_api(&setup, other).await;
         for _ in 0..3 {
@@ -61,7 +61,7 @@ async fn two_apis_on_one_redis_are_never_served_each_others_body() {
 
 #[tokio::test]
 async fn a_read_of_another_api_is_not_joined_and_its_fill_not_waited_for() {
-    let setup = Setup::with(|config| config.api = Some("billing".to_owned())).await;
+    let setup = Setup::with(|config| config.api.name = Some("billing".to_owned())).await;
     let (second, other) = other_api(&setup, Some("users")).await;
     eventually(SOON, async || {
         let reply = get(&second, "/jobs/y1").await;

@@ -14,7 +14,8 @@ const X: &str = "/jobs/x1";
 
 fn states(config: &mut Config) {
     let ttl = |(state, seconds): (&str, u64)| (state.to_owned(), Duration::from_secs(seconds));
-    config.states.map = [("completed", 300), ("running", 10), ("paused", 60)].map(ttl).to_vec();
+    config.cache.lifetimes.states.map =
+        [("completed", 300), ("running", 10), ("paused", 60)].map(ttl).to_vec();
 }
 
 fn says(setup: &Setup, body: &'static str) {
@@ -76,7 +77,7 @@ async fn of_state_and_response_the_shorter_time_counts() {
 #[tokio::test]
 async fn a_running_job_is_read_again_soon_though_no_purge_came() {
     let setup = Setup::with(|config| {
-        config.states.map = vec![
+        config.cache.lifetimes.states.map = vec![
             ("completed".to_owned(), Duration::from_mins(5)),
             ("running".to_owned(), Duration::from_secs(1)),
         ];

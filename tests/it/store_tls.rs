@@ -90,7 +90,7 @@ async fn a_large_body_goes_both_ways_over_tls() {
     let setup = Setup::cold(redis, |config| {
         config.store.url = StoreUrl::Redis(url);
         config.store.tls.ca = Some(authority.ca());
-        config.near.mode = jobcache::config::NearMode::Off;
+        config.cache.near.mode = jobcache::config::NearMode::Off;
     })
     .await;
     let body = "x".repeat(900 << 10);

@@ -33,7 +33,8 @@ async fn behind_tls(authority: &Authority) -> Setup {
 
 /// Starts a sidecar in front of this upstream, which it may not trust.
 async fn in_front_of(upstream: &Upstream, change: impl FnOnce(&mut Config)) -> Sidecar {
-    let mut config = Config { settle: Duration::ZERO, ..Config::default() };
+    let mut config = Config::default();
+    config.cache.settle = Duration::ZERO;
     config.store.reconnect_grace = Duration::ZERO;
     config.store.url = jobcache::config::StoreUrl::Memory;
     config.upstream.url = upstream.url();

@@ -37,7 +37,8 @@ struct Running {
 impl Running {
     fn start(listen: &Path, admin: &Path, upstream: &str, reuse: Reuse) -> std::io::Result<Self> {
         steady_clock();
-        let mut config = Config { settle: Duration::ZERO, ..Config::default() };
+        let mut config = Config::default();
+        config.cache.settle = Duration::ZERO;
         config.store.reconnect_grace = Duration::ZERO;
         config.store.url = StoreUrl::Memory;
         upstream.clone_into(&mut config.upstream.url);

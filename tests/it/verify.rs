@@ -27,7 +27,7 @@ async fn verifying() -> Setup {
 
 async fn verifying_with(change: impl FnOnce(&mut Config)) -> Setup {
     let setup = Setup::with(|config| {
-        config.verify = all();
+        config.cache.verify = all();
         change(config);
     })
     .await;
@@ -232,7 +232,8 @@ async fn a_repeated_request_is_verified_like_any_other() {
 
 #[tokio::test]
 async fn of_repeated_requests_a_share_is_verified_and_the_others_stay_cheap() {
-    let setup = verifying_with(|config| config.verify = SampleRate::of_millionths(500_000)).await;
+    let setup =
+        verifying_with(|config| config.cache.verify = SampleRate::of_millionths(500_000)).await;
     setup.hit(X).await;
     over(&setup).await;
     let same = count(&setup, "same").await;
@@ -253,7 +254,8 @@ async fn of_repeated_requests_a_share_is_verified_and_the_others_stay_cheap() {
 /// A request that is not a hit in this process takes another path, and is sampled once as well.
 #[tokio::test]
 async fn of_repeated_requests_that_redis_answers_no_more_are_verified() {
-    let setup = verifying_with(|config| config.verify = SampleRate::of_millionths(500_000)).await;
+    let setup =
+        verifying_with(|config| config.cache.verify = SampleRate::of_millionths(500_000)).await;
     let second = setup.second().await;
     setup.hit(X).await;
     over(&setup).await;

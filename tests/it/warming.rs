@@ -156,7 +156,7 @@ async fn a_list_that_is_not_there_yet_is_asked_for_again() {
 async fn check_first_client(mode: CredentialMode, cache_control: Option<&str>, reads: usize) {
     let mut world = World::new().await;
     let _file = world.file("x1");
-    world.config.credentials.mode = mode;
+    world.config.cache.credentials.mode = mode;
     world.config.warm.authorization = Some(Secret::new(SERVICE));
     let headers: Vec<_> =
         cache_control.iter().map(|value| ("cache-control", (*value).to_owned())).collect();
@@ -263,7 +263,7 @@ async fn a_purge_with_refresh_is_answered_first_and_read_anew_then() {
 #[tokio::test]
 async fn a_cache_that_is_switched_off_reads_nothing_ahead() {
     let redis = RedisServer::start().await;
-    let setup = Setup::cold(redis, |config| config.mode = CacheMode::Off).await;
+    let setup = Setup::cold(redis, |config| config.cache.mode = CacheMode::Off).await;
     eventually(SOON, async || setup.sidecar.admin.metric("jobcache_store_up").await == 1).await;
     refresh(&setup, "x1").await;
     warmed(&setup.sidecar, "passed", 1).await;
@@ -275,7 +275,7 @@ async fn a_cache_that_is_switched_off_reads_nothing_ahead() {
 async fn a_cache_that_is_switched_off_asks_for_no_list() {
     let mut world = World::new().await;
     world.config.warm.list = Some("/active".parse().unwrap());
-    world.config.mode = CacheMode::Off;
+    world.config.cache.mode = CacheMode::Off;
     let file = world.file("x1\n");
     let sidecar = world.sidecar().await;
     // The jobs of the file are processed at the same time, which shows that prefetching ran.
@@ -349,7 +349,7 @@ async fn a_refresh_waits_until_a_write_has_settled() {
     let settle = Duration::from_secs(1);
     let setup = Setup::with(|config| {
         as_clients_ask(config);
-        config.settle = settle;
+        config.cache.settle = settle;
     })
     .await;
     // Redis uses the machine's clock, so this test does too.

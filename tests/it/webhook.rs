@@ -27,7 +27,7 @@ const BODY: &str = r#"{"job_id":"x1"}"#;
 
 async fn guarded(secrets: &[&str]) -> Setup {
     let secrets = secrets.iter().map(|secret| Secret::new(*secret)).collect();
-    Setup::with(|config| config.webhook_secret = secrets).await
+    Setup::with(|config| config.webhook.secrets = secrets).await
 }
 
 /// Sends a purge signed with each of these secrets, with a timestamp this many seconds ago.
@@ -227,8 +227,8 @@ fn stalled(size: usize) -> Vec<u8> {
 #[tokio::test]
 async fn bodies_that_stand_still_keep_no_signed_purge_out_and_are_given_up() {
     let setup = Setup::with(|config| {
-        config.webhook_secret = vec![Secret::new(NEW)];
-        config.webhook_max_failures = 4;
+        config.webhook.secrets = vec![Secret::new(NEW)];
+        config.webhook.max_failures = 4;
     })
     .await;
     let admin = &setup.sidecar.admin;
@@ -300,8 +300,8 @@ async fn a_body_that_says_to_be_too_large_is_not_waited_for() {
 #[tokio::test]
 async fn a_skew_of_years_is_counted_as_a_day_and_only_while_failures_are_answered() {
     let setup = Setup::with(|config| {
-        config.webhook_secret = vec![Secret::new(NEW)];
-        config.webhook_max_failures = 1;
+        config.webhook.secrets = vec![Secret::new(NEW)];
+        config.webhook.max_failures = 1;
     })
     .await;
     let admin = &setup.sidecar.admin;
@@ -358,8 +358,8 @@ async fn a_skew_is_warned_of_before_deliveries_are_refused() {
 #[tokio::test]
 async fn failures_past_the_limit_are_told_to_wait_and_the_secret_opens_all_the_same() {
     let setup = Setup::with(|config| {
-        config.webhook_secret = vec![Secret::new(NEW)];
-        config.webhook_max_failures = 3;
+        config.webhook.secrets = vec![Secret::new(NEW)];
+        config.webhook.max_failures = 3;
     })
     .await;
     let admin = &setup.sidecar.admin;
@@ -384,7 +384,7 @@ async fn failures_past_the_limit_are_told_to_wait_and_the_secret_opens_all_the_s
 
 #[tokio::test]
 async fn a_purge_past_the_limit_has_not_been_applied_and_is_when_it_is_sent_again() {
-    let setup = Setup::with(|config| config.webhook_max_purges = 1).await;
+    let setup = Setup::with(|config| config.webhook.max_purges = 1).await;
     let admin = &setup.sidecar.admin;
     let other = async || admin.request(Method::POST, "/purge/other1").send().await.status;
     let purge = async || admin.request(Method::POST, "/purge").body(BODY).send().await;

@@ -108,7 +108,7 @@ async fn a_client_is_asked_for_its_upload_when_the_upstream_asks_for_it() {
 
 #[tokio::test]
 async fn an_upload_that_the_upstream_declines_is_never_asked_for() {
-    let between = Between::with(|config| config.invalidate = vec![rule(&[], &["/id"])]).await;
+    let between = Between::with(|config| config.api.invalidate = vec![rule(&[], &["/id"])]).await;
     for (method, path) in [("POST", "/upload"), ("PUT", X), ("POST", RULED)] {
         for refusal in ["Content-Length: 0\r\n\r\n", "Content-Length: 5\r\n\r\nlarge"] {
             let (mut client, mut upstream, _) = between.pass(request(method, path, EXPECT)).await;
@@ -141,7 +141,7 @@ fn rule(request: &[&str], response: &[&str]) -> InvalidateRule {
 
 #[tokio::test]
 async fn an_upload_that_a_rule_looks_into_is_asked_for_before_the_upstream_is() {
-    let between = Between::with(|config| config.invalidate = vec![rule(&["/id"], &[])]).await;
+    let between = Between::with(|config| config.api.invalidate = vec![rule(&["/id"], &[])]).await;
     let (mut client, mut upstream, _) = between.pass(request("GET", "/jobs/17", "")).await;
     upstream.send(LAST_OK).await;
     ok(&mut client).await;
@@ -168,7 +168,7 @@ async fn an_upload_that_a_rule_looks_into_is_asked_for_before_the_upstream_is() 
 
 #[tokio::test]
 async fn an_upload_that_a_rule_cannot_look_into_is_left_to_the_upstream_to_ask_for() {
-    let between = Between::with(|config| config.invalidate = vec![rule(&["/id"], &[])]).await;
+    let between = Between::with(|config| config.api.invalidate = vec![rule(&["/id"], &[])]).await;
     for why in ["Content-Length: 65\r\n", "Content-Length: 4\r\nContent-Encoding: gzip\r\n"] {
         let head = format!("{why}Expect: 100-continue\r\n");
         let (mut client, mut upstream, head) = between.pass(request("POST", RULED, &head)).await;
@@ -183,7 +183,7 @@ async fn an_upload_that_a_rule_cannot_look_into_is_left_to_the_upstream_to_ask_f
 
 #[tokio::test]
 async fn the_connection_ends_after_a_declined_upload_though_a_rule_has_read_of_the_answer() {
-    let between = Between::with(|config| config.invalidate = vec![rule(&[], &["/id"])]).await;
+    let between = Between::with(|config| config.api.invalidate = vec![rule(&[], &["/id"])]).await;
     let (mut client, mut upstream, _) = between.pass(request("POST", RULED, EXPECT)).await;
 
     let head = "HTTP/1.1 413 Content Too Large\r\nTransfer-Encoding: chunked\r\n\r\n";

@@ -173,7 +173,7 @@ async fn an_event_stream_ends_the_fence_with_its_head_and_forgets_the_job_at_its
 #[tokio::test]
 async fn a_write_that_is_turned_away_does_not_keep_its_job_uncached() {
     // Longer than the test: with `settle` no read would be stored.
-    let setup = filled_with(|config| config.settle = Duration::from_mins(1)).await;
+    let setup = filled_with(|config| config.cache.settle = Duration::from_mins(1)).await;
     for status in [401, 403, 405, 413, 415, 429] {
         let status = StatusCode::from_u16(status).expect("a status");
         setup.upstream.respond(RUN, move |_| Some(json(status, "{}")));
@@ -188,7 +188,7 @@ async fn a_write_that_is_turned_away_does_not_keep_its_job_uncached() {
 
 #[tokio::test]
 async fn a_write_that_is_turned_away_during_its_upload_does_not_keep_its_job_uncached() {
-    let between = Between::with(|config| config.settle = Duration::from_mins(1)).await;
+    let between = Between::with(|config| config.cache.settle = Duration::from_mins(1)).await;
     let head = request("PUT", X, "Content-Length: 6\r\n");
     let (mut writer, mut upload, _) = between.pass(head).await;
     upload.send("HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno").await;
@@ -226,7 +226,8 @@ async fn is_stored_after_a_broken_off_write(between: &Between) -> bool {
 #[tokio::test]
 async fn a_write_that_is_broken_off_and_turned_away_does_not_keep_its_job_uncached() {
     let change = |config: &mut Config| {
-        (config.settle, config.store.linger) = (Duration::from_mins(1), Duration::from_secs(2));
+        (config.cache.settle, config.store.linger) =
+            (Duration::from_mins(1), Duration::from_secs(2));
     };
     let between = Between::with(change).await;
     eventually(SOON, async || is_stored_after_a_broken_off_write(&between).await).await;

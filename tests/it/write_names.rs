@@ -65,7 +65,7 @@ async fn every_part_of_a_target_may_name_a_job() {
 
 #[tokio::test]
 async fn a_job_named_elsewhere_is_fenced_while_the_write_runs_and_not_for_the_settle_time() {
-    let setup = Setup::with(|config| config.settle = std::time::Duration::from_mins(1)).await;
+    let setup = Setup::with(|config| config.cache.settle = std::time::Duration::from_mins(1)).await;
     let job = "/jobs/7";
     let gate = setup.upstream.hold(Method::DELETE, "/jobs");
     setup.upstream.respond("/jobs", |_| Some(json(StatusCode::OK, "{}")));
@@ -84,7 +84,7 @@ async fn a_job_named_elsewhere_is_fenced_while_the_write_runs_and_not_for_the_se
 
 #[tokio::test]
 async fn a_job_named_elsewhere_is_forgotten_again_after_the_settle_time() {
-    let setup = Setup::with(|config| config.settle = std::time::Duration::from_secs(2)).await;
+    let setup = Setup::with(|config| config.cache.settle = std::time::Duration::from_secs(2)).await;
     setup.upstream.respond("/jobs", |_| Some(json(StatusCode::OK, "{}")));
 
     setup.sidecar.client.request(Method::DELETE, "/jobs?id=7").send().await;
@@ -97,7 +97,7 @@ async fn a_job_named_elsewhere_is_forgotten_again_after_the_settle_time() {
 
 #[tokio::test]
 async fn a_job_that_a_path_only_passes_is_not_kept_uncached() {
-    let setup = Setup::with(|config| config.settle = std::time::Duration::from_mins(1)).await;
+    let setup = Setup::with(|config| config.cache.settle = std::time::Duration::from_mins(1)).await;
     let path = (1..32).fold(String::from("/jobs/0"), |path, id| path + &format!("/../{id}"));
 
     setup.sidecar.client.spelled("POST", &path).await;
@@ -151,7 +151,7 @@ fn rule(path: &str, query: &[&str]) -> InvalidateRule {
 #[tokio::test]
 async fn a_rule_may_have_text_around_the_id_and_take_ids_from_a_query() {
     let rules = vec![rule("/ops/{id}:cancel", &[]), rule("/ops", &["id", "ids"])];
-    let setup = Setup::with(|config| config.invalidate = rules).await;
+    let setup = Setup::with(|config| config.api.invalidate = rules).await;
     let second = setup.second().await;
     for (target, id) in [
         ("/ops/7:cancel", "7"),

@@ -19,9 +19,9 @@ pub(super) const CACHE: SettingSection = SettingSection {
             "mode",
             "on",
             &[
-                (CacheMode::On.as_str(), |c| c.mode = CacheMode::On),
-                (CacheMode::Shadow.as_str(), |c| c.mode = CacheMode::Shadow),
-                (CacheMode::Off.as_str(), |c| c.mode = CacheMode::Off),
+                (CacheMode::On.as_str(), |c| c.cache.mode = CacheMode::On),
+                (CacheMode::Shadow.as_str(), |c| c.cache.mode = CacheMode::Shadow),
+                (CacheMode::Off.as_str(), |c| c.cache.mode = CacheMode::Off),
             ],
         )
         .flag("mode", "MODE", CACHING)
@@ -34,7 +34,7 @@ pub(super) const CACHE: SettingSection = SettingSection {
              stored. Writes and purges invalidate in every mode.",
         )
         .see("operations"),
-        text("verify", "0", "0 to 1", |c, v| put(&mut c.verify, parse::sample_rate(v)))
+        text("verify", "0", "0 to 1", |c, v| put(&mut c.cache.verify, parse::sample_rate(v)))
             .on_reload()
             .help("Share of the hits that are compared with the API in the background.")
             .note(
@@ -42,7 +42,7 @@ pub(super) const CACHE: SettingSection = SettingSection {
                  that differs is dropped; `jobcache_verify_total` counts the results.",
             )
             .see("operations"),
-        short_text("api", "", (1, 64), |c, v| put(&mut c.api, parse::api(v)))
+        short_text("api", "", (1, 64), |c, v| put(&mut c.api.name, parse::api(v)))
             .form("letters, digits and . _ ~ -")
             .flag("api", "NAME", CACHING)
             .unset("the sidecars of the Redis are all of one API", "\"billing\"")
@@ -55,7 +55,7 @@ pub(super) const CACHE: SettingSection = SettingSection {
             .see("redis"),
         // Every request is matched against every route.
         list("routes", "/jobs/{id},/api/v1/jobs/{id}", (1, 64, "route"), |c, v| {
-            put(&mut c.routes, parse::routes(v))
+            put(&mut c.api.routes, parse::routes(v))
         })
         .flag("route", "PATH", CACHING)
         .on_reload()
@@ -66,27 +66,27 @@ pub(super) const CACHE: SettingSection = SettingSection {
              list.",
         )
         .see("what-is-cached"),
-        size("max_body", "1MiB", (1, 64 * MIB), |c, v| c.max_body = v)
+        size("max_body", "1MiB", (1, 64 * MIB), |c, v| c.cache.limits.max_body = v)
             .on_reload()
             .help("Largest body that is stored.")
             .note("Larger bodies pass through uncached."),
-        size("max_captured", "64MiB", (MIB, 64 * GIB), |c, v| c.max_captured = v)
+        size("max_captured", "64MiB", (MIB, 64 * GIB), |c, v| c.cache.limits.max_captured = v)
             .help("Memory for all answers that are on their way into the cache.")
             .note(
                 "An answer counts until it is stored and every waiting client has it. When this \
                  memory is used up, further answers stream through and are not stored. Keep it at \
                  or above `max_body`, or the largest bodies are never stored.",
             ),
-        size("max_inspected", "16MiB", (4 * MIB, 64 * GIB), |c, v| c.max_inspected = v)
+        size("max_inspected", "16MiB", (4 * MIB, 64 * GIB), |c, v| c.cache.limits.max_inspected = v)
             .help("Memory for the bodies of writes that `[[invalidate]]` rules read.")
             .note(
                 "The bodies of purge calls have as much again. When it is used up, a further write or \
                  purge gets 503.",
             ),
-        number("max_flights", "10000", (1, 1_000_000), |c, v| c.max_flights = v)
+        number("max_flights", "10000", (1, 1_000_000), |c, v| c.cache.limits.max_flights = v)
             .help("Reads of the API, running or waiting, that several clients may share at a time.")
             .note("Beyond this limit each miss makes its own read of the API."),
-        time("settle", "1s", (Duration::ZERO, MINUTE), |c, v| c.settle = v)
+        time("settle", "1s", (Duration::ZERO, MINUTE), |c, v| c.cache.settle = v)
             .flag("settle", "TIME", CACHING)
             .on_reload()
             .help("Time after a write during which nothing is stored for its job.")
@@ -95,7 +95,7 @@ pub(super) const CACHE: SettingSection = SettingSection {
                  the API commits before it answers and reads its own writes.",
             )
             .see("what-is-cached"),
-        switch("ignore_client_cache_control", "false", |c, v| c.ignore_client_cache_control = v)
+        switch("ignore_client_cache_control", "false", |c, v| c.cache.ignore_client_cache_control = v)
             .on_reload()
             .help("Ignore `Cache-Control` and `Pragma` of requests.")
             .note(
@@ -114,9 +114,9 @@ pub(super) const NEAR: SettingSection = SettingSection {
             "near",
             "strict",
             &[
-                (NearMode::Strict.as_str(), |c| c.near.mode = NearMode::Strict),
-                (NearMode::Bounded.as_str(), |c| c.near.mode = NearMode::Bounded),
-                (NearMode::Off.as_str(), |c| c.near.mode = NearMode::Off),
+                (NearMode::Strict.as_str(), |c| c.cache.near.mode = NearMode::Strict),
+                (NearMode::Bounded.as_str(), |c| c.cache.near.mode = NearMode::Bounded),
+                (NearMode::Off.as_str(), |c| c.cache.near.mode = NearMode::Off),
             ],
         )
         .flag("near", "MODE", CACHING)
@@ -129,16 +129,16 @@ pub(super) const NEAR: SettingSection = SettingSection {
              within that time. `off`: every hit asks Redis.",
         )
         .see("redis"),
-        time("near_max_staleness", "1s", (MS, MINUTE), |c, v| c.near.max_staleness = v)
+        time("near_max_staleness", "1s", (MS, MINUTE), |c, v| c.cache.near.max_staleness = v)
             .help("How late a change made through another sidecar may show in `near = \"bounded\"`."),
-        size("near_max_bytes", "128MiB", (MIB, 64 * GIB), |c, v| c.near.max_bytes = v)
+        size("near_max_bytes", "128MiB", (MIB, 64 * GIB), |c, v| c.cache.near.max_bytes = v)
             .help("Memory for entries in this process."),
         choice(
             "near_tracking",
             "broadcast",
             &[
-                ("broadcast", |c| c.near.tracking = NearTracking::Broadcast),
-                ("keys", |c| c.near.tracking = NearTracking::Keys),
+                ("broadcast", |c| c.cache.near.tracking = NearTracking::Broadcast),
+                ("keys", |c| c.cache.near.tracking = NearTracking::Keys),
             ],
         )
         .help("Changes that Redis reports to this process.")
@@ -159,7 +159,7 @@ pub(super) const QUERY: SettingSection = SettingSection {
     settings: &[
         // Every parameter of a query is compared with every name.
         list("query.allow", "", (0, 64, "parameter"), |c, v| {
-            put(&mut c.query.allow, parse::parameters(v))
+            put(&mut c.api.query.allow, parse::parameters(v))
         })
         .on_reload()
         .unset("none", "[\"view\"]")
@@ -172,7 +172,7 @@ pub(super) const QUERY: SettingSection = SettingSection {
         )
         .see("what-is-cached"),
         list("query.ignore", "", (0, 64, "parameter"), |c, v| {
-            put(&mut c.query.ignore, parse::parameters(v))
+            put(&mut c.api.query.ignore, parse::parameters(v))
         })
         .on_reload()
         .unset("none", "[\"_\", \"t\"]")
@@ -190,7 +190,7 @@ pub(super) const TTL: SettingSection = SettingSection {
     title: "Lifetime of entries",
     intro: "",
     settings: &[
-        time("ttl.default", "300s", (SECOND, DAY), |c, v| c.ttl = v)
+        time("ttl.default", "300s", (SECOND, DAY), |c, v| c.cache.lifetimes.ttl = v)
             .flag("ttl", "TIME", CACHING)
             .on_reload()
             .env(&["JOBCACHE_TTL"])
@@ -199,7 +199,7 @@ pub(super) const TTL: SettingSection = SettingSection {
                 "A response that states a shorter lifetime is kept for that time. A new value applies \
                  to what is stored from then on; to shorten existing entries, purge all.",
             ),
-        switch("ttl.stated_only", "false", |c, v| c.ttl_stated_only = v)
+        switch("ttl.stated_only", "false", |c, v| c.cache.lifetimes.stated_only = v)
             .on_reload()
             .help("Store only responses that state a lifetime (`s-maxage`, `max-age` or `Expires`).")
             .note("Use it if the API already says what may be cached."),
@@ -212,22 +212,24 @@ pub(super) const STATES: SettingSection = SettingSection {
             screen. An entry is never kept longer than `ttl.default` or than its response states.",
     settings: &[
         text("ttl.states.pointer", "/status", "JSON pointer (RFC 6901)", |c, v| {
-            put(&mut c.states.pointer, parse::pointer(v))
+            put(&mut c.cache.lifetimes.states.pointer, parse::pointer(v))
         })
         .on_reload()
         .help("Place of the state in the body.")
         .note("The state may be a string, a boolean or an integer."),
-        times("ttl.states.map", (0, 64, "state"), (SECOND, DAY), |c, v| c.states.map = v)
-            .on_reload()
-            .unset(
-                "states do not matter",
-                "{ completed = \"300s\", failed = \"300s\", running = \"10s\" }",
-            )
-            .help("States, and how long a job is kept in each of them.")
-            .note(
-                "A state that is not listed, or cannot be found in the body, gets the shortest of \
+        times("ttl.states.map", (0, 64, "state"), (SECOND, DAY), |c, v| {
+            c.cache.lifetimes.states.map = v;
+        })
+        .on_reload()
+        .unset(
+            "states do not matter",
+            "{ completed = \"300s\", failed = \"300s\", running = \"10s\" }",
+        )
+        .help("States, and how long a job is kept in each of them.")
+        .note(
+            "A state that is not listed, or cannot be found in the body, gets the shortest of \
                  these times. In the variable: `completed=300s,failed=300s,running=10s`.",
-            ),
+        ),
     ],
 };
 
@@ -237,7 +239,7 @@ pub(super) const RESPONSES: SettingSection = SettingSection {
     settings: &[
         // Every header of a response is compared with every name.
         list("responses.volatile", "", (0, 64, "header"), |c, v| {
-            put(&mut c.responses.volatile, parse::volatile_headers(v))
+            put(&mut c.cache.responses.volatile, parse::volatile_headers(v))
         })
         .on_reload()
         .flag("responses-volatile", "NAME", CACHING)

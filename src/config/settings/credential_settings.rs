@@ -66,10 +66,10 @@ pub(super) const CREDENTIALS: SettingSection = SettingSection {
             "partition",
             &[
                 (CredentialMode::Partition.as_str(), |c| {
-                    c.credentials.mode = CredentialMode::Partition;
+                    c.cache.credentials.mode = CredentialMode::Partition;
                 }),
-                (CredentialMode::Shared.as_str(), |c| c.credentials.mode = CredentialMode::Shared),
-                (CredentialMode::Bypass.as_str(), |c| c.credentials.mode = CredentialMode::Bypass),
+                (CredentialMode::Shared.as_str(), |c| c.cache.credentials.mode = CredentialMode::Shared),
+                (CredentialMode::Bypass.as_str(), |c| c.cache.credentials.mode = CredentialMode::Bypass),
             ],
         )
         .help("What a request with a credential may get from the cache.")
@@ -81,7 +81,7 @@ pub(super) const CREDENTIALS: SettingSection = SettingSection {
         )
         .see("security"),
         list("credentials.headers", IDENTITY_HEADERS, (1, 512, "header"), |c, v| {
-            put(&mut c.credentials.headers, parse::headers(v))
+            put(&mut c.cache.credentials.headers, parse::headers(v))
         })
         .help("Headers that are credentials: what clients send, and what gateways write.")
         .note(
@@ -99,7 +99,7 @@ pub(super) const CREDENTIALS: SettingSection = SettingSection {
         )
         .see("security"),
         list("credentials.ignore", "", (0, 64, "header"), |c, v| {
-            put(&mut c.credentials.ignore, parse::headers(v))
+            put(&mut c.cache.credentials.ignore, parse::headers(v))
         })
         .unset("none", "[\"X-Poll-Nonce\"]")
         .help("Further headers that say nothing about the caller, and on which no answer depends.")
@@ -113,7 +113,7 @@ pub(super) const CREDENTIALS: SettingSection = SettingSection {
         )
         .see("security"),
         list("credentials.cookies", "", (1, 64, "cookie"), |c, v| {
-            put(&mut c.credentials.cookies, parse::cookies(v))
+            put(&mut c.cache.credentials.cookies, parse::cookies(v))
         })
         .unset("all cookies", "[\"session\"]")
         .help("Cookies that identify the caller.")
@@ -124,17 +124,17 @@ pub(super) const CREDENTIALS: SettingSection = SettingSection {
              sets only other cookies is stored without them.",
         ),
         text("credentials.secret", "", "16 visible ASCII characters or more", |c, v| {
-            put(&mut c.credentials.secret, parse::secret(v).map(Secret::new).map(Some))
+            put(&mut c.cache.credentials.secret, parse::secret(v).map(Secret::new).map(Some))
         })
         .visibility(Visibility::Hidden)
         .env_file()
         .unset("a random key that the store keeps for all sidecars", "\"...\"")
         .help("Key of the fingerprints under which credentials are stored.")
         .note("Prefer the variables to the configuration file, so that the file holds no secret."),
-        number("credentials.audience", "256", (1, 4096), |c, v| c.credentials.audience = v)
+        number("credentials.audience", "256", (1, 4096), |c, v| c.cache.credentials.audience = v)
             .help("Callers that may share one entry.")
             .note("Requests of further callers pass uncached."),
-        time("credentials.recheck", "", (SECOND, DAY), |c, v| c.credentials.recheck = Some(v))
+        time("credentials.recheck", "", (SECOND, DAY), |c, v| c.cache.credentials.recheck = Some(v))
             .unset("until the job changes or the TTL ends", "\"30s\"")
             .help("Time for which a caller is trusted after the API has served a job to it.")
             .note(

@@ -43,7 +43,7 @@ pub(super) const WEBHOOK: SettingSection = SettingSection {
     settings: &[
         // Each call is compared with every secret.
         words("webhook_secret", (1, 8, "secret"), |c, v| {
-            put(&mut c.webhook_secret, parse::secrets(v))
+            put(&mut c.webhook.secrets, parse::secrets(v))
         })
         .form("each 16 visible ASCII characters or more, or `whsec_` and base64")
         .visibility(Visibility::Hidden)
@@ -58,14 +58,14 @@ pub(super) const WEBHOOK: SettingSection = SettingSection {
              configuration file, so that the file holds no secret.",
         )
         .see("purging"),
-        number("webhook_max_purges", "5000", (1, 1_000_000), |c, v| c.webhook_max_purges = v)
+        number("webhook_max_purges", "5000", (1, 1_000_000), |c, v| c.webhook.max_purges = v)
             .on_reload()
             .help("Purge calls that the webhook accepts per second, of any number of jobs each.")
             .note(
                 "A call beyond this limit gets 429 with `Retry-After` and purges nothing; the sender \
                  has to repeat it.",
             ),
-        number("webhook_max_failures", "60", (1, 1_000_000), |c, v| c.webhook_max_failures = v)
+        number("webhook_max_failures", "60", (1, 1_000_000), |c, v| c.webhook.max_failures = v)
             .on_reload()
             .help("Calls per minute that one address may make without a valid secret or signature.")
             .note(
@@ -81,12 +81,12 @@ pub(super) const LOG: SettingSection = SettingSection {
     intro: "The log goes to standard error. Traces are set up by the variables of OpenTelemetry \
             (`OTEL_EXPORTER_OTLP_ENDPOINT` and others), not here.",
     settings: &[
-        switch("access_log", "false", |c, v| c.access_log = v)
+        switch("access_log", "false", |c, v| c.log.access = v)
             .flag("access-log", "BOOL", LOGS)
             .on_reload()
             .help("Log one INFO line for each request, with its outcome."),
         text("log", "info", "a level or a list such as `info,jobcache=debug`", |c, v| {
-            put(&mut c.log, parse::log_filter(v))
+            put(&mut c.log.filter, parse::log_filter(v))
         })
         .flag("log", "LEVEL", LOGS)
         .on_reload()
@@ -96,8 +96,8 @@ pub(super) const LOG: SettingSection = SettingSection {
             "log_format",
             "human",
             &[
-                ("human", |c| c.log_format = LogFormat::Human),
-                ("json", |c| c.log_format = LogFormat::Json),
+                ("human", |c| c.log.format = LogFormat::Human),
+                ("json", |c| c.log.format = LogFormat::Json),
             ],
         )
         .flag("log-format", "FORMAT", LOGS)
@@ -110,7 +110,7 @@ pub(super) const SHUTDOWN: SettingSection = SettingSection {
     title: "Shutdown",
     intro: "",
     settings: &[
-        time("drain_delay", "0s", (Duration::ZERO, FIVE_MINUTES), |c, v| c.drain_delay = v)
+        time("drain_delay", "0s", (Duration::ZERO, FIVE_MINUTES), |c, v| c.drain.delay = v)
             .help(
                 "Time during which a shutdown still accepts connections, while `/readyz` says 503.",
             )
@@ -118,7 +118,7 @@ pub(super) const SHUTDOWN: SettingSection = SettingSection {
                 "It gives a load balancer time to notice: use at least twice the interval of its \
                  health checks.",
             ),
-        time("drain_timeout", "25s", (Duration::ZERO, HOUR), |c, v| c.drain_timeout = v)
+        time("drain_timeout", "25s", (Duration::ZERO, HOUR), |c, v| c.drain.timeout = v)
             .help("Time that a shutdown then waits for running requests.")
             .note(
                 "Keep the sum of `drain_delay` and `drain_timeout` below the orchestrator's grace \

@@ -38,7 +38,7 @@ fn an_ignored_header_is_no_credential() {
         assert!(error.contains("remove it there"), "{error}");
     }
     let vars = [("JOBCACHE_CREDENTIALS_IGNORE", "X-Poll-Nonce,x-attempt")];
-    let ignore = load(&[], &vars, "").unwrap().config.credentials.ignore;
+    let ignore = load(&[], &vars, "").unwrap().config.cache.credentials.ignore;
     assert_eq!(ignore, ["x-poll-nonce", "x-attempt"]);
 }
 
@@ -125,8 +125,8 @@ fn rules_are_read_in_their_order() {
     };
     let second =
         InvalidateRule { path: "/jobs".to_owned(), all: true, ..InvalidateRule::default() };
-    assert_eq!(config.invalidate, [first, second]);
-    assert_eq!(config.settle, Duration::from_secs(2));
+    assert_eq!(config.api.invalidate, [first, second]);
+    assert_eq!(config.cache.settle, Duration::from_secs(2));
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn uncommented(text: &str) -> String {
 #[test]
 fn the_example_of_the_reference_file_can_be_used_and_names_the_defaults() {
     let at = REFERENCE.find("# [[invalidate]]").unwrap();
-    let rules = load(&[], &[], &uncommented(&REFERENCE[at..])).unwrap().config.invalidate;
+    let rules = load(&[], &[], &uncommented(&REFERENCE[at..])).unwrap().config.api.invalidate;
     let [rule] = &rules[..] else { panic!("{rules:?}") };
     let default = InvalidateRule::default();
     assert_eq!((rule.all, rule.max_body), (default.all, default.max_body));
@@ -200,7 +200,7 @@ fn the_example_of_the_reference_file_can_be_used_and_names_the_defaults() {
 fn the_examples_of_the_page_can_be_used() {
     let start = PAGE.find("```toml\n[[invalidate]]").unwrap() + "```toml\n".len();
     let (example, _) = PAGE[start..].split_once("```").unwrap();
-    assert_eq!(load(&[], &[], example).unwrap().config.invalidate.len(), 4);
+    assert_eq!(load(&[], &[], example).unwrap().config.api.invalidate.len(), 4);
 }
 
 #[test]
@@ -213,13 +213,13 @@ fn states_are_a_table_in_a_file_and_pairs_in_a_variable() {
         "[ttl]\nstates.pointer = '/status'\n[ttl.states.map]\ncompleted = '5m'\n'a=b' = '60s'\n1 = '10s'",
     ] {
         let loaded = load(&[], &[], file).unwrap();
-        let mut map = loaded.config.states.map.clone();
+        let mut map = loaded.config.cache.lifetimes.states.map.clone();
         map.sort_by_key(|(_, ttl)| std::cmp::Reverse(*ttl));
         assert_eq!(map, want, "{file}");
         assert_eq!(load(&[], &[], &loaded.to_toml()).unwrap().config, loaded.config);
     }
     let vars = [("JOBCACHE_TTL_STATES_MAP", "completed=300s, a=b=1m, 1 = 10s,")];
-    assert_eq!(load(&[], &vars, "").unwrap().config.states.map, want);
+    assert_eq!(load(&[], &vars, "").unwrap().config.cache.lifetimes.states.map, want);
     assert_eq!(load(&[], &[], "ttl.states.map = {}").unwrap().config, Config::default());
 }
 

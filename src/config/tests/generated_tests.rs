@@ -279,7 +279,7 @@ fn there_may_be_several_webhook_secrets_and_how_many_is_shown() {
     let both = [NEW, OLD].map(Secret::new).to_vec();
     let check = |vars: &[(&str, &str)], file: &str, shown: &str| {
         let loaded = load(&[], vars, file).unwrap();
-        assert_eq!(loaded.config.webhook_secret, both[..shown.matches("***").count()], "{file}");
+        assert_eq!(loaded.config.webhook.secrets, both[..shown.matches("***").count()], "{file}");
         let line = format!("webhook_secret = {shown} ");
         assert!(loaded.to_toml().contains(&line), "{}", loaded.to_toml());
     };

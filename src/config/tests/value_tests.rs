@@ -84,7 +84,7 @@ fn a_size_is_bytes_or_a_binary_unit() {
     bad("max_body", "65MiB", "must be between 1B and 64MiB");
     bad("max_body", "18446744073709551615GiB", "must be between 1B and 64MiB");
     for (text, bytes) in [("1048576", 1 << 20), ("1MiB", 1 << 20), ("2 KiB", 2048), ("7B", 7)] {
-        assert_eq!(good("max_body", text).max_body, bytes);
+        assert_eq!(good("max_body", text).cache.limits.max_body, bytes);
     }
 }
 
@@ -100,10 +100,10 @@ fn numbers_times_and_switches_have_limits() {
     bad("settle", "2m", "must be between 0s and 1m");
     bad("settle", "-1s", "must be a time with its unit, such as \"50ms\", \"5s\" or \"5m\"");
     bad("access_log", "yes", "must be true or false");
-    assert!(good("access_log", "1").access_log);
+    assert!(good("access_log", "1").log.access);
     bad("log_format", "xml", "must be human or json");
-    assert_eq!(good("log_format", "json").log_format, LogFormat::Json);
-    assert_eq!(good("settle", "0s").settle, Duration::ZERO);
+    assert_eq!(good("log_format", "json").log.format, LogFormat::Json);
+    assert_eq!(good("settle", "0s").cache.settle, Duration::ZERO);
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn a_name_of_an_api_is_short_and_plain() {
     }
     bad("api", "", "must be 1 to 64 bytes long");
     bad("api", &"x".repeat(65), "must be 1 to 64 bytes long");
-    assert_eq!(good("api", "billing.v2_~-").api.as_deref(), Some("billing.v2_~-"));
+    assert_eq!(good("api", "billing.v2_~-").api.name.as_deref(), Some("billing.v2_~-"));
 }
 
 #[test]
@@ -227,9 +227,9 @@ fn headers_are_names() {
         let name_lower = name.to_lowercase();
         bad("responses.volatile", name, &format!("must not have {name_lower}: {why}"));
     }
-    let names = good("responses.volatile", "X-Pod, last-modified,server").responses.volatile;
+    let names = good("responses.volatile", "X-Pod, last-modified,server").cache.responses.volatile;
     assert_eq!(names, ["x-pod", "last-modified", "server"]);
-    assert!(good("responses.volatile", "").responses.volatile.is_empty());
+    assert!(good("responses.volatile", "").cache.responses.volatile.is_empty());
 }
 
 #[test]
@@ -276,7 +276,10 @@ fn a_log_filter_that_would_silence_everything_is_refused() {
 
 #[test]
 fn the_state_is_told_at_a_json_pointer() {
-    assert_eq!(good("ttl.states.pointer", "").states.pointer, JsonPointer::parse("").unwrap());
+    assert_eq!(
+        good("ttl.states.pointer", "").cache.lifetimes.states.pointer,
+        JsonPointer::parse("").unwrap()
+    );
     let why = "is not a JSON pointer (RFC 6901); begin it with '/', as in '/job/id'";
     bad("ttl.states.pointer", "status", why);
     let why = "is not a JSON pointer (RFC 6901); write '~' as '~0' and '/' within a name as '~1'";
@@ -287,8 +290,8 @@ fn the_state_is_told_at_a_json_pointer() {
 
 #[test]
 fn parameters_to_ignore_are_written_out() {
-    assert_eq!(good("query.ignore", "_,t,utm_source").query.ignore, ["_", "t", "utm_source"]);
-    assert!(good("query.ignore", "").query.ignore.is_empty());
+    assert_eq!(good("query.ignore", "_,t,utm_source").api.query.ignore, ["_", "t", "utm_source"]);
+    assert!(good("query.ignore", "").api.query.ignore.is_empty());
     let why = |name: &str| {
         format!(
             "{name:?} is not the name of a query parameter: write each name out, decoded, in 1 to 64 \
@@ -307,7 +310,7 @@ fn a_share_is_a_part_of_one() {
     for (text, millionths) in
         [("0", 0), ("0.0", 0), ("0.01", 10_000), ("1e-6", 1), ("1", 1_000_000)]
     {
-        assert_eq!(good("verify", text).verify.millionths(), millionths, "{text}");
+        assert_eq!(good("verify", text).cache.verify.millionths(), millionths, "{text}");
     }
     for text in ["1.01", "-0.1", "1%", "NaN", "inf", ""] {
         bad("verify", text, r#"must be a number from 0 to 1, such as "0.01""#);
@@ -317,6 +320,6 @@ fn a_share_is_a_part_of_one() {
 
 #[test]
 fn a_mode_is_one_of_three() {
-    assert_eq!(good("mode", "shadow").mode, CacheMode::Shadow);
+    assert_eq!(good("mode", "shadow").cache.mode, CacheMode::Shadow);
     bad("mode", "dry-run", "must be on, shadow or off");
 }

@@ -58,10 +58,10 @@ impl StoreContext {
         tasks: TaskTracker,
         watcher: Option<Arc<dyn Watcher>>,
     ) -> Result<Self> {
-        let secret = config.credentials.secret.as_ref();
+        let secret = config.cache.credentials.secret.as_ref();
         Ok(Self {
             config: config.store.clone(),
-            tracking: config.near.tracking,
+            tracking: config.cache.near.tracking,
             credential_key: RwLock::new(CredentialKey::initial(secret)),
             has_secret: secret.is_some(),
             retry_queue: open_queue(config, Arc::clone(&metrics))?,

@@ -45,7 +45,7 @@ fn load(
 
 /// The effective configuration, as a file, is the same; but secrets are hidden in it.
 fn check_round(config: &Config, toml: &str) {
-    for secret in config.webhook_secret.iter().chain(&config.credentials.secret) {
+    for secret in config.webhook.secrets.iter().chain(&config.cache.credentials.secret) {
         assert!(!toml.contains(&format!("\"{}\"", secret.expose())), "a secret is printed");
     }
     if toml.contains("***") || toml.contains('@') || toml.contains("redacted") {

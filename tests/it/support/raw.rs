@@ -26,7 +26,8 @@ impl Between {
 
     pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let upstream = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
-        let mut config = Config { settle: Duration::ZERO, ..Config::default() };
+        let mut config = Config::default();
+        config.cache.settle = Duration::ZERO;
         config.store.reconnect_grace = Duration::ZERO;
         config.store.url = StoreUrl::Memory;
         config.upstream.url = format!("http://{}", upstream.local_addr().expect("an address"));

@@ -197,7 +197,8 @@ impl Setup {
 /// Returns the default configuration for this Redis and this upstream, without a grace after a start
 /// of Redis.
 pub(crate) fn config(redis: &RedisServer, upstream: &Upstream) -> Config {
-    let mut config = Config { settle: Duration::ZERO, ..Config::default() };
+    let mut config = Config::default();
+    config.cache.settle = Duration::ZERO;
     config.store.budget = Duration::from_secs(2);
     config.store.reconnect_grace = Duration::ZERO;
     config.store.url = StoreUrl::Redis(redis.url());
