@@ -173,12 +173,11 @@ impl Stage {
     }
 
     async fn hit(&self) -> Response<Bytes> {
-        let Route::Read(id, route) = self.routes.classify(&self.request) else {
+        let Route::Read(job) = self.routes.classify(&self.request) else {
             unreachable!("a poll is a read")
         };
         let Parts { method, uri, headers, .. } = &self.head;
-        let job = (&id, route);
-        let ask = self.cache.lookup_request(job, method, uri, headers);
+        let ask = self.cache.lookup_request(&job, method, uri, headers);
         let Lookup::Hit(entry) = self.cache.reader.lookup(&ask, &mut self.cache.budget()).await
         else {
             unreachable!("the TTL outlasts the benchmark")
@@ -190,17 +189,15 @@ impl Stage {
 
 /// Stores a response to the polling request, as a miss does.
 async fn fill(cache: &Cache, head: &Parts, body: Bytes) {
-    let Route::Read(id, route) = routes().classify(&poll()) else {
-        unreachable!("a poll is a read")
-    };
-    let job = (&id, route);
-    let ask = cache.lookup_request(job, &head.method, &head.uri, &head.headers);
+    let Route::Read(job) = routes().classify(&poll()) else { unreachable!("a poll is a read") };
+    let ask = cache.lookup_request(&job, &head.method, &head.uri, &head.headers);
     let Lookup::Lead(lead) = cache.reader.lookup(&ask, &mut cache.budget()).await else {
         unreachable!("there is no other client")
     };
     let response = Response::builder().header(CONTENT_TYPE, "application/json").body(());
     let (response, ()) = response.expect("a valid response").into_parts();
-    let freshness = cache.filler.freshness(&response).expect("a plain 200 may be stored");
+    let freshness =
+        cache.filler.freshness(&response, lead.route()).expect("a plain 200 may be stored");
     let published = cache.filler.publish(*lead, &response, body, freshness);
     assert_eq!(cache.filler.fill(published).await, FillResult::Stored);
 }
@@ -220,7 +217,7 @@ fn poll() -> Request<()> {
 }
 
 fn routes() -> Routes {
-    Routes::parse(&config().api.routes).expect("the defaults are templates")
+    Routes::parse(&config().api.paths).expect("the defaults are templates")
 }
 
 /// Returns the default configuration with the embedded store and a TTL that outlasts the benchmark.

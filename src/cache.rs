@@ -48,7 +48,7 @@ use crate::{
         events::{EventKind, Events, HitSample},
         metrics::Registry,
     },
-    semantics::{audience::Fingerprinter, identity::RouteIndex, job_id::JobId, policy::Bypass},
+    semantics::{audience::Fingerprinter, identity::ReadJob, policy::Bypass},
     store::{Budget, Key, SidecarRecord, Store, StoreError},
 };
 
@@ -138,10 +138,10 @@ impl Cache {
         self.config.budget()
     }
 
-    /// Creates the lookup request for a GET or HEAD of a job at this route.
+    /// Creates the lookup request for a GET or HEAD of a job.
     pub fn lookup_request(
         &self,
-        (id, route): (&JobId, RouteIndex),
+        job: &ReadJob<'_>,
         method: &Method,
         uri: &Uri,
         headers: &HeaderMap,
@@ -151,10 +151,10 @@ impl Cache {
             uri,
             headers,
         );
-        let identity = self.config.scopes.hash(route, id.as_str());
+        let identity = self.config.scopes.hash(&job.place, &job.key);
         LookupRequest {
-            key: self.config.key(id),
-            route,
+            key: Key::new(self.config.prefix(job.prefix.into()), &job.key),
+            place: job.place.clone(),
             identity,
             caller,
             coalesce_key: self.config.coalesce_key(caller, identity),
@@ -165,29 +165,25 @@ impl Cache {
         }
     }
 
-    /// Changes a lookup request to the job `id` at `path`. The method and all headers must be the
+    /// Changes a lookup request to the job at `path`. The method and all headers must be the
     /// same as in the request that it was made from.
-    pub fn retarget(
-        &self,
-        request: &mut LookupRequest,
-        (id, route): (&str, RouteIndex),
-        path: &str,
-    ) {
+    pub fn retarget(&self, request: &mut LookupRequest, job: ReadJob<'_>, path: &str) {
         if request.variant.path() == path.as_bytes() {
             return;
         }
-        request.key.rename(&self.config.prefix, id);
+        request.key.rename(self.config.prefix(job.prefix.into()), &job.key);
         request.caller =
             self.config.fingerprinter.retarget(request.caller, &mut request.variant, path);
-        request.route = route;
-        request.identity = self.config.scopes.hash(route, id);
+        request.identity = self.config.scopes.hash(&job.place, &job.key);
+        request.place = job.place;
         request.coalesce_key = self.config.coalesce_key(request.caller, request.identity);
     }
 
     /// Compares the head of the response to a GET without conditions. Returns whether the body has
     /// to be compared.
     pub fn compare_head(&self, comparison: &mut Comparison, head: &response::Parts) -> bool {
-        comparison.compare_head(head, &self.config.policy, self.state.store.now_ms())
+        let policy = self.config.policy(comparison.route());
+        comparison.compare_head(head, policy, self.state.store.now_ms())
     }
 
     /// Records the answer to a read of a job. `why` is empty if there is nothing to add. Hits are
@@ -215,8 +211,8 @@ impl Cache {
     }
 
     /// Records a read of a job that bypassed the cache without a lookup.
-    pub fn record_pass(&self, id: &str, why: Bypass) {
-        let key = Key::new(&self.config.prefix, id);
+    pub fn record_pass(&self, job: &ReadJob<'_>, why: Bypass) {
+        let key = Key::new(self.config.prefix(job.prefix.into()), &job.key);
         self.state.events.record_request(key.main(), EventKind::Pass, why.as_str(), 1);
     }
 }

@@ -12,9 +12,11 @@
 mod address;
 mod connection_config;
 mod constraints;
+mod file_tables;
 mod invalidate_rules;
 mod load;
 mod parse;
+mod route_tables;
 mod setter;
 mod setting_documents;
 mod setting_sources;
@@ -34,7 +36,7 @@ pub use self::{
     connection_config::{
         ClientTls, Endpoint, HEADERS_ON_STACK, Identity, KeyPair, ServerConfig, UpstreamConfig,
     },
-    invalidate_rules::rule_keys,
+    file_tables::TableSpec,
     load::{Flags, InvalidConfig, LoadedConfig, OverriddenChange, SettingChange},
     parse::{log_filter, parsed_log_filter},
     setter::RawValue,
@@ -46,9 +48,12 @@ pub use self::{
     },
     traces::TracesConfig,
 };
+use self::{invalidate_rules::RULES, route_tables::ROUTES};
+pub use crate::semantics::job_id::Ids;
 use crate::semantics::json_pointer::JsonPointer;
 pub use crate::semantics::settings::{
-    CredentialMode, CredentialsConfig, InvalidateRule, OnMiss, QueryConfig, Secret, StateTtlConfig,
+    ApiConfig, CredentialMode, CredentialsConfig, InvalidateRule, OnMiss, QueryConfig, RouteConfig,
+    Secret, StateTtlConfig,
 };
 
 /// A checked configuration: every value is within its limits.
@@ -90,6 +95,17 @@ pub struct Config {
     pub warm: WarmConfig,
 }
 
+impl Config {
+    /// Returns the prefixes of keys: first `store.prefix`, then those of routes with one of their own.
+    pub fn prefixes(&self) -> Vec<String> {
+        let own = self.api.prefixes().into_iter().skip(1).map(str::to_owned);
+        [self.store.prefix.clone()].into_iter().chain(own).collect()
+    }
+}
+
+/// The lists of tables that only the file can hold.
+pub static FILE_TABLES: [&TableSpec; 2] = [&ROUTES, &RULES];
+
 /// Who may purge, and how often.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebhookConfig {
@@ -120,19 +136,6 @@ pub struct DrainConfig {
     pub delay: Duration,
     /// Time for which a shutdown then waits for running requests.
     pub timeout: Duration,
-}
-
-/// What the requests of the API mean to the cache.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ApiConfig {
-    /// Name of the API, for APIs that share a Redis.
-    pub name: Option<String>,
-    /// Path templates of the job resource, each with one `{id}` segment.
-    pub routes: Vec<String>,
-    /// Query parameters of reads.
-    pub query: QueryConfig,
-    /// Further jobs that a write changes. It has no setting: only the file can hold these tables.
-    pub invalidate: Vec<InvalidateRule>,
 }
 
 /// What is cached, for whom and for how long.

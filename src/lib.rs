@@ -166,8 +166,7 @@ fn build(
     leaving: &Drain,
 ) -> Result<ConfigGeneration, RunError> {
     let events = Arc::<Events>::default();
-    let routes =
-        Arc::new(Routes::new(&config.api.routes, &config.api.invalidate, &config.api.query)?);
+    let routes = Arc::new(Routes::new(&config.api)?);
     let cache = Arc::new(Cache::open(config, &mut registry, Arc::clone(&events))?);
     let upstream = Upstream::new(config, &mut registry, Arc::clone(&events))?;
     let upstream_metrics = Arc::clone(upstream.metrics());
@@ -218,6 +217,7 @@ impl Serving {
             admin = address(&listeners.admin),
             upstream = config.upstream.url,
             store = %config.store.url,
+            routes = config.api.routes().iter().map(|route| &*route.path).collect::<Vec<_>>().join(" "),
             "listening"
         );
         let interval = config.tls_renew_interval;

@@ -137,8 +137,8 @@ impl Proxy {
         hit_sample: Option<&HitSample>,
     ) -> Answer {
         match self.context.routes.classify(&request) {
-            Route::Read(id, route) => {
-                read::serve(&self.context, (&id, route), request, requester, hit_sample).await
+            Route::Read(job) => {
+                read::serve(&self.context, &job, request, requester, hit_sample).await
             }
             Route::Write(scope) => {
                 Box::pin(write::forward(&self.context, scope, request, requester)).await
@@ -183,6 +183,11 @@ impl Proxy {
             metrics: Arc::new(metrics),
         };
         Self::of_context(context, requests)
+    }
+
+    /// Returns the routes of the jobs.
+    pub fn routes(&self) -> &Arc<Routes> {
+        &self.context.routes
     }
 
     /// Returns this proxy under another configuration of the same upstream. New routes or rules

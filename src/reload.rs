@@ -59,7 +59,8 @@ use crate::{
 const MAX_WAITING_RELOADS: usize = 1;
 
 /// The settings that change which writes are seen, and which reads share an entry.
-const INVALIDATING_SETTINGS: [&str; 4] = ["routes", "query.allow", "query.ignore", "invalidate"];
+const INVALIDATING_SETTINGS: [&str; 6] =
+    ["routes", "route", "ids", "query.allow", "query.ignore", "invalidate"];
 
 /// The result of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -290,11 +291,8 @@ impl Current {
     async fn apply(&self, changes: &[SettingChange], config: &Config) -> Result<(), RunError> {
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
         let judging = changes.iter().any(|change| INVALIDATING_SETTINGS.contains(&change.key));
-        let routes = if judging {
-            Arc::new(Routes::new(&config.api.routes, &config.api.invalidate, &config.api.query)?)
-        } else {
-            Arc::clone(&current.routes)
-        };
+        let routes =
+            if judging { Arc::new(Routes::new(&config.api)?) } else { Arc::clone(&current.routes) };
         let next = current.revised(routes, config);
         let cache = Arc::clone(&next.cache);
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = next;

@@ -113,13 +113,14 @@ impl WarmWorker {
 
     /// Queues the jobs that the configuration names.
     async fn queue_sources(&self, proxy: &impl Fn() -> Arc<Proxy>) {
-        tokio::join!(self.take_file(), self.take_list(proxy));
+        tokio::join!(self.take_file(proxy), self.take_list(proxy));
     }
 
-    async fn take_file(&self) {
+    async fn take_file(&self, proxy: &impl Fn() -> Arc<Proxy>) {
         let Some(path) = self.config.file.clone() else { return };
         let path_text = path.display().to_string();
-        let read = spawn_blocking(move || sources::in_file(&path)).await;
+        let routes = Arc::clone(proxy().routes());
+        let read = spawn_blocking(move || sources::in_file(&path, &routes)).await;
         match read {
             Ok(Ok(found)) => self.take(FILE, &found),
             Ok(Err(error)) => {

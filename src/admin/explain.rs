@@ -40,7 +40,10 @@ use self::{
         shadow_text, splitting_text, wait_text, write_text,
     },
 };
-use super::reply::{Reply, json_reply};
+use super::{
+    purge_request::not_an_id,
+    reply::{Reply, json_reply},
+};
 use crate::{
     cache::{
         BeforeLookup, Cache,
@@ -54,7 +57,8 @@ use crate::{
     semantics::{
         audience::Standing,
         headers::{self, CacheStatus, Forward},
-        job_id::{self, JobId},
+        identity::ReadJob,
+        job_id::JobId,
         policy::Bypass,
         route::{Route, Routes},
     },
@@ -100,8 +104,9 @@ impl Explainer<'_> {
     }
 
     async fn try_explain(&self, id: &str, head: &[u8]) -> Result<Reply, String> {
-        let id = canonical_id(id)?;
-        let mut request = parse(head, || self.routes.path_of(&id))?;
+        let id = self.canonical_id(id)?;
+        let path = self.routes.path_of(&id);
+        let mut request = parse(head, || path.clone().unwrap_or_else(|| "/".to_owned()))?;
         let route = self.routes.classify(&request);
         headers::strip_listed(request.headers_mut(), self.cache.fingerprinter().covered_headers());
         self.check_same_job(&id, &request, &route)?;
@@ -113,8 +118,9 @@ impl Explainer<'_> {
         let form = if is_given { VariantOrigin::Given } else { VariantOrigin::Assumed };
         // Writes and bypassed requests do no lookup. Their job is shown as a GET would find it.
         let method = if *method == Method::HEAD { method } else { &Method::GET };
-        let job = (&id, self.routes.index_of(uri.path()));
-        let ask = self.cache.lookup_request(job, method, uri, headers);
+        let job = self.routes.job_at(uri.path()).or_else(|| self.routes.job_at(path.as_deref()?));
+        let job = job.unwrap_or_else(|| ReadJob::of(&id));
+        let ask = self.cache.lookup_request(&job, method, uri, headers);
         let ask = if self.mode == CacheMode::Shadow { ask.solo() } else { ask };
         let explained = self.cache.reader.explain(ask, form).await;
         let now = clock::now();
@@ -129,6 +135,23 @@ impl Explainer<'_> {
         Ok(json_reply(StatusCode::OK, &Explanation::of(&id, &request, form, &explained, verdict)))
     }
 
+    /// Parses an id in the canonical spelling, under which reads are cached.
+    fn canonical_id(&self, id: &str) -> Result<JobId, String> {
+        let jobs = self.routes.jobs_by_key(id);
+        if let Some(job) = jobs.iter().find(|job| job.as_str() == id) {
+            return Ok(job.clone());
+        }
+        let shown: String = id.chars().take(200).collect();
+        Err(match jobs.first() {
+            Some(other) => format!(
+                "reads of {shown:?} are not cached (detail=spelling); use the canonical spelling \
+                 {other:?}, or set ids = \"opaque\" if the API compares ids as text",
+                other = other.as_str()
+            ),
+            None => not_an_id(id),
+        })
+    }
+
     /// Returns an error if the request names other jobs, but not this one. A request that names no
     /// job is explained.
     fn check_same_job(
@@ -138,8 +161,8 @@ impl Explainer<'_> {
         route: &Route,
     ) -> Result<(), String> {
         let named = match route {
-            Route::Read(job, _) => vec![job.clone()],
-            _ => self.routes.jobs(request.uri().path()),
+            Route::Read(job) => vec![job.id()],
+            _ => self.routes.named_by_path(request.uri().path()).all_jobs(),
         };
         match named.first() {
             Some(other) if !named.contains(id) => {
@@ -173,24 +196,6 @@ impl Explainer<'_> {
             Route::Pass(why) => ExplainVerdict::pass(*why),
         }
     }
-}
-
-/// Parses an id in the canonical spelling, under which reads are cached.
-fn canonical_id(id: &str) -> Result<JobId, String> {
-    if let Some(id) = JobId::canonical(id) {
-        return Ok(id);
-    }
-    let shown: String = id.chars().take(200).collect();
-    Err(match job_id::possible_ids(id).first() {
-        Some(other) => format!(
-            "reads of {shown:?} are not cached (detail=spelling); use the canonical spelling \
-             {other:?}",
-            other = other.as_str()
-        ),
-        None => format!(
-            "{shown:?} is not a job id: ids are 1 to 128 of A-Z a-z 0-9 . _ ~ -, and not . or .."
-        ),
-    })
 }
 
 impl ExplainVerdict {
@@ -284,7 +289,13 @@ impl ExplainVerdict {
     fn forwarded(outcome: &'static str, why: Option<Bypass>, collapsed: bool) -> Self {
         let detail = why.map(Bypass::as_str);
         let forward = why.map_or(Forward::Miss, Into::into);
-        let status = CacheStatus::Forwarded { why: forward, collapsed, stored: false, detail };
+        let status = CacheStatus::Forwarded {
+            why: forward,
+            collapsed,
+            stored: false,
+            detail,
+            setting: None,
+        };
         Self { outcome, detail, cache_status: status.to_string(), why: String::new() }
     }
 }

@@ -18,7 +18,7 @@ use super::{
     admin_state::{AdminState, WebhookRefusal},
     authorize::{AdminCaller, AuthState, Authorizer},
     caller_limits::{BODY_TIMEOUT, BodyReader, BodySender, EventRate, MAX_BODY, PurgeBodyError},
-    purge_request::{PurgeRequest, job_ids},
+    purge_request::{PurgeRequest, job_ids, jobs_at},
     reply::{Reply, json_reply, retry_later},
 };
 use crate::{
@@ -78,7 +78,7 @@ impl PurgeWebhook {
             Ok(body) => body,
             Err(refusal) => return refusal,
         };
-        let wanted = PurgeRequest::parse(&body);
+        let wanted = PurgeRequest::parse(&body, &self.routes);
         // Releases the budget for bodies before the wait for the store.
         drop(body);
         match wanted {
@@ -153,7 +153,7 @@ impl PurgeWebhook {
 
     /// `POST /purge/<id>` of a caller with the token.
     pub async fn purge_one(&self, id: &str, caller: AdminCaller) -> Reply {
-        match job_ids(id) {
+        match job_ids(id, &self.routes) {
             Ok(ids) => self.purge_jobs(ids, caller, AfterPurge::Nothing).await,
             Err(reason) => self.reject(WebhookRefusal::Malformed, &reason),
         }
@@ -161,14 +161,11 @@ impl PurgeWebhook {
 
     /// `PURGE /jobs/<id>` of a caller with the token.
     pub async fn purge_path(&self, path: &str, caller: AdminCaller) -> Reply {
-        let ids = self.routes.jobs(path);
-        if ids.is_empty() {
-            let reason = format!(
-                "{path:?} names no job; use PURGE with the path of a job, such as /jobs/<id>"
-            );
-            return self.reject(WebhookRefusal::Malformed, &reason);
+        match jobs_at(path, &self.routes) {
+            Ok(Some(jobs)) => self.purge_jobs(jobs, caller, AfterPurge::Nothing).await,
+            Ok(None) => self.purge_all(caller).await,
+            Err(reason) => self.reject(WebhookRefusal::Malformed, &reason),
         }
-        self.purge_jobs(ids, caller, AfterPurge::Nothing).await
     }
 
     /// Refuses a call. Nothing is purged or queued.

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::semantics::{job_id, job_id::JobId};
+use crate::semantics::{job_id::JobId, route::Routes};
 
 /// Most ids in one purge, and most jobs that all variants of those ids name together.
 pub(super) const MAX_IDS: usize = 10_000;
@@ -14,6 +14,7 @@ pub(super) const MAX_IDS: usize = 10_000;
 struct PurgePayload {
     job_id: Option<PurgeId>,
     job_ids: Option<Vec<PurgeId>>,
+    path: Option<String>,
     all: Option<bool>,
     refresh: Option<bool>,
 }
@@ -39,24 +40,28 @@ pub enum PurgeRequest {
 
 impl PurgeRequest {
     /// Parses the body of a purge. The error says what would be valid.
-    pub fn parse(body: &[u8]) -> Result<Self, String> {
+    pub fn parse(body: &[u8], routes: &Routes) -> Result<Self, String> {
         let payload: PurgePayload = serde_json::from_slice(body).map_err(|error| {
             format!(
-                "{error}; a purge is {{\"job_id\": \"x\"}}, {{\"job_ids\": [\"x\", \"y\"]}} or \
-                 {{\"all\": true}}"
+                "{error}; a purge is {{\"job_id\": \"x\"}}, {{\"job_ids\": [\"x\", \"y\"]}}, \
+                 {{\"path\": \"/jobs/x\"}} or {{\"all\": true}}"
             )
         })?;
         let refresh = payload.refresh == Some(true);
-        let ids = match payload {
-            PurgePayload { job_id: Some(id), job_ids: None, all: None, .. } => vec![id],
-            PurgePayload { job_id: None, job_ids: Some(ids), all: None, .. } => ids,
-            PurgePayload { all: Some(true), .. } if refresh => {
-                return Err("refresh can be combined with job_id or job_ids, not with all".into());
+        let given = |jobs| if refresh { Self::JobsWithRefresh(jobs) } else { Self::Jobs(jobs) };
+        let ids = match (payload.job_id, payload.job_ids, payload.path, payload.all) {
+            (Some(id), None, None, None) => vec![id],
+            (None, Some(ids), None, None) => ids,
+            (None, None, Some(path), None) => {
+                return Ok(jobs_at(&path, routes)?.map_or(Self::All, given));
             }
-            PurgePayload { job_id: None, job_ids: None, all: Some(true), .. } => {
-                return Ok(Self::All);
+            (_, _, _, Some(true)) if refresh => {
+                return Err(
+                    "refresh can be combined with job_id, job_ids or path, not with all".into()
+                );
             }
-            _ => return Err("give exactly one of job_id, job_ids and \"all\": true".into()),
+            (None, None, None, Some(true)) => return Ok(Self::All),
+            _ => return Err("give exactly one of job_id, job_ids, path and \"all\": true".into()),
         };
         if ids.is_empty() || ids.len() > MAX_IDS {
             return Err(format!("job_ids contains {} ids; give 1 to {MAX_IDS}", ids.len()));
@@ -64,8 +69,8 @@ impl PurgeRequest {
         let mut jobs = Vec::with_capacity(ids.len());
         for id in ids {
             jobs.extend(match id {
-                PurgeId::Text(id) => job_ids(&id)?,
-                PurgeId::Number(id) => job_ids(&id.to_string())?,
+                PurgeId::Text(id) => job_ids(&id, routes)?,
+                PurgeId::Number(id) => job_ids(&id.to_string(), routes)?,
             });
         }
         jobs.sort_unstable();
@@ -76,19 +81,38 @@ impl PurgeRequest {
                 "job_ids can be read as {count} jobs; the limit is {MAX_IDS}; split the purge"
             ));
         }
-        Ok(if refresh { Self::JobsWithRefresh(jobs) } else { Self::Jobs(jobs) })
+        Ok(given(jobs))
     }
 }
 
-pub(super) fn job_ids(id: &str) -> Result<Vec<JobId>, String> {
-    let ids = job_id::possible_ids(id);
-    if ids.is_empty() {
-        let shown: String = id.chars().take(200).collect();
-        return Err(format!(
-            "{shown:?} is not a job id: ids are 1 to 128 of A-Z a-z 0-9 . _ ~ -, and not . or .."
-        ));
+/// Returns the jobs that an id names: the key without its prefix.
+pub(super) fn job_ids(id: &str, routes: &Routes) -> Result<Vec<JobId>, String> {
+    let jobs = routes.jobs_by_key(id);
+    if jobs.is_empty() { Err(not_an_id(id)) } else { Ok(jobs) }
+}
+
+/// Says why a text is no id.
+pub(super) fn not_an_id(id: &str) -> String {
+    let shown: String = id.chars().take(200).collect();
+    format!(
+        "{shown:?} is not a job id: ids are 1 to 128 of A-Z a-z 0-9 . _ ~ -, and not . or ..; with \
+         ids = \"opaque\" or a key of several variables 1 to 512 bytes without {{ }} and control \
+         characters"
+    )
+}
+
+/// Returns the jobs that a path names, or `None` if they cannot be listed.
+pub(super) fn jobs_at(path: &str, routes: &Routes) -> Result<Option<Vec<JobId>>, String> {
+    let named = routes.named_by_path(path);
+    if named.too_many {
+        return Ok(None);
     }
-    Ok(ids)
+    let jobs = named.all_jobs();
+    if jobs.is_empty() {
+        let shown: String = path.chars().take(200).collect();
+        return Err(format!("{shown:?} names no job; give the path of a job, such as /jobs/<id>"));
+    }
+    Ok(Some(jobs))
 }
 
 #[cfg(test)]
@@ -97,9 +121,13 @@ mod tests {
 
     use super::*;
 
+    fn parse(body: &str) -> Result<PurgeRequest, String> {
+        PurgeRequest::parse(body.as_bytes(), &Routes::parse(&["/jobs/{id}"]).unwrap())
+    }
+
     #[track_caller]
     fn accepts(body: &str, expected: &[&str]) {
-        match PurgeRequest::parse(body.as_bytes()) {
+        match parse(body) {
             Ok(PurgeRequest::Jobs(jobs)) => {
                 assert_eq!(jobs.iter().map(JobId::as_str).collect::<Vec<_>>(), expected, "{body}");
             }
@@ -109,7 +137,7 @@ mod tests {
 
     #[track_caller]
     fn refuses(body: &str, part: &str) {
-        let error = PurgeRequest::parse(body.as_bytes()).unwrap_err();
+        let error = parse(body).unwrap_err();
         assert!(error.contains(part), "{body}: {error:?} lacks {part:?}");
     }
 
@@ -122,17 +150,14 @@ mod tests {
             r#"{"job_id":"9F86D081-884C-4D65-9A2F-EAA0C55AD015"}"#,
             &["9f86d081-884c-4d65-9a2f-eaa0c55ad015"],
         );
-        assert_eq!(PurgeRequest::parse(br#"{"all":true}"#).unwrap(), PurgeRequest::All);
-        assert_eq!(
-            PurgeRequest::parse(br#"{"all":true,"refresh":false}"#).unwrap(),
-            PurgeRequest::All
-        );
+        assert_eq!(parse(r#"{"all":true}"#).unwrap(), PurgeRequest::All);
+        assert_eq!(parse(r#"{"all":true,"refresh":false}"#).unwrap(), PurgeRequest::All);
     }
 
     #[test]
     fn jobs_may_be_read_anew_and_all_of_them_may_not() {
-        let x = || vec![JobId::canonical("x").unwrap()];
-        let parse = |body: &str| PurgeRequest::parse(body.as_bytes()).unwrap();
+        let x = || vec![JobId::new("x", 0)];
+        let parse = |body: &str| super::tests::parse(body).unwrap();
         assert_eq!(parse(r#"{"job_id":"x","refresh":true}"#), PurgeRequest::JobsWithRefresh(x()));
         assert_eq!(
             parse(r#"{"job_ids":["x"],"refresh":true}"#),
@@ -154,7 +179,7 @@ mod tests {
             json!({ "job_ids": ids }).to_string()
         };
         assert!(
-            matches!(PurgeRequest::parse(ids(5_000).as_bytes()), Ok(PurgeRequest::Jobs(jobs)) if jobs.len() == MAX_IDS)
+            matches!(parse(&ids(5_000)), Ok(PurgeRequest::Jobs(jobs)) if jobs.len() == MAX_IDS)
         );
         refuses(&ids(5_001), "10002 jobs");
     }

@@ -26,7 +26,10 @@ use super::{
     shared_state::InvalidationSource,
 };
 use crate::{
-    semantics::policy::{self, NoStore, Policy, StoredHead},
+    semantics::{
+        identity::RouteIndex,
+        policy::{self, NoStore, Policy, StoredHead},
+    },
     store::{Key, Token},
 };
 
@@ -90,6 +93,7 @@ impl ComparisonResult {
 /// same request.
 pub struct Comparison {
     key: Key,
+    route: RouteIndex,
     entry: Arc<Entry>,
     status: StatusCode,
     /// Names of the headers that differ.
@@ -106,12 +110,18 @@ pub struct Comparison {
 impl Comparison {
     /// Begins a comparison, before the response has arrived.
     pub fn new(request: &LookupRequest, entry: Arc<Entry>) -> Self {
-        Self::of_key(request.key.clone(), entry)
+        Self::of_key(request.key.clone(), request.place.route, entry)
     }
 
-    fn of_key(key: Key, entry: Arc<Entry>) -> Self {
+    /// Returns the route of the read that is compared.
+    pub fn route(&self) -> RouteIndex {
+        self.route
+    }
+
+    fn of_key(key: Key, route: RouteIndex, entry: Arc<Entry>) -> Self {
         Self {
             key,
+            route,
             entry,
             status: StatusCode::BAD_GATEWAY,
             differing_headers: Vec::new(),

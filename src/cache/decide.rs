@@ -16,7 +16,7 @@ use super::{entry::Reject, flight::CoalesceKey};
 use crate::{
     semantics::{
         audience::{Caller, Standing, Variant},
-        identity::RouteIndex,
+        identity::Place,
         policy::{Bypass, RequestDirectives},
     },
     store::{IdentityHash, Key},
@@ -25,7 +25,7 @@ use crate::{
 /// A read of a job, as the cache sees it.
 pub struct LookupRequest {
     pub(super) key: Key,
-    pub(super) route: RouteIndex,
+    pub(super) place: Place,
     /// Hash of the API, the route and the job.
     pub(super) identity: IdentityHash,
     pub(super) caller: Caller,

@@ -131,8 +131,9 @@ impl Entry {
         &self.body
     }
 
-    /// Returns the upstream's `ETag`, or a generated one if there is none.
-    pub fn etag(&self) -> HeaderValue {
+    /// Returns the upstream's `ETag`, or a generated one if there is none and the response is one that
+    /// conditions apply to.
+    pub fn etag(&self) -> Option<HeaderValue> {
         self.head.etag()
     }
 
@@ -144,13 +145,16 @@ impl Entry {
     /// Returns the head of the form that the client has. It may be another form than the client would
     /// be sent, because both have the same content.
     fn held_form(&self, request: &HeaderMap) -> Option<&Head> {
-        if !request.contains_key(IF_NONE_MATCH) {
+        // "A server MUST ignore all received preconditions if its response to the same request without
+        // those conditions [..] would have been a status code other than a 2xx (Successful) or 412"
+        // RFC 9110 13.2.1
+        if !request.contains_key(IF_NONE_MATCH) || !self.head.status.is_success() {
             return None;
         }
         let wanted = self.form(|| Coding::of_request(request)).0;
         let others = self.compressed.iter().flat_map(|coded| [&self.head, &coded.head]);
         let mut heads = iter::once(wanted).chain(others);
-        heads.find(|head| policy::not_modified(request, &head.etag()))
+        heads.find(|head| head.etag().is_some_and(|etag| policy::not_modified(request, &etag)))
     }
 
     /// Returns the form for a client. The coding that it wants matters only if there is a choice.
@@ -319,7 +323,7 @@ fn not_modified(held: &Head) -> Response<Bytes> {
     if held.vary_is_added {
         headers.append(VARY, VARY_BY_CODING);
     }
-    headers.insert(ETAG, held.etag());
+    headers.extend(held.etag().map(|etag| (ETAG, etag)));
     response
 }
 

@@ -20,7 +20,7 @@ use crate::{
     observe::events::EventKind,
     semantics::{
         audience::{AudienceMember, Caller},
-        identity::{Identity, RouteIndex},
+        identity::{Identity, Place, RouteIndex},
         policy::{self, Bypass, Freshness, NoStore, StoredHead},
     },
     store::{Fill, Key, Lease, Replacement, Seen, StoreError},
@@ -34,9 +34,16 @@ pub struct LeaderRead {
     pub why: Option<Bypass>,
     pub(super) target: FillTarget,
     pub(super) key: Key,
-    pub(super) route: RouteIndex,
+    pub(super) place: Place,
     pub(super) caller: Caller,
     pub(super) coalesce_key: CoalesceKey,
+}
+
+impl LeaderRead {
+    /// Returns the route of the read.
+    pub fn route(&self) -> RouteIndex {
+        self.place.route
+    }
 }
 
 /// Where the response may be stored.
@@ -127,8 +134,18 @@ impl Filler {
     /// # Errors
     ///
     /// Returns the reason if it may not.
-    pub fn freshness(&self, head: &response::Parts) -> Result<Freshness, NoStore> {
-        policy::freshness(head, &self.config.policy, clock::now())
+    pub fn freshness(
+        &self,
+        head: &response::Parts,
+        route: RouteIndex,
+    ) -> Result<Freshness, NoStore> {
+        policy::freshness(head, self.config.policy(route), clock::now())
+    }
+
+    /// Returns whether a response that may not be stored for this reason may answer the readers that
+    /// wait for it.
+    pub fn may_be_shared(&self, head: &response::Parts, route: RouteIndex, why: NoStore) -> bool {
+        policy::may_be_shared(head, self.config.policy(route), why, clock::now())
     }
 
     /// Returns the quota for the memory of responses that are being read into the cache.
@@ -144,13 +161,14 @@ impl Filler {
         body: Bytes,
         freshness: Freshness,
     ) -> PublishedRead {
-        let freshness = freshness.limited_by_state(&body, &self.config.policy);
+        let policy = self.config.policy(lead.place.route);
+        let freshness = freshness.limited_by_state(&body, policy);
         let asked_at_ms = match &lead.target {
             FillTarget::Nowhere => self.state.store.now_ms(),
             FillTarget::Lease(lease) => lease.granted_at_ms(),
             FillTarget::Entry(known) => known.seen.now_ms,
         };
-        let head = StoredHead::of(head, &self.config.policy.volatile, asked_at_ms);
+        let head = StoredHead::of(head, &policy.volatile, asked_at_ms);
         let entry = Arc::new(Entry::new(head, body, freshness, lead.caller, asked_at_ms));
         lead.leader.publish(Arc::clone(&entry));
         PublishedRead { entry, ttl: freshness.ttl, lead }
@@ -159,8 +177,8 @@ impl Filler {
     /// Stores a response that was shared. A store error is counted and logged, and has no other effect.
     pub async fn fill(&self, published: PublishedRead) -> FillResult {
         let PublishedRead { entry, ttl, lead } = published;
-        let LeaderRead { leader, target, why, key, route, caller, .. } = lead;
-        let identity = self.config.identity(&key, route);
+        let LeaderRead { leader, target, why, key, place, caller, .. } = lead;
+        let identity = self.config.identity(&key, &place);
         let read = FilledRead { key: &key, identity, caller, entry: &entry };
         let (stored, filled) = match target {
             FillTarget::Nowhere => return FillResult::Unconfirmed,
@@ -203,8 +221,10 @@ impl Filler {
         let (entry, token, granted_at_ms) =
             (read.entry, lease.token().clone(), lease.granted_at_ms());
         let compressed = self.compressed(entry).await;
-        let meta = entry.meta(&read.identity, &token, lease.epoch(), compressed.as_ref());
-        let body = compressed.as_ref().unwrap_or(entry.body());
+        let members = &entry.audience().members;
+        let names = (&token, lease.epoch());
+        let meta = entry.meta(members, &read.identity, names, compressed.as_ref());
+        let body = entry.stored_body(compressed.as_ref());
         let filled = self.state.store.fill(lease, body, &meta, ttl).await?;
         if filled == Fill::Stored {
             self.state.silent_changes.filled(&self.observed(read, entry), &token, granted_at_ms);
@@ -223,7 +243,7 @@ impl Filler {
     ) -> Option<Vec<AudienceMember>> {
         let own = entry.audience().members.to_vec();
         let audience = known.entry.audience();
-        match known.entry.likeness(entry, &self.config.policy.volatile) {
+        match known.entry.likeness(entry, &self.config.volatile) {
             // The client asked for a new read: its response replaces the entry even if it is the same.
             Likeness::Same | Likeness::ShorterLived if is_refresh => return Some(own),
             Likeness::Same => return None,
@@ -263,8 +283,8 @@ impl Filler {
         silent_changes.forget(std::slice::from_ref(key));
         let compressed = self.compressed(entry).await;
         let token = store.token(identity.hash());
-        let meta = entry.meta_for(&members, &identity, &token, &seen.epoch, compressed.as_ref());
-        let body = compressed.as_ref().unwrap_or(entry.body());
+        let meta = entry.meta(&members, &identity, (&token, &seen.epoch), compressed.as_ref());
+        let body = entry.stored_body(compressed.as_ref());
         let new = Replacement { body, meta: &meta, expires_at_ms: entry.expires_at_ms() };
         let replaced = store.replace(key, seen, generation, new).await;
         if let Ok(Fill::Stored) = replaced {
@@ -296,6 +316,24 @@ impl Filler {
         spawn_blocking(move || entry.compress()).await.ok().flatten()
     }
 
+    /// Shares a response that may not be stored with the readers that wait for it, and gives up the
+    /// flight.
+    pub async fn share(
+        &self,
+        lead: LeaderRead,
+        head: &response::Parts,
+        body: Bytes,
+        why: NoStore,
+    ) -> FillResult {
+        let now_ms = self.state.store.now_ms();
+        let head = StoredHead::of(head, &self.config.volatile, now_ms);
+        let result = FillResult::Abandoned(AbandonReason::Unstorable(why, head.status));
+        let fresh = Freshness { ttl: Duration::ZERO, age: Duration::ZERO, public: false };
+        lead.leader.publish(Arc::new(Entry::new(head, body, fresh, lead.caller, now_ms)));
+        self.state.metrics.fills.inc([result.as_str()]);
+        self.end_flight(lead, result).await
+    }
+
     /// Gives up a flight without a response that can be shared. If the reason lies in the response, the
     /// next readers do not queue (hit-for-miss).
     pub async fn abandon(&self, lead: LeaderRead, why: AbandonReason) -> FillResult {
@@ -307,6 +345,10 @@ impl Filler {
             }
             self.state.metrics.fills.inc([result.as_str()]);
         }
+        self.end_flight(lead, result).await
+    }
+
+    async fn end_flight(&self, lead: LeaderRead, result: FillResult) -> FillResult {
         self.state.events.record(lead.key.main(), EventKind::FillRefused, result.as_str());
         drop(lead.leader);
         if let FillTarget::Lease(lease) = lead.target {

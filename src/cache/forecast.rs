@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     observe::events::jobs::JobHistory,
-    semantics::{audience::Standing, policy::Bypass},
+    semantics::{audience::Standing, identity::Place, policy::Bypass},
     store::{Key, KeyState, Seen, StoreError},
 };
 
@@ -165,14 +165,18 @@ impl CacheReader {
         seen: &Seen,
         form: VariantOrigin,
     ) -> Option<Result<Arc<Entry>, Reject>> {
-        let decode = |route| Entry::decode_of(seen, &self.config.identity(&request.key, route));
-        let mut value = decode(request.route);
+        let (key, variables) = (request.key.clone(), request.place.variables.clone());
+        let decode = |place: &Place| Entry::decode_of(seen, &self.config.identity(&key, place));
+        let mut value = decode(&request.place);
         if form == VariantOrigin::Assumed {
             if matches!(value, Some(Err(Reject::Identity))) {
                 let mut others = self.config.scopes.indexes();
-                let other = others.find_map(|route| Some((route, decode(route)?.ok()?)));
-                if let Some((route, entry)) = other {
-                    (request.route, request.identity) = (route, entry.identity);
+                let other = others.find_map(|route| {
+                    let place = Place { route, variables: variables.clone() };
+                    decode(&place)?.ok().map(|entry| (place, entry))
+                });
+                if let Some((place, entry)) = other {
+                    (request.place, request.identity) = (place, entry.identity);
                     value = Some(Ok(entry));
                 }
             }

@@ -151,8 +151,8 @@ impl CacheReader {
         let facts = request.facts(!is_hit && self.notes.is_hit_for_miss(request), false);
         match decide::with_entry(&facts, entry_facts, in_grace) {
             WithEntry::Hit => {
-                let LookupRequest { key, caller, route, .. } = request;
-                let route = self.config.identity(key, *route).route;
+                let LookupRequest { key, caller, place, .. } = request;
+                let route = self.config.identity(key, place).route;
                 let observed = ObservedEntry { key, caller: *caller, route, entry, now_ms };
                 self.state.silent_changes.seen(&observed);
                 Lookup::Hit(known.entry)
@@ -373,7 +373,7 @@ fn lead_or_join(
             why,
             target: target(),
             key: request.key.clone(),
-            route: request.route,
+            place: request.place.clone(),
             caller: request.caller,
             coalesce_key: request.coalesce_key,
         })),

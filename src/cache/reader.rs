@@ -174,7 +174,7 @@ impl CacheReader {
 
     /// Decodes what the store has shown for a read.
     pub(super) fn decode(&self, request: &LookupRequest, seen: Seen) -> Found {
-        match Entry::decode_of(&seen, &self.config.identity(&request.key, request.route)) {
+        match Entry::decode_of(&seen, &self.config.identity(&request.key, &request.place)) {
             Some(Ok(entry)) => Found::Entry(KnownEntry { entry: Arc::new(entry), seen }),
             Some(Err(reject)) => Found::NoEntry(Some(reject), seen),
             None => Found::NoEntry(None, seen),
@@ -222,7 +222,7 @@ impl CacheReader {
     /// Warns that the value under the key of a request is of another API, route or job. The two replace
     /// each other, so neither is cached for long.
     fn warn_of_shared_key(&self, request: &LookupRequest, seen: &Seen) {
-        let ours = self.config.identity(&request.key, request.route);
+        let ours = self.config.identity(&request.key, &request.place);
         let (other_api, other_route) = entry::origin_of(seen).unwrap_or_default();
         let remedy = if other_api == ours.api {
             "poll each job by one route, or give one route a sidecar of its own with another store.prefix"
@@ -234,7 +234,7 @@ impl CacheReader {
             route = ours.route,
             other_api,
             other_route,
-            prefix = self.config.prefix,
+            prefix = self.config.prefix(0),
             remedy,
             "two routes or two APIs share the Redis key of a job and replace each other's entries"
         );

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use hyper::http::HeaderMap;
+use hyper::http::{HeaderMap, HeaderName};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
 use super::{
@@ -26,9 +26,10 @@ use crate::{
     },
     semantics::{
         audience::{Caller, Fingerprinter},
-        identity::{Identity, RouteIndex, Scopes},
+        identity::{Identity, Place, RouteIndex, Scopes},
         job_id::JobId,
         policy::{Policy, RequestDirectives},
+        settings::{RouteConfig, StateTtlConfig},
     },
     store::{
         Budget, IdentityHash, Key, NearMetrics, Store, StoreError, Token,
@@ -79,7 +80,7 @@ impl SharedState {
         registry: &mut Registry,
         events: Arc<Events>,
     ) -> Result<Self, StoreError> {
-        events.set_key_prefix(&config.store.prefix);
+        events.set_key_prefixes(config.prefixes());
         let metrics = CacheMetrics::register(registry);
         let has_near =
             config.cache.near.mode != NearMode::Off && config.store.url != StoreUrl::Memory;
@@ -171,11 +172,14 @@ impl ProcessNotes {
 /// responses are stored for how long. A reload replaces it.
 pub(super) struct CacheConfig {
     pub(super) fingerprinter: Fingerprinter,
-    pub(super) policy: Policy,
+    /// Configured names of response headers that are neither stored nor compared.
+    pub(super) volatile: Vec<HeaderName>,
+    /// One for each route, in their order.
+    policies: Vec<Policy>,
     pub(super) scopes: Scopes,
     pub(super) settings: CachingConfig,
-    /// Beginning of the name of every key.
-    pub(super) prefix: String,
+    /// Beginnings of the names of keys. The first one is that of routes without one of their own.
+    prefixes: Vec<String>,
     /// Size in bytes above which bodies are compressed, if they are.
     pub(super) compress_above: Option<usize>,
     /// Time for which the fence of a write with an unknown outcome stands.
@@ -187,26 +191,35 @@ pub(super) struct CacheConfig {
 }
 
 impl CacheConfig {
-    pub(super) fn new(Config { api, cache, store, upstream, .. }: &Config) -> Self {
+    pub(super) fn new(config: &Config) -> Self {
+        let Config { api, cache, store, upstream, .. } = config;
         let fingerprinter = Fingerprinter::new(&cache.credentials).with_query(api.query.clone());
         // Parsing never fails: the names were checked when the configuration was loaded.
         let volatile = cache.responses.volatile.iter().filter_map(|name| name.parse().ok());
-        let policy = Policy {
-            ttl: cache.lifetimes.ttl,
+        let volatile: Vec<_> = volatile.collect();
+        let policy = |route: &RouteConfig| Policy {
+            ttl: route.ttl.unwrap_or(cache.lifetimes.ttl),
+            statuses: route.statuses.clone().unwrap_or_default(),
             stated_only: cache.lifetimes.stated_only,
             max_body: cache.limits.max_body,
             vary: fingerprinter.covered_headers().to_vec(),
             ignored: fingerprinter.ignored_headers().to_vec(),
-            state_ttls: Some(cache.lifetimes.states.clone()),
+            state_ttls: Some(StateTtlConfig {
+                pointer: cache.lifetimes.states.pointer.clone(),
+                map: route.states.as_ref().unwrap_or(&cache.lifetimes.states.map).clone(),
+            }),
             cookies: cache.credentials.cookies.clone(),
-            volatile: volatile.collect(),
+            volatile: volatile.clone(),
         };
+        let routes = api.routes();
+        let policies = routes.iter().map(policy).collect();
         Self {
             fingerprinter,
-            policy,
-            scopes: Scopes::new(api.name.as_deref(), &api.routes),
+            policies,
+            scopes: Scopes::new(api.name.as_deref(), routes.iter().map(|route| &*route.path)),
             settings: cache.clone(),
-            prefix: store.prefix.clone(),
+            prefixes: config.prefixes(),
+            volatile,
             compress_above: store.compress_above,
             linger: store.linger,
             response_timeout: upstream.response_timeout,
@@ -232,19 +245,31 @@ impl CacheConfig {
         }
     }
 
+    /// Returns the key of a job.
     pub(super) fn key(&self, id: &JobId) -> Key {
-        Key::new(&self.prefix, id.as_str())
+        Key::new(self.prefix(id.prefix()), id.as_str())
+    }
+
+    /// Returns the prefix at this position.
+    pub(super) fn prefix(&self, position: usize) -> &str {
+        self.prefixes.get(position).map_or("", String::as_str)
     }
 
     /// Returns the name of a job for people: its key without the prefix.
     pub(super) fn id<'k>(&self, key: &'k Key) -> &'k str {
         let name = key.main();
-        name.strip_prefix(self.prefix.as_str()).unwrap_or(name)
+        self.prefixes.iter().find_map(|prefix| name.strip_prefix(prefix.as_str())).unwrap_or(name)
     }
 
-    /// Returns what an entry under a key is of, for requests at this route.
-    pub(super) fn identity<'i>(&'i self, key: &'i Key, route: RouteIndex) -> Identity<'i> {
-        self.scopes.identity(route, self.id(key))
+    /// Returns what an entry under a key is of, for requests at this place.
+    pub(super) fn identity<'i>(&'i self, key: &'i Key, place: &'i Place) -> Identity<'i> {
+        self.scopes.identity(place, self.id(key))
+    }
+
+    /// Returns which responses to reads at this route are stored.
+    pub(super) fn policy(&self, route: RouteIndex) -> &Policy {
+        // The first one for a route of another configuration, which a reload has just replaced.
+        self.policies.get(route.position()).unwrap_or(&self.policies[0])
     }
 
     pub(super) fn coalesce_key(&self, caller: Caller, identity: IdentityHash) -> CoalesceKey {

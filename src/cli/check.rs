@@ -77,7 +77,7 @@ async fn print(loaded: &LoadedConfig) -> io::Result<Vec<&'static str>> {
     report("store", config.store.url.to_string(), store);
     report("upstream", config.upstream.url.clone(), upstream);
     if let Some(path) = &config.warm.file {
-        report("warm.file", path.display().to_string(), warm_file(path));
+        report("warm.file", path.display().to_string(), warm_file(path, config));
     }
     if let (Some(target), Some(list)) = (&config.warm.list, list) {
         report("warm.list", target.to_string(), list);
@@ -93,8 +93,8 @@ struct Finding {
     is_reachable: bool,
 }
 
-fn warm_file(path: &Path) -> Finding {
-    probed(probe_file(path))
+fn warm_file(path: &Path, config: &Config) -> Finding {
+    probed(probe_file(path, config))
 }
 
 /// Reads the list as it is read at the start.

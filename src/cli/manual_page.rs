@@ -9,7 +9,7 @@ use clap_mangen::{
     Man,
     roff::{Roff, bold, roman},
 };
-use jobcache::config::{self, ReloadClass, SECTIONS, SettingSection, SettingSpec, rule_keys};
+use jobcache::config::{self, FILE_TABLES, ReloadClass, SECTIONS, SettingSection, SettingSpec};
 
 use super::{AFTER, Cli, Document, flags::with_choices, print_at_once};
 
@@ -86,9 +86,11 @@ fn all_settings() -> Roff {
     for section in &SECTIONS {
         render_section(&mut roff, section);
     }
-    roff.control("SS", ["Writes that change further jobs ([[invalidate]])"]);
-    for (assignment, text) in rule_keys() {
-        roff.control("TP", []).text([bold(assignment)]).text([roman(text)]);
+    for list in FILE_TABLES {
+        roff.control("SS", [&*format!("{} ([[{}]])", list.title, list.key)]);
+        for (assignment, text) in list.lines() {
+            roff.control("TP", []).text([bold(assignment)]).text([roman(text)]);
+        }
     }
     roff
 }

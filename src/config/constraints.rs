@@ -26,11 +26,12 @@ pub(super) fn check(
 type Check = fn(&Config, Said<'_>) -> Option<String>;
 type Said<'s> = &'s dyn Fn(&'static str) -> String;
 
-const CHECKS: [(&[&str], Check); 13] = [
+const CHECKS: [(&[&str], Check); 14] = [
     (&["listen", "admin"], listeners_differ),
     (&["admin", "webhook_secret"], admin_is_guarded),
     (&["listen", "admin", "upstream.url"], upstream_is_another),
     (&["max_body", "store.url", "store.memory_max"], a_body_fits),
+    (&["store.prefix"], prefixes_differ),
     (&["query.allow", "query.ignore"], parameters_differ),
     (&["credentials.headers", "credentials.ignore"], ignored_headers_are_no_credentials),
     (&["tls.cert", "tls.key"], |c, said| key_has_a_certificate(&c.tls, "tls", said)),
@@ -64,6 +65,20 @@ fn admin_is_guarded(config: &Config, said: Said<'_>) -> Option<String> {
             said("admin")
         )
     })
+}
+
+/// Redis refuses to report the changes under a prefix and under a part of it.
+fn prefixes_differ(config: &Config, said: Said<'_>) -> Option<String> {
+    let prefixes = config.prefixes();
+    let pairs = prefixes.iter().flat_map(|one| prefixes.iter().map(move |other| (one, other)));
+    let (shorter, longer) = pairs
+        .filter(|(one, other)| one != other)
+        .find(|(one, other)| other.starts_with(one.as_str()))?;
+    Some(format!(
+        "the prefix {longer:?} begins with {shorter:?}, which is a prefix too (of [[route]], or {}): \
+         give each a beginning of its own",
+        said("store.prefix")
+    ))
 }
 
 fn parameters_differ(config: &Config, said: Said<'_>) -> Option<String> {

@@ -2,8 +2,12 @@
 
 use std::{fmt, net::SocketAddr};
 
+use crate::semantics::route::Routes;
+
 use super::{
-    Config, InvalidateRule, RawValue, ReloadClass, SettingSpec, constraints, invalidate_rules,
+    ApiConfig, Config, InvalidateRule, RawValue, ReloadClass, RouteConfig, SettingSpec,
+    constraints,
+    file_tables::FileTable,
     setting,
     setting_sources::{self, EffectiveSetting, LayeredSettings},
     settings,
@@ -84,8 +88,7 @@ impl Config {
         let (overridden, in_force): (Vec<_>, Vec<_>) =
             file.settings.into_iter().partition(is_overridden);
         settings.0.extend(in_force);
-        let mut config = parse(&settings, &mut problems);
-        config.api.invalidate = file.rules;
+        let mut config = parse(&settings, (file.routes, file.rules), &mut problems);
         config.traces = env.traces;
         if problems.is_empty() {
             Ok(LoadedConfig { config, warnings: env.warnings, settings, overridden })
@@ -111,13 +114,19 @@ impl LoadedConfig {
             None if spec.default.is_empty() => format!("# {} is not set\n", spec.key),
             None => format!("{} = {}\n", spec.key, spec.setter.split(spec.default)),
         };
-        let rules = self.config.api.invalidate.iter().map(InvalidateRule::to_toml);
-        settings().map(line).chain(rules).collect()
+        let ApiConfig { tables, invalidate, .. } = &self.config.api;
+        let routes = tables.iter().map(FileTable::to_toml);
+        let rules = invalidate.iter().map(FileTable::to_toml);
+        settings().map(line).chain(routes).chain(rules).collect()
     }
 }
 
 /// Parses the value of each setting.
-fn parse(settings: &LayeredSettings, problems: &mut Vec<String>) -> Config {
+fn parse(
+    settings: &LayeredSettings,
+    (routes, rules): (Vec<RouteConfig>, Vec<InvalidateRule>),
+    problems: &mut Vec<String>,
+) -> Config {
     // If a key is misspelt, settings would only seem to contradict each other.
     let readable = problems.is_empty();
     let mut config = Config::default();
@@ -128,8 +137,20 @@ fn parse(settings: &LayeredSettings, problems: &mut Vec<String>) -> Config {
             failed.push(setting.spec.key);
         }
     }
+    if !routes.is_empty() && settings.of("routes").is_none() {
+        config.api.paths.clear();
+    }
+    let own_prefix = |route: RouteConfig| RouteConfig {
+        prefix: route.prefix.filter(|prefix| *prefix != config.store.prefix),
+        ..route
+    };
+    config.api.tables = routes.into_iter().map(own_prefix).collect();
+    config.api.invalidate = rules;
     if readable {
         constraints::check(&config, settings, &failed, problems);
+    }
+    if problems.is_empty() {
+        problems.extend(Routes::new(&config.api).err().map(|error| error.to_string()));
     }
     config
 }
@@ -184,14 +205,13 @@ impl LoadedConfig {
             let (old, new) = (self.settings.of(spec.key), new.settings.of(spec.key));
             (alone(&defaults, old) != alone(&defaults, new)).then(|| change(spec, old, new))
         });
-        let (old, new) = (&self.config.api.invalidate, &new.config.api.invalidate);
-        let rules = (old != new).then(|| SettingChange {
-            key: invalidate_rules::KEY,
-            old: inline(old),
-            new: inline(new),
-            applies: ReloadClass::OnReload,
-        });
-        changed.chain(rules).collect()
+        let (old, new) = (&self.config.api, &new.config.api);
+        // The store follows the keys of each prefix from its start.
+        let is_same_store = old.prefixes() == new.prefixes();
+        let applies = if is_same_store { ReloadClass::OnReload } else { ReloadClass::AtStart };
+        let routes = change_of_tables(&old.tables, &new.tables, applies);
+        let rules = change_of_tables(&old.invalidate, &new.invalidate, ReloadClass::OnReload);
+        changed.chain(routes).chain(rules).collect()
     }
 }
 
@@ -226,10 +246,15 @@ fn shown(spec: &SettingSpec, setting: Option<&EffectiveSetting>) -> String {
     }
 }
 
-fn inline(rules: &[InvalidateRule]) -> String {
-    if rules.is_empty() {
-        return UNSET.to_owned();
-    }
-    let rules: Vec<_> = rules.iter().map(InvalidateRule::to_inline).collect();
-    format!("[{}]", rules.join(", "))
+fn change_of_tables<T: FileTable + PartialEq>(
+    old: &[T],
+    new: &[T],
+    applies: ReloadClass,
+) -> Option<SettingChange> {
+    let shown = |tables: &[T]| {
+        let tables: Vec<_> = tables.iter().map(FileTable::to_inline).collect();
+        if tables.is_empty() { UNSET.to_owned() } else { format!("[{}]", tables.join(", ")) }
+    };
+    let change = || SettingChange { key: T::SPEC.key, old: shown(old), new: shown(new), applies };
+    (old != new).then(change)
 }

@@ -4,13 +4,16 @@
 
 use std::{fmt::Display, net::IpAddr, path::PathBuf, time::Duration};
 
-use hyper::{header::HeaderName, http::Uri};
+use hyper::{StatusCode, header::HeaderName, http::Uri};
 use ipnet::IpNet;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tracing_subscriber::{EnvFilter, filter::ParseError};
 
-use super::{SampleRate, Secret, carries_meaning};
-use crate::semantics::{json_pointer::JsonPointer, route::Routes};
+use super::{RouteConfig, SampleRate, Secret, carries_meaning};
+use crate::semantics::{
+    json_pointer::JsonPointer,
+    route::{Routes, check_route},
+};
 
 pub(super) const MIN_SECRET: usize = 16;
 const MAX_ROUTE: usize = 1024;
@@ -284,6 +287,36 @@ pub(super) fn times(
         states.push((state.clone(), ttl));
     }
     Ok(states)
+}
+
+/// Final statuses that may be stored beside 200.
+pub(super) fn statuses(
+    times: Vec<(String, Duration)>,
+) -> Result<Vec<(StatusCode, Duration)>, String> {
+    let status = |(text, ttl): (String, Duration)| {
+        let status = text.parse::<StatusCode>();
+        let status =
+            status.map_err(|_| format!("{text:?} is not a status; give one such as 404"))?;
+        let why = match status.as_u16() {
+            200 => "is always stored; set its time by ttl",
+            100..=199 => "is not the end of an answer",
+            206 | 416 => "is an answer about a part",
+            304 | 412 => "is an answer about what the client has",
+            401 | 403 | 407 | 421 => "is an answer about who asks and how",
+            408 | 425 | 429 | 500..=599 => "says nothing about the job",
+            201..=499 => return Ok((status, ttl)),
+            _ => "is no status of HTTP",
+        };
+        Err(format!("{text} {why}; remove it"))
+    };
+    times.into_iter().map(status).collect()
+}
+
+/// Paths that are never cached.
+pub(super) fn except(items: &[String]) -> Result<Vec<String>, String> {
+    let route = RouteConfig { except: items.to_vec(), ..RouteConfig::at("/{id}") };
+    check_route(&route)?;
+    Ok(items.to_vec())
 }
 
 /// A share of a whole, from 0 to 1.

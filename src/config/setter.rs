@@ -106,12 +106,13 @@ pub(super) enum Setter {
     /// A list, or one text in which white space separates the items.
     Words(ItemCount, SetItems),
     /// A table with the user's own keys and a time for each.
-    Times(ItemCount, Bounds<Duration>, Set<Vec<(String, Duration)>>),
+    Times(ItemCount, Bounds<Duration>, SetTimes),
 }
 
 /// A word and its effect.
 pub(super) type Choice = (&'static str, fn(&mut Config));
 pub(super) type Set<T> = fn(&mut Config, T);
+pub(super) type SetTimes = fn(&mut Config, Vec<(String, Duration)>) -> Result<(), String>;
 pub(super) type SetText = fn(&mut Config, &str) -> Result<(), String>;
 pub(super) type SetItems = fn(&mut Config, &[String]) -> Result<(), String>;
 
@@ -156,7 +157,7 @@ impl Setter {
                 self.apply(config, &Many(items))
             }
             (Self::Times(count, bounds, set), Pairs(pairs)) => {
-                parse::times(pairs, *count, *bounds).map(|times| set(config, times))
+                set(config, parse::times(pairs, *count, *bounds)?)
             }
             (Self::List(..), _) => Err("must be a list, such as [\"a\", \"b\"]".to_owned()),
             (Self::Words(..), _) => Err("must be one value or a list of values".to_owned()),

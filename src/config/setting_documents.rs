@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 
 use super::{
-    RawValue, ReloadClass, SECTIONS, SettingSection, SettingSpec,
-    invalidate_rules::{self, KEYS},
+    FILE_TABLES, RawValue, ReloadClass, SECTIONS, SettingSection, SettingSpec,
+    file_tables::TableSpec,
     settings,
     traces::{TRACE_VARIABLES, TRACES_INTRO},
 };
@@ -38,7 +38,9 @@ pub fn reference_toml() -> String {
     for section in &SECTIONS {
         toml_section(&mut out, section);
     }
-    toml_rules(&mut out);
+    for list in FILE_TABLES {
+        toml_table(&mut out, list);
+    }
     out
 }
 
@@ -84,22 +86,21 @@ fn toml_value(value: &RawValue) -> String {
     format!("[\n  {}\n]", wrapped(&items.join(" "), TOML_WIDTH - 2).join("\n  "))
 }
 
-fn toml_rules(out: &mut String) {
+fn toml_table(out: &mut String, list: &TableSpec) {
     out.push('\n');
-    comment(out, "----- Writes that change further jobs -----");
-    comment(out, &format!("{} See docs/purging.md.", invalidate_rules::INTRO));
-    let _ = writeln!(out, "# [[{}]]", invalidate_rules::KEY);
-    for key in &KEYS {
+    comment(out, &format!("----- {} -----", list.title));
+    comment(out, &format!("{} Only the file can hold them. See docs/{}.md.", list.intro, list.see));
+    let _ = writeln!(out, "# [[{}]]", list.key);
+    for key in list.keys {
         out.push_str("#\n");
         comment(out, key.help);
-        match (key.name, key.unset) {
-            ("max_body", _) => {
-                comment(out, &format!("Allowed: {}.", invalidate_rules::body_limits()));
-            }
-            (_, "" | "required") => {}
-            (_, unset) => comment(out, &format!("Default: {unset}.")),
+        if !key.limits.is_empty() {
+            comment(out, &format!("Allowed: {}.", key.limits));
         }
-        let _ = writeln!(out, "# {} = {}", key.name, invalidate_rules::example(key));
+        if key.unset != "required" {
+            comment(out, &format!("Default: {}.", key.unset));
+        }
+        let _ = writeln!(out, "# {} = {}", key.name, key.example);
     }
 }
 
@@ -174,41 +175,6 @@ value, nothing changes, and the log says at ERROR level which setting it is and 
 [operations.md](operations.md).
 ";
 
-const RULE_EXAMPLES: &str = "\
-```toml
-[[invalidate]]                        # any unsafe method; {id} is the job, {any_name} any segment
-path = \"/t/{tenant}/uploads/{id}/finish\"
-
-[[invalidate]]                        # text around {id}; query parameters that carry ids
-path = \"/ops/{id}:cancel\"
-query = [\"also\", \"ids\"]
-
-[[invalidate]]
-methods = [\"POST\"]
-path = \"/jobs/batch-cancel\"
-request = [\"/job_id\", \"/jobs/*/id\"]   # JSON pointers into the request
-response = [\"/cancelled/*\"]           # and into the answer
-
-[[invalidate]]                        # changes every job
-methods = [\"DELETE\"]
-path = \"/jobs\"
-all = true
-```
-";
-
-const RULE_NOTES: &str = "\
-- Jobs that the request names are fenced while the write runs, like the job of a path. For an upload with
-  `Expect: 100-continue`, jobcache then asks for the body itself, and the API sees no `Expect`.
-- Jobs that the answer names are invalidated before the client gets the answer. The answer is held back for
-  that, for at most 10 s, and the API is asked not to compress it.
-- At most 1,000 ids are read from a body. Every write is forwarded byte for byte, whatever is found in it. A
-  body that is larger than `max_body`, compressed, not JSON, or without an id where the pointers lead is
-  counted in `jobcache_rule_misses_total{body,reason}` and logged as a warning. `on_miss` says what becomes
-  of the write. An empty body names nothing.
-- When `max_inspected` is used up, a write gets 503 and is not forwarded.
-- A rule with `all = true` does nothing if the API answers 401, 403, 405, 413, 415 or 429.
-";
-
 /// The text of the page.
 pub fn settings_page() -> String {
     let mut out = String::from(INTRO);
@@ -218,7 +184,9 @@ pub fn settings_page() -> String {
     for section in &SECTIONS {
         section_block(&mut out, section);
     }
-    rules_block(&mut out);
+    for list in FILE_TABLES {
+        table_block(&mut out, list);
+    }
     traces_block(&mut out);
     out
 }
@@ -227,7 +195,10 @@ pub fn settings_page() -> String {
 fn reloaded() -> String {
     let keys = settings().filter(|spec| spec.reload == ReloadClass::OnReload);
     let keys: Vec<_> = keys.map(|spec| format!("`{}`", spec.key)).collect();
-    format!("A reload changes {} and the `[[invalidate]]` rules.", keys.join(", "))
+    format!(
+        "A reload changes {} and the tables of `[[route]]` and `[[invalidate]]`.",
+        keys.join(", ")
+    )
 }
 
 fn section_block(out: &mut String, section: &SettingSection) {
@@ -314,22 +285,19 @@ fn explanation(spec: &SettingSpec) -> String {
     text
 }
 
-fn rules_block(out: &mut String) {
-    out.push_str("\n## Writes that change further jobs\n");
-    let key = invalidate_rules::KEY;
-    let intro = invalidate_rules::INTRO;
-    paragraph(out, &format!("Tables `[[{key}]]` of the file. {intro} They change on reload."));
+fn table_block(out: &mut String, list: &TableSpec) {
+    let _ = write!(out, "\n## {}\n", list.title);
+    paragraph(
+        out,
+        &format!(
+            "Tables `[[{}]]` of the file. {} Only the file can hold them. They change on reload.",
+            list.key, list.intro
+        ),
+    );
     out.push_str("\n| key | default | limits | what it does |\n|---|---|---|---|\n");
-    for key in &KEYS {
-        let default = match key.unset {
-            "" => format!("`{}`", invalidate_rules::example(key)),
-            unset => unset.to_owned(),
-        };
-        let limits =
-            if key.name == "max_body" { invalidate_rules::body_limits() } else { String::new() };
-        row(out, &[&format!("`{}`", key.name), &default, &limits, key.help]);
+    for key in list.keys {
+        row(out, &[&format!("`{}`", key.name), key.unset, key.limits, key.help]);
     }
-    let _ = write!(out, "\n{RULE_EXAMPLES}\n{RULE_NOTES}");
 }
 
 fn traces_block(out: &mut String) {

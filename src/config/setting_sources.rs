@@ -13,8 +13,8 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    InvalidateRule, RawValue, SettingSpec, TracesConfig, invalidate_rules, setting, settings,
-    traces,
+    FILE_TABLES, InvalidateRule, RawValue, RouteConfig, SettingSpec, TracesConfig, file_tables,
+    invalidate_rules::RULES, route_tables::ROUTES, setting, settings, traces,
 };
 
 /// A setting with its value and the origin of the value.
@@ -174,6 +174,7 @@ const MAX_FILE: u64 = 1 << 20;
 #[derive(Default)]
 pub(super) struct ConfigFile {
     pub(super) settings: Vec<EffectiveSetting>,
+    pub(super) routes: Vec<RouteConfig>,
     pub(super) rules: Vec<InvalidateRule>,
 }
 
@@ -207,10 +208,14 @@ pub(super) fn parse_file(text: &str, path: &str, problems: &mut Vec<String>) -> 
     flatten("", table.get_ref(), &mut leaves);
     leaves.sort_by_key(|leaf| leaf.offset);
     let mut settings = Vec::new();
-    let mut rules = Vec::new();
+    let (mut routes, mut rules) = (Vec::new(), Vec::new());
     for leaf in leaves {
-        if leaf.key == invalidate_rules::KEY {
-            rules = invalidate_rules::read(leaf.value, leaf.offset, &at, problems);
+        if leaf.key == RULES.key {
+            rules = file_tables::read(leaf.value, leaf.offset, &at, problems);
+            continue;
+        }
+        if leaf.key == ROUTES.key {
+            routes = file_tables::read(leaf.value, leaf.offset, &at, problems);
             continue;
         }
         match leaf.setting(at) {
@@ -218,7 +223,7 @@ pub(super) fn parse_file(text: &str, path: &str, problems: &mut Vec<String>) -> 
             Err(why) => problems.push(why),
         }
     }
-    ConfigFile { settings, rules }
+    ConfigFile { settings, routes, rules }
 }
 
 /// A key with a value, or an unknown empty table.
@@ -237,7 +242,8 @@ fn flatten<'t>(table_key: &str, table: &'t DeTable<'t>, leaves: &mut Vec<Leaf<'t
                 leaves.push(Leaf { key, value, offset: name.span().start });
             }
             DeValue::Table(inner)
-                if key != invalidate_rules::KEY && (!inner.is_empty() || is_table(&key)) =>
+                if !FILE_TABLES.iter().any(|list| list.key == key)
+                    && (!inner.is_empty() || is_table(&key)) =>
             {
                 flatten(&key, inner, leaves);
             }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::{
     address,
     parse::{Bounds, ItemCount},
-    setter::{Choice, RawValue, Set, SetItems, SetText, Setter, quoted},
+    setter::{Choice, RawValue, Set, SetItems, SetText, SetTimes, Setter, quoted},
 };
 
 /// Text of the table.
@@ -175,7 +175,7 @@ pub(super) const fn times(
     key: Str,
     count: ItemCount,
     bounds: Bounds<Duration>,
-    set: Set<Vec<(String, Duration)>>,
+    set: SetTimes,
 ) -> SettingSpec {
     SettingSpec::new(key, "", Setter::Times(count, bounds, set))
 }

@@ -16,7 +16,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use super::{
     ApiConfig, CacheLimits, CacheMode, CachingConfig, ClientTls, Config, CredentialMode,
-    CredentialsConfig, DrainConfig, KeyPair, LifetimeConfig, LogConfig, LogFormat, NearConfig,
+    CredentialsConfig, DrainConfig, Ids, KeyPair, LifetimeConfig, LogConfig, LogFormat, NearConfig,
     NearMode, NearTracking, PendingConfig, ResponsesConfig, SampleRate, SentinelConfig,
     ServerConfig, SettingSpec, StateTtlConfig, StoreConfig, StoreLogin, StoreUrl, UpstreamConfig,
     WarmConfig, WebhookConfig, setting_spec::SettingSection,
@@ -150,7 +150,10 @@ fn unset(placeholder @ Placeholder { number, time, switch }: Placeholder) -> Con
             format: if switch { LogFormat::Human } else { LogFormat::Json },
         },
         drain: DrainConfig { delay: time, timeout: time },
-        api: ApiConfig::default(),
+        api: ApiConfig {
+            ids: if switch { Ids::Opaque } else { Ids::Auto },
+            ..ApiConfig::default()
+        },
         cache: cache(placeholder),
         server: server(placeholder),
         upstream: upstream(placeholder),

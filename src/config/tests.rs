@@ -11,6 +11,7 @@ use super::*;
 
 const REFERENCE: &str = include_str!("../../config/jobcache.toml");
 const PAGE: &str = include_str!("../../docs/settings.md");
+const PURGING: &str = include_str!("../../docs/purging.md");
 
 /// A file that is removed at the end of its test.
 struct Temp(PathBuf);
@@ -115,7 +116,7 @@ fn our_own_variables_win_over_the_common_ones() {
 fn a_list_in_a_variable_is_separated_by_commas() {
     let vars = [("JOBCACHE_ROUTES", "/a/{id}, /b/{id},"), ("JOBCACHE_CREDENTIALS_HEADERS", "X-Me")];
     let config = load(&[], &vars, "routes = ['/c/{id}']").unwrap().config;
-    assert_eq!(config.api.routes, ["/a/{id}", "/b/{id}"]);
+    assert_eq!(config.api.paths, ["/a/{id}", "/b/{id}"]);
     assert_eq!(config.cache.credentials.headers, ["x-me"]);
 }
 

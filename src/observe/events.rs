@@ -79,7 +79,7 @@ pub struct ExpectedChange {
 #[derive(Default)]
 pub struct Events {
     /// Prefix of a key before the id.
-    prefix: OnceLock<Box<str>>,
+    prefixes: OnceLock<Vec<String>>,
     histories: Mutex<JobHistories>,
     feed: EventFeed,
     /// One hit in this many is sampled; 0 counts as 1.
@@ -89,9 +89,9 @@ pub struct Events {
 }
 
 impl Events {
-    /// Sets the prefix of keys, once. Events show ids without it.
-    pub fn set_key_prefix(&self, prefix: &str) {
-        let _ = self.prefix.set(prefix.into());
+    /// Sets the prefixes of keys, once. Events show ids without them.
+    pub fn set_key_prefixes(&self, prefixes: Vec<String>) {
+        let _ = self.prefixes.set(prefixes);
     }
 
     /// Decides, when a request arrives, whether it is recorded if it is a hit.
@@ -256,8 +256,8 @@ impl Events {
     }
 
     fn id<'k>(&self, key: &'k str) -> &'k str {
-        let prefix = self.prefix.get().map_or("", |prefix| prefix);
-        key.strip_prefix(prefix).unwrap_or(key)
+        let mut prefixes = self.prefixes.get().into_iter().flatten();
+        prefixes.find_map(|prefix| key.strip_prefix(prefix.as_str())).unwrap_or(key)
     }
 
     fn lock_histories(&self) -> MutexGuard<'_, JobHistories> {
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn news_is_told_of_jobs_that_are_known_and_of_what_others_did() {
         let events = Events::default();
-        events.set_key_prefix("job_status:");
+        events.set_key_prefixes(vec!["job_status:".to_owned()]);
         events.record_change("job_status:unknown");
         assert!(events.history("job_status:unknown").events.is_empty());
 

@@ -34,6 +34,8 @@ use crate::{
 pub(super) struct Answer {
     pub(super) response: Response<Body>,
     pub(super) verdict: Verdict,
+    /// The setting with which a request that passed would be cached.
+    pub(super) setting: Option<&'static str>,
     /// Set if the next request with the same header fields can reuse what was derived from these.
     pub(super) repeat: Option<RepeatHit>,
 }
@@ -58,7 +60,7 @@ pub(super) enum Verdict {
 
 impl Answer {
     pub(super) fn new(response: Response<Body>, verdict: Verdict) -> Self {
-        Self { response, verdict, repeat: None }
+        Self { response, verdict, setting: None, repeat: None }
     }
 
     /// Completes the response, and counts and logs it.
@@ -70,7 +72,7 @@ impl Answer {
         let (outcome, reason) = self.verdict.labels();
         metrics.count(outcome, reason);
         let status = self.response.status();
-        if let Some(cache_status) = self.verdict.cache_status(status) {
+        if let Some(cache_status) = self.verdict.cache_status(status, self.setting) {
             headers::cache_status(self.response.headers_mut(), cache_status);
         }
         if let Some(access_line) = access_line {
@@ -108,7 +110,11 @@ impl Verdict {
         }
     }
 
-    fn cache_status(&self, status: StatusCode) -> Option<CacheStatus> {
+    fn cache_status(
+        &self,
+        status: StatusCode,
+        setting: Option<&'static str>,
+    ) -> Option<CacheStatus> {
         let (mut why, collapsed, stored) = match self {
             Self::Hit => return None,
             Self::Refused(detail) => return Some(CacheStatus::Refused { detail }),
@@ -127,7 +133,7 @@ impl Verdict {
             (why, reason) = (Forward::Miss, NoStore::Status.as_str());
         }
         let detail = (!reason.is_empty()).then_some(reason);
-        Some(CacheStatus::Forwarded { why, collapsed, stored, detail })
+        Some(CacheStatus::Forwarded { why, collapsed, stored, detail, setting })
     }
 
     /// Whether the reason depends on what other clients have read. A client that is refused a job,

@@ -41,7 +41,7 @@ use crate::{
         policy::is_endless,
         route::{
             MAX_NAMED, WriteScope,
-            invalidation_rules::{BodySide, InvalidationRule},
+            invalidation_rules::{BodySide, InvalidationRule, RuleMatch},
         },
     },
     upstream::{RequestBody, ResponseBody, UpstreamError},
@@ -163,7 +163,7 @@ impl BodyInspector {
     /// Finds the jobs that a response body names.
     pub(super) async fn response(
         &self,
-        rules: &[Arc<InvalidationRule>],
+        rules: &[RuleMatch],
         response: Response<ResponseBody>,
     ) -> Result<InspectedResponse, UpstreamError> {
         let (head, mut body) = response.into_parts();
@@ -195,12 +195,7 @@ impl BodyInspector {
     }
 
     /// Returns what a document names, and counts the misses.
-    fn named(
-        &self,
-        rules: &[Arc<InvalidationRule>],
-        side: BodySide,
-        document: &Inspected,
-    ) -> NamedInBody {
+    fn named(&self, rules: &[RuleMatch], side: BodySide, document: &Inspected) -> NamedInBody {
         let mut named = NamedInBody::NOTHING;
         for rule in rules.iter().filter(|rule| rule.max_body(side).is_some()) {
             let miss = match document {
@@ -253,7 +248,7 @@ impl BodyInspector {
 /// Returns why a rule may have missed jobs in a document in which it found this many, and the rules
 /// so far together `all`.
 fn miss(
-    rule: &InvalidationRule,
+    rule: &RuleMatch,
     side: BodySide,
     document: &ParsedBody,
     found: usize,
@@ -271,16 +266,16 @@ fn miss(
 }
 
 /// Whether a rule for the response has to assume a miss if the response is unknown.
-pub(super) fn misses_unknown_response(rules: &[Arc<InvalidationRule>]) -> bool {
-    let reads = |rule: &Arc<InvalidationRule>| rule.max_body(BodySide::Response).is_some();
+pub(super) fn misses_unknown_response(rules: &[RuleMatch]) -> bool {
+    let reads = |rule: &RuleMatch| rule.max_body(BodySide::Response).is_some();
     rules.iter().any(|rule| reads(rule) && rule.on_miss() == OnMiss::All)
 }
 
 /// Returns the largest size that a rule reads of this body, if any rule reads it.
-fn max_inspected(rules: &[Arc<InvalidationRule>], side: BodySide) -> Option<usize> {
+fn max_inspected(rules: &[RuleMatch], side: BodySide) -> Option<usize> {
     rules.iter().filter_map(|rule| rule.max_body(side)).max()
 }
 
-fn named_by(rules: &[Arc<InvalidationRule>], side: BodySide, document: &ParsedBody) -> Vec<JobId> {
+fn named_by(rules: &[RuleMatch], side: BodySide, document: &ParsedBody) -> Vec<JobId> {
     rules.iter().flat_map(|rule| rule.jobs(side, &document.value)).take(MAX_NAMED).collect()
 }

@@ -7,7 +7,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
-    Request, Response,
+    Request, Response, StatusCode,
     http::{
         header::{CONTENT_LENGTH, ETAG, TRANSFER_ENCODING},
         request, response,
@@ -78,11 +78,14 @@ impl LeadTask {
             Err(error) => return self.fail(upstream_failure(&error)).await,
         };
         let (head, body) = response.into_parts();
-        let freshness = self.context.cache.filler.freshness(&head);
+        let freshness = self.context.cache.filler.freshness(&head, self.lead.route());
         // RFC 9112 6.3: "Since there is no way to distinguish a successfully completed,
         // close-delimited response message from a partially received message interrupted by
         // network failure".
         match freshness.and_then(|found| if framed { Ok(found) } else { Err(NoStore::Unframed) }) {
+            Err(why) if self.may_be_shared(&head, why) && !self.context.is_shadow() => {
+                self.share_unstored(head, body, why).await
+            }
             Err(why) => self.share_nothing(head, Body::Upstream(body), why).await,
             Ok(freshness) if head.headers.contains_key(CONTENT_LENGTH) => {
                 self.take_whole(head, body, freshness).await
@@ -113,7 +116,9 @@ impl LeadTask {
                         entry_response(&entry, &client_head, context.cache.store().now_ms())
                     } else {
                         // So that the client can revalidate with it.
-                        head.headers.entry(ETAG).or_insert_with(|| entry.etag());
+                        if let Some(etag) = entry.etag() {
+                            head.headers.entry(ETAG).or_insert(etag);
+                        }
                         upstream_response(head, &entry)
                     };
                     let verdict = Verdict::Miss { filled, collapsed: false, why };
@@ -149,7 +154,7 @@ impl LeadTask {
             }
         };
         let why = match captured {
-            TeeCapture::Whole(body) if !body.is_empty() => {
+            TeeCapture::Whole(body) if !body.is_empty() || head.status != StatusCode::OK => {
                 let published = filler.publish(lead, &head, body, freshness);
                 let budget = context.cache.budget();
                 return store_then(&context, published, budget, |_| tee.finish()).await;
@@ -162,6 +167,35 @@ impl LeadTask {
             TeeCapture::Broken => AbandonReason::Unanswered,
         };
         filler.abandon(lead, why).await
+    }
+
+    fn may_be_shared(&self, head: &response::Parts, why: NoStore) -> bool {
+        let filler = &self.context.cache.filler;
+        head.headers.contains_key(CONTENT_LENGTH)
+            && filler.may_be_shared(head, self.lead.route(), why)
+    }
+
+    /// Answers the client and those that wait with a response that is not stored.
+    async fn share_unstored(
+        self,
+        head: response::Parts,
+        body: ResponseBody,
+        why: NoStore,
+    ) -> FillResult {
+        let filler = &self.context.cache.filler;
+        match capture(body, self.context.config.max_body, filler.capture_quota()).await {
+            Captured::Whole(body) => {
+                let reason = AbandonReason::Unstorable(why, head.status);
+                let result = Some(FillResult::Abandoned(reason));
+                let verdict =
+                    Verdict::Miss { filled: result, collapsed: false, why: self.lead.why };
+                let response = Response::from_parts(head.clone(), Body::from(body.clone()));
+                let _ = self.answer.send(Answer::new(response, verdict));
+                filler.share(self.lead, &head, body, why).await
+            }
+            Captured::Unstorable(body, why) => self.share_nothing(head, body, why).await,
+            Captured::Broken(error) => self.fail(upstream_failure(&error.into())).await,
+        }
     }
 
     async fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) -> FillResult {
@@ -187,7 +221,12 @@ fn upstream_response(head: response::Parts, entry: &Entry) -> Response<Body> {
 /// Whether the response states where its body ends. Without that, the end of the connection looks
 /// like the end of the body.
 fn is_framed(response: &Response<ResponseBody>) -> bool {
-    [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| response.headers().contains_key(name))
+    // "Any response with [..] a 1xx (Informational), 204 (No Content), or 304 (Not Modified) status code
+    // is always terminated by the first empty line" RFC 9112 6.3
+    response.status() == StatusCode::NO_CONTENT
+        || [CONTENT_LENGTH, TRANSFER_ENCODING]
+            .iter()
+            .any(|name| response.headers().contains_key(name))
 }
 
 /// Stores a published response. Calls `then` when that is done, or without a result when the budget

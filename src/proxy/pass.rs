@@ -68,10 +68,11 @@ pub(super) async fn forward(
     // Events are recorded per job. A method such as OPTIONS says nothing about the job, nor does
     // the mode.
     if !matches!(why, Bypass::Method | Bypass::Off)
-        && let Some(id) = context.routes.job_at(request.uri().path())
+        && let Some(job) = context.routes.job_at(request.uri().path())
     {
-        context.cache.record_pass(id, why);
+        context.cache.record_pass(&job, why);
     }
+    let setting = context.routes.setting_for(request.uri().path(), why);
     let upgrade = Upgrade::of(&mut request);
     let may_change = is_unsafe(&request);
     let overridden = overrides_method(&request);
@@ -98,7 +99,7 @@ pub(super) async fn forward(
         Some(invalidation) => {
             spawn_write(context, Box::pin(invalidation.conclude(Ok(response)))).await
         }
-        None => Answer::new(response, Verdict::Pass(why)),
+        None => Answer { setting, ..Answer::new(response, Verdict::Pass(why)) },
     }
 }
 
@@ -121,11 +122,12 @@ impl PassedWrite {
     ) -> Option<WriteInvalidation> {
         self.is_answered = true;
         let ProxyContext { routes, cache, metrics, superseded, .. } = &*self.context;
-        let jobs = routes.location_targets(&self.target, response);
+        let named = routes.location_targets(&self.target, response);
+        let jobs = named.all_jobs();
         if jobs.is_empty() && response.status().is_success() {
             metrics.unclaimed.count(routes, &self.method, &self.target);
         }
-        let all = superseded.is_cancelled();
+        let all = superseded.is_cancelled() || named.too_many;
         if jobs.is_empty() && !all {
             return None;
         }

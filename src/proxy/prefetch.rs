@@ -16,10 +16,9 @@ use tracing::error;
 
 use super::{Proxy, lead::LeadTask};
 use crate::{
-    cache::{AbandonReason, FillResult, LeaderRead, Lookup},
+    cache::{AbandonReason, FillResult, LeaderRead, Lookup, LookupRequest},
     config::CacheMode,
     semantics::{
-        identity::RouteIndex,
         job_id::JobId,
         policy::{Bypass, NoStore},
         route::Route,
@@ -130,11 +129,9 @@ impl Proxy {
         // The lookup may already take a lease, and readers would wait for it if the process ended
         // here. The token makes a drain wait.
         let _task = self.context.tasks.token();
-        let Some((head, id, route)) = self.prefetch_head(id, headers) else {
+        let Some((head, lookup)) = self.prefetch_request(id, headers) else {
             return PrefetchOutcome::Passed;
         };
-        let lookup =
-            self.context.cache.lookup_request((&id, route), &head.method, &head.uri, &head.headers);
         let mut budget = self.context.cache.budget();
         match self.context.cache.reader.lookup_for_prefetch(&lookup, &mut budget).await {
             None | Some(Lookup::Hit(_)) => PrefetchOutcome::Present,
@@ -147,17 +144,21 @@ impl Proxy {
         }
     }
 
-    /// Returns the request head of a client that reads this job by the first route, if that read is
-    /// cacheable.
-    fn prefetch_head(&self, id: &JobId, headers: &HeaderMap) -> Option<(Parts, JobId, RouteIndex)> {
-        let uri: Uri = self.context.routes.path_of(id).parse().ok()?;
+    /// Returns the request of a client that reads this job by the first route that has such keys, if
+    /// that read is cacheable.
+    fn prefetch_request(&self, id: &JobId, headers: &HeaderMap) -> Option<(Parts, LookupRequest)> {
+        let uri: Uri = self.context.routes.path_of(id)?.parse().ok()?;
         let mut request = Request::new(());
         *request.method_mut() = Method::GET;
         *request.uri_mut() = uri;
         request.headers_mut().clone_from(headers);
-        let Route::Read(id, route) = self.context.routes.classify(&request) else { return None };
-        (!self.context.cache.fingerprinter().must_bypass(headers))
-            .then(|| (request.into_parts().0, id, route))
+        let cache = &self.context.cache;
+        let Route::Read(job) = self.context.routes.classify(&request) else { return None };
+        if cache.fingerprinter().must_bypass(headers) {
+            return None;
+        }
+        let lookup = cache.lookup_request(&job, &Method::GET, request.uri(), headers);
+        Some((request.into_parts().0, lookup))
     }
 
     async fn lead_prefetch(

@@ -37,7 +37,7 @@ use crate::{
         events::{EventKind, HitSample},
         spans,
     },
-    semantics::{headers, identity::RouteIndex, job_id::JobId, policy::Bypass},
+    semantics::{headers, identity::ReadJob, policy::Bypass},
     service::FastPathMiss,
     store::Budget,
     transport::Peer,
@@ -47,7 +47,7 @@ use crate::{
 /// is boxed, for the reason given at [`dispatch`](super::Proxy::dispatch).
 pub(super) async fn serve(
     context: &Arc<ProxyContext>,
-    job: (&JobId, RouteIndex),
+    job: &ReadJob<'_>,
     mut request: Request<Incoming>,
     requester: Requester,
     sample: Option<&HitSample>,

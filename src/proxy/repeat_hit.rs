@@ -89,7 +89,7 @@ impl RepeatHit {
         if !Arc::ptr_eq(&self.cache, &context.cache) || path.len() > context.config.server.max_uri {
             return false;
         }
-        let Some(job) = context.routes.read_at(path) else { return false };
+        let Some(job) = context.routes.job_at(path) else { return false };
         context.cache.retarget(&mut self.lookup, job, path);
         self.near_lookup = Some(NearLookup::default());
         self.sample = context.cache.events().sample();

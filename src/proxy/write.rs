@@ -31,9 +31,8 @@ use crate::{
     mutants::{self, Mutant},
     observe::spans,
     semantics::{
-        job_id::JobId,
         policy::is_endless,
-        route::{WriteScope, WriteTarget},
+        route::{WriteScope, WriteTarget, invalidation_rules::RuleMatch},
     },
     store::{Ended, Write},
     upstream::{RequestBody, ResponseBody, RetryPolicy, UploadEnd, UploadOutcome, UpstreamError},
@@ -75,12 +74,13 @@ async fn forward_write(
     }
     let result = result.map(|InspectedResponse { response, named }| {
         let mut jobs = named.jobs;
-        jobs.extend(context.routes.location_targets(&target, &response));
+        let located = context.routes.location_targets(&target, &response);
+        jobs.extend(located.all_jobs());
+        invalidation.all |= located.too_many;
         // A job that is named elsewhere may be a limit in the query (`?limit=10`). `count` looks
         // closer.
-        let is_claimed = !scope.rules.is_empty()
-            || scope.names_job_at_its_place()
-            || jobs.iter().any(|job| !JobId::is_word(job.as_str()));
+        let is_claimed =
+            !scope.rules.is_empty() || scope.names_job_at_its_place() || !located.names_no_job();
         if response.status().is_success() && !is_claimed {
             context.metrics.unclaimed.count(&context.routes, &method, &target);
         }
@@ -140,7 +140,7 @@ fn changes_all(
     }
     let is_success = |inspected: &InspectedResponse| inspected.response.status().is_success();
     let has_too_many = scope.too_many && result.as_ref().map_or(true, is_success);
-    let has_all_rule = scope.rules.iter().any(|rule| rule.is_all());
+    let has_all_rule = scope.rules.iter().any(RuleMatch::is_all);
     missed || has_too_many || has_all_rule || context.superseded.is_cancelled()
 }
 

@@ -2,16 +2,18 @@
 //!
 //! Two routes, or two APIs that share a Redis, may give two jobs the same key. The key alone
 //! therefore never decides: the meta of an entry holds the API, the route and the text of its
-//! variable, and all three are compared before the entry is used. Leases and flights carry a hash of
+//! variables, and all of them are compared before the entry is used. Leases and flights carry a hash of
 //! the same, so that nobody waits for or joins a read of another job.
 //!
 //! An API without a name (`api` unset) is one identity. The address of the upstream is no part of
 //! it: replicas of one API have different addresses, and different APIs often have the same one
 //! (`127.0.0.1:8000` in each pod).
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use super::job_id::JobId;
 
 /// Hash of the API, the route and the variable that an entry is of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -24,8 +26,55 @@ impl fmt::Display for IdentityHash {
 }
 
 /// The position of a route in the configuration.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RouteIndex(pub(super) usize);
+
+impl RouteIndex {
+    /// Returns the position, from 0.
+    pub fn position(self) -> usize {
+        self.0
+    }
+}
+
+/// Where a job is read: its route and the texts of the variables there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The route.
+    pub route: RouteIndex,
+    /// The texts of all variables in their order, joined by a slash, which none of them has; none if
+    /// that is the key.
+    pub variables: Option<Box<str>>,
+}
+
+/// A job as the path of a read names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadJob<'p> {
+    /// The key without its prefix.
+    pub key: Cow<'p, str>,
+    /// The position of the prefix among the configured ones.
+    pub prefix: u8,
+    /// Where it is read.
+    pub place: Place,
+}
+
+impl<'p> ReadJob<'p> {
+    /// A job by its name alone, at no particular place.
+    pub fn of(id: &'p JobId) -> Self {
+        let prefix = u8::try_from(id.prefix()).unwrap_or_default();
+        Self { key: Cow::Borrowed(id.as_str()), prefix, place: Place::default() }
+    }
+
+    /// Returns the same job apart from the path that names it.
+    pub fn into_owned(self) -> ReadJob<'static> {
+        let Self { key, prefix, place } = self;
+        ReadJob { key: Cow::Owned(key.into_owned()), prefix, place }
+    }
+
+    /// Returns the name of the job.
+    pub fn id(&self) -> JobId {
+        JobId::new(&self.key, self.prefix)
+    }
+}
 
 /// The API, the route and the job of an entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,7 +83,7 @@ pub struct Identity<'i> {
     pub api: &'i str,
     /// The template of the route.
     pub route: &'i str,
-    /// The text of the variable.
+    /// The texts of the variables, joined by a slash.
     pub id: &'i str,
 }
 
@@ -54,10 +103,10 @@ pub(crate) struct Scopes {
 }
 
 impl Scopes {
-    pub(crate) fn new(api: Option<&str>, routes: &[String]) -> Self {
+    pub(crate) fn new<'r>(api: Option<&str>, routes: impl Iterator<Item = &'r str>) -> Self {
         let api = api.unwrap_or_default();
-        let scope = |route: &String| (route.as_str().into(), scope_seed(api, route));
-        Self { api: api.into(), routes: routes.iter().map(scope).collect() }
+        let routes = routes.map(|route| (route.into(), scope_seed(api, route))).collect();
+        Self { api: api.into(), routes }
     }
 
     /// Returns every route.
@@ -65,15 +114,17 @@ impl Scopes {
         (0..self.routes.len()).map(RouteIndex)
     }
 
-    pub(crate) fn identity<'i>(&'i self, route: RouteIndex, id: &'i str) -> Identity<'i> {
-        let route = self.routes.get(route.0).map_or("", |(route, _)| route);
-        Identity { api: &self.api, route, id }
+    /// Returns what an entry is of, for requests at this place of the job with this key.
+    pub(crate) fn identity<'i>(&'i self, place: &'i Place, key: &'i str) -> Identity<'i> {
+        let route = self.routes.get(place.route.0).map_or("", |(route, _)| route);
+        Identity { api: &self.api, route, id: place.variables.as_deref().unwrap_or(key) }
     }
 
-    /// Returns the hash of [`Scopes::identity`], at the cost of hashing the id.
-    pub(crate) fn hash(&self, route: RouteIndex, id: &str) -> IdentityHash {
-        let seed = self.routes.get(route.0).map(|(_, seed)| *seed);
-        hash_in(seed.unwrap_or_else(|| scope_seed(&self.api, "")), id)
+    /// Returns the hash of [`Scopes::identity`], at the cost of hashing the variables.
+    pub(crate) fn hash(&self, place: &Place, key: &str) -> IdentityHash {
+        let seed = self.routes.get(place.route.0).map(|(_, seed)| *seed);
+        let seed = seed.unwrap_or_else(|| scope_seed(&self.api, ""));
+        hash_in(seed, place.variables.as_deref().unwrap_or(key))
     }
 }
 
@@ -92,16 +143,24 @@ mod tests {
 
     #[test]
     fn api_route_and_id_each_make_another_identity_and_every_sidecar_the_same_one() {
-        let routes = ["/jobs/{id}".to_owned(), "/api/v1/jobs/{id}".to_owned()];
-        let scopes = |api| Scopes::new(api, &routes);
-        let [jobs, api_v1] = [RouteIndex(0), RouteIndex(1)];
+        let scopes = |api| Scopes::new(api, ["/jobs/{id}", "/t/{tenant}/jobs/{id}"].into_iter());
+        let place = |route, variables: Option<&str>| Place {
+            route: RouteIndex(route),
+            variables: variables.map(Into::into),
+        };
         let same = scopes(Some("billing"));
-        assert_eq!(same.hash(api_v1, "7"), scopes(Some("billing")).identity(api_v1, "7").hash());
+        let there = place(1, Some("a/7"));
+        assert_eq!(
+            same.hash(&there, "a:7"),
+            scopes(Some("billing")).identity(&there, "a:7").hash()
+        );
         let hashes = [
-            scopes(None).hash(jobs, "7"),
-            scopes(Some("billing")).hash(jobs, "7"),
-            scopes(None).hash(api_v1, "7"),
-            scopes(None).hash(jobs, "8"),
+            scopes(None).hash(&place(0, None), "7"),
+            scopes(Some("billing")).hash(&place(0, None), "7"),
+            scopes(None).hash(&place(1, None), "7"),
+            scopes(None).hash(&place(0, None), "8"),
+            scopes(None).hash(&place(1, Some("a:b/c")), "a:b:c"),
+            scopes(None).hash(&place(1, Some("a/b:c")), "a:b:c"),
         ];
         for (at, hash) in hashes.iter().enumerate() {
             assert!(!hashes[..at].contains(hash), "{at}");

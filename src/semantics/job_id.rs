@@ -4,7 +4,7 @@
 //! An entry stored under one spelling would survive a write under another. So reads and writes are
 //! treated differently:
 //!
-//! - A read is cached only under the canonical spelling ([`JobId::canonical`]). An id that some
+//! - A read is cached only under the canonical spelling ([`is_canonical`]). An id that some
 //!   common parser reads as another id bypasses the cache, even if this upstream would not read it so.
 //! - A write invalidates every id that any parser may read from its spelling ([`possible_ids`]).
 //!
@@ -15,15 +15,20 @@
 //! zeros, `_` between digits, a zero fraction, white space), format suffixes (Rails and Django REST:
 //! `7.json`), percent and form encoding, matrix parameters.
 //!
-//! A read is also not cached if its id is a word ([`JobId::is_word`]).
+//! A read is also not cached if its id is a word ([`is_word`]).
 //!
 //! Not covered: upstreams that read a numeric prefix (`parseInt("7abc")`), exponents and radix
 //! prefixes (`1e3`, `0x7`), or digits outside ASCII. Of upstreams that compare ids without regard to
-//! case, the case sent, lower and upper case are covered (`proxy::route`); mixed case is not.
+//! case, the case sent, lower and upper case are covered; mixed case is not.
+//!
+//! All this is for [`Ids::Auto`]. An API that compares ids as text ([`Ids::Opaque`]) has one spelling
+//! for each id apart from percent-encoding. Writes still count for every reading.
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
 use percent_encoding::percent_decode_str;
+
+use super::policy::Bypass;
 
 /// Length of the longest id, in bytes. Reads with a longer one bypass the cache.
 pub const MAX_ID_LEN: usize = 128;
@@ -43,51 +48,181 @@ const OBJECT_ID_LEN: usize = 24;
 const FORMAT_SUFFIXES: [&str; 12] =
     ["api", "csv", "htm", "html", "js", "json", "jsonp", "md", "txt", "xml", "yaml", "yml"];
 
-/// A job id in its canonical spelling: `[A-Za-z0-9._~-]{1,128}`, not `.` or `..`.
+/// Length of the longest key without its prefix, in bytes.
+pub const MAX_KEY_LEN: usize = 512;
+
+/// Characters that some readers of a path decode again, or end a segment or an id at.
+const UNCLEAR: [char; 6] = ['/', '\\', ';', '%', '?', '#'];
+
+/// The name of a job: its key in the store without the prefix.
 ///
-/// Cheap to clone. Two ids name the same job if and only if their bytes are equal.
+/// Cheap to clone. Two of them name the same key if and only if they are equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct JobId(Arc<str>);
+pub struct JobId {
+    text: Arc<str>,
+    prefix: u8,
+}
 
 impl JobId {
-    /// Returns the id if `raw` is its canonical spelling.
-    ///
-    /// Returns `None` also if some parser would read another id from it: a UUID that is not lower-case
-    /// hyphenated 8-4-4-4-12 (so a bare `uuid4().hex` is not cached), a number with leading zeros, an
-    /// unnecessary sign, `_` or `.0` (so `20240101_1200` is not cached), or `7.json`.
-    pub fn canonical(raw: &str) -> Option<Self> {
-        Self::is_canonical(raw).then(|| Self(raw.into()))
+    /// Names the job with this key under the `prefix`th of the configured prefixes.
+    pub fn new(key: &str, prefix: u8) -> Self {
+        Self { text: key.into(), prefix }
     }
 
-    /// Returns whether `raw` is the canonical spelling of an id.
-    pub fn is_canonical(raw: &str) -> bool {
-        let same = |reading: Option<String>| reading.is_none_or(|id| id == raw);
-        is_plainly_canonical(raw)
-            || has_id_syntax(raw)
-                && same(canonical_uuid(raw))
-                && same(canonical_integer(raw))
-                && without_format_suffix(raw).is_none()
-    }
-
-    /// Returns whether a canonical spelling is a word. An id has a digit, or is a UUID or an
-    /// `ObjectId`. A segment without one (`/jobs/stats`) most likely names something else, which no
-    /// write to a job would invalidate.
-    pub fn is_word(id: &str) -> bool {
-        let is_hex = |id: &str| id.bytes().all(|b| b.is_ascii_hexdigit());
-        let has_digit = id.bytes().any(|b| b.is_ascii_digit());
-        let is_object_id = id.len() == OBJECT_ID_LEN && is_hex(id);
-        !(has_digit || is_object_id || is_plainly_canonical(id))
-    }
-
-    /// Returns the canonical spelling.
+    /// Returns the key without its prefix.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// Returns the position of the prefix among the configured ones.
+    pub fn prefix(&self) -> usize {
+        self.prefix.into()
     }
 }
 
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
+    }
+}
+
+/// How an API reads the ids in its paths.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ids {
+    /// Not known: only a spelling that every parser leaves as it is is cached.
+    #[default]
+    Auto,
+    /// As text: any segment is an id.
+    Opaque,
+}
+
+impl Ids {
+    /// Returns the word in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Opaque => "opaque",
+        }
+    }
+
+    /// Returns the id that a read names with a segment.
+    ///
+    /// # Errors
+    ///
+    /// Returns why a read of it is not cached.
+    pub fn read(self, segment: &str) -> Result<Cow<'_, str>, Bypass> {
+        match self {
+            Self::Opaque => as_text(segment).ok_or(Bypass::Spelling),
+            Self::Auto if !is_canonical(segment) => Err(Bypass::Spelling),
+            Self::Auto if is_word(segment) => Err(Bypass::Word),
+            Self::Auto => Ok(Cow::Borrowed(segment)),
+        }
+    }
+
+    /// Returns every id that a write may name with a segment, the most literal first.
+    pub fn readings(self, segment: &str) -> Vec<String> {
+        match self {
+            Self::Auto => possible_ids(segment),
+            Self::Opaque => possible_texts(segment),
+        }
+    }
+
+    /// Whether an id names a job and not, as a word does, something beside the jobs.
+    pub fn names_job(self, id: &str) -> bool {
+        self == Self::Opaque || !is_word(id)
+    }
+}
+
+/// Returns the text of a segment, decoded, if every reader gets the same: one that decodes twice, cuts
+/// off parameters or takes `\` for a slash as well. `None` also for what no key may have.
+pub fn as_text(segment: &str) -> Option<Cow<'_, str>> {
+    let text = if segment.contains('%') {
+        percent_decode_str(segment).decode_utf8().ok()?
+    } else {
+        Cow::Borrowed(segment)
+    };
+    is_text(&text).then_some(text)
+}
+
+/// Returns whether a key may have this text.
+pub fn is_key(text: &str) -> bool {
+    let is_plain = |c: char| !c.is_control() && !matches!(c, '{' | '}');
+    (1..=MAX_KEY_LEN).contains(&text.len()) && text.chars().all(is_plain)
+}
+
+fn is_text(text: &str) -> bool {
+    is_key(text) && !text.contains(UNCLEAR) && text.trim() == text && !matches!(text, "." | "..")
+}
+
+/// Returns whether `raw` is the canonical spelling of an id: `[A-Za-z0-9._~-]{1,128}`, not `.` or `..`.
+///
+/// It is not if some parser would read another id from it: a UUID that is not lower-case hyphenated
+/// 8-4-4-4-12 (so a bare `uuid4().hex` is not cached), a number with leading zeros, an unnecessary
+/// sign, `_` or `.0` (so `20240101_1200` is not cached), or `7.json`.
+pub fn is_canonical(raw: &str) -> bool {
+    let same = |reading: Option<String>| reading.is_none_or(|id| id == raw);
+    is_plainly_canonical(raw)
+        || has_id_syntax(raw)
+            && same(canonical_uuid(raw))
+            && same(canonical_integer(raw))
+            && without_format_suffix(raw).is_none()
+}
+
+/// Returns whether a canonical spelling is a word. An id has a digit, or is a UUID or an `ObjectId`. A
+/// segment without one (`/jobs/stats`) most likely names something else, which no write to a job
+/// would invalidate.
+pub fn is_word(id: &str) -> bool {
+    let is_hex = |id: &str| id.bytes().all(|b| b.is_ascii_hexdigit());
+    let has_digit = id.bytes().any(|b| b.is_ascii_digit());
+    let is_object_id = id.len() == OBJECT_ID_LEN && is_hex(id);
+    !(has_digit || is_object_id || is_plainly_canonical(id))
+}
+
+/// Returns every text that a reader may take from a segment: decoded at every depth, without
+/// parameters, without a format suffix, with `+` and space exchanged, in lower and in upper case, and
+/// what parsers of UUIDs and numbers read.
+fn possible_texts(segment: &str) -> Vec<String> {
+    let mut texts: Vec<String> = Vec::new();
+    let mut add = |text: &str| {
+        if is_text(text) && !texts.iter().any(|known| known == text) {
+            texts.push(text.to_owned());
+        }
+    };
+    for_each_decoding(segment, |text| {
+        let bare = text.split([';', '?', '#']).next().unwrap_or_default();
+        for spelling in [text, bare] {
+            add(spelling.trim());
+            add(&spelling.trim().replace('+', " "));
+            add(&spelling.trim().replace(' ', "+"));
+            without_format_suffix(spelling).into_iter().for_each(&mut add);
+        }
+    });
+    for id in possible_ids(segment) {
+        add(&id);
+        if let Some(uuid) = canonical_uuid(&id) {
+            add(&uuid.replace('-', ""));
+        }
+    }
+    for text in texts.clone() {
+        for case in [text.to_ascii_lowercase(), text.to_ascii_uppercase()] {
+            if !texts.contains(&case) {
+                texts.push(case);
+            }
+        }
+    }
+    texts
+}
+
+/// Calls `each` with a segment and with what remains after each decoding.
+fn for_each_decoding(segment: &str, mut each: impl FnMut(&str)) {
+    let mut text = Cow::Borrowed(segment);
+    for _ in 0..=MAX_DECODES {
+        each(&text);
+        let decoded = percent_decode_str(&text).decode_utf8_lossy();
+        if decoded == text {
+            break;
+        }
+        text = Cow::Owned(decoded.into_owned());
     }
 }
 
@@ -95,27 +230,19 @@ impl fmt::Display for JobId {
 ///
 /// The ids are canonical and distinct, the most literal one comes first, and their number is bounded
 /// by [`MAX_DECODES`]. If there are none, nothing can be cached under the segment either.
-pub fn possible_ids(segment: &str) -> Vec<JobId> {
+pub fn possible_ids(segment: &str) -> Vec<String> {
     // Every parser reads a canonical spelling as itself.
-    if let Some(id) = JobId::canonical(segment) {
-        return vec![id];
+    if is_canonical(segment) {
+        return vec![segment.to_owned()];
     }
     let mut ids = Vec::new();
-    let mut text = Cow::Borrowed(segment);
-    for _ in 0..=MAX_DECODES {
-        add_ids_of_text(&text, &mut ids);
-        let decoded = percent_decode_str(&text).decode_utf8_lossy();
-        if decoded == text {
-            break;
-        }
-        text = Cow::Owned(decoded.into_owned());
-    }
+    for_each_decoding(segment, |text| add_ids_of_text(text, &mut ids));
     ids
 }
 
 /// Adds the ids that `text` gives without decoding: with and without its parameters, with `+` kept
 /// and with `+` read as a space (form encoding).
-fn add_ids_of_text(text: &str, ids: &mut Vec<JobId>) {
+fn add_ids_of_text(text: &str, ids: &mut Vec<String>) {
     // Decoding may produce a `?` or `#`, which a second parser reads as the end of the path.
     let bare = text.split([';', '?', '#']).next().unwrap_or_default();
     for spelling in [text, bare] {
@@ -127,14 +254,12 @@ fn add_ids_of_text(text: &str, ids: &mut Vec<JobId>) {
 }
 
 /// Adds the ids that one spelling gives, with and without its format suffix.
-fn add_ids_of_spelling(spelling: &str, ids: &mut Vec<JobId>) {
+fn add_ids_of_spelling(spelling: &str, ids: &mut Vec<String>) {
     let trimmed = spelling.trim_matches(|c: char| c.is_whitespace() || c.is_control());
     for text in [Some(trimmed), without_format_suffix(trimmed)].into_iter().flatten() {
         let parsed = [canonical_uuid(text), canonical_integer(text)].into_iter().flatten();
-        for id in
-            JobId::canonical(text).into_iter().chain(parsed.filter_map(|id| JobId::canonical(&id)))
-        {
-            if !ids.contains(&id) {
+        for id in [text.to_owned()].into_iter().chain(parsed) {
+            if is_canonical(&id) && !ids.contains(&id) {
                 ids.push(id);
             }
         }
@@ -235,31 +360,24 @@ fn without_format_suffix(text: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        JobId, MAX_DECODES, MAX_ID_LEN, canonical_integer, canonical_uuid, has_id_syntax,
-        is_plainly_canonical, possible_ids, without_format_suffix,
-    };
+    use super::*;
 
     const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
 
     #[track_caller]
     fn check_canonical(raw: &str, want: bool) {
-        let id = JobId::canonical(raw);
-        assert_eq!(id.is_some(), want, "{raw:?}");
-        if let Some(id) = id {
-            assert_eq!((id.as_str(), id.to_string().as_str()), (raw, raw));
-        }
+        assert_eq!(is_canonical(raw), want, "{raw:?}");
     }
 
     #[track_caller]
     fn check(segment: &str, want: &[&str]) {
         let ids = possible_ids(segment);
-        assert_eq!(ids.iter().map(JobId::as_str).collect::<Vec<_>>(), want, "{segment:?}");
+        assert_eq!(ids, want, "{segment:?}");
         for id in &ids {
-            assert_eq!(JobId::canonical(id.as_str()).as_ref(), Some(id), "{segment:?}");
+            assert!(is_canonical(id), "{segment:?}");
         }
-        if let Some(id) = JobId::canonical(segment) {
-            assert_eq!(ids, [id], "a canonical spelling has one reading");
+        if is_canonical(segment) {
+            assert_eq!(ids, [segment], "a canonical spelling has one reading");
         }
     }
 
@@ -307,13 +425,13 @@ mod tests {
     #[test]
     fn an_id_without_a_digit_is_a_word() {
         for id in ["7", "job-7", "a1", "-7", UUID, "01ARZ3NDEKTSV4RRFFQ69G5FAV"] {
-            assert!(!JobId::is_word(id), "{id}");
+            assert!(!is_word(id), "{id}");
         }
         for id in ["abcdefab-cdef-abcd-efab-cdefabcdefab", "abcdefabcdefabcdefabcdef"] {
-            assert!(!JobId::is_word(id), "{id}");
+            assert!(!is_word(id), "{id}");
         }
         for word in ["stats", "latest", "next", "x", "batch-cancel", "...", "feed.atom"] {
-            assert!(JobId::is_word(word), "{word}");
+            assert!(is_word(word), "{word}");
         }
     }
 
@@ -422,5 +540,53 @@ mod tests {
             check(segment, &[]);
         }
         check(&"a".repeat(64 << 10), &[]);
+    }
+
+    #[track_caller]
+    fn check_text(segment: &str, want: Option<&str>) {
+        assert_eq!(as_text(segment).as_deref(), want, "{segment}");
+    }
+
+    #[test]
+    fn a_text_is_decoded_once_if_all_readers_agree() {
+        for text in ["7", "007", "rq:job:1", "a b", "20240101_1200", "stats", "é", "a+b", "a@b,c"]
+        {
+            check_text(text, (text != "a b").then_some(text).or(Some("a b")));
+        }
+        check_text("rq%3Ajob%3a1", Some("rq:job:1"));
+        check_text("a%20b", Some("a b"));
+        check_text("%C3%A9", Some("é"));
+        check_text(&"a".repeat(MAX_KEY_LEN), Some(&"a".repeat(MAX_KEY_LEN)));
+        for other in ["", ".", "..", "%2e", "a%2Fb", "a%5Cb", "a;v=1", "a%3Bb", "a%257", "%ff", "%"]
+        {
+            check_text(other, None);
+        }
+        for other in ["{a}", "a%7D", "a%00", "a%0A", "%20a", "a%3Fb", "a%23b"] {
+            check_text(other, None);
+        }
+        check_text(&"a".repeat(MAX_KEY_LEN + 1), None);
+    }
+
+    #[test]
+    fn a_write_names_every_text_that_a_read_may_have_had() {
+        let check = |segment: &str, id: &str| {
+            let readings = Ids::Opaque.readings(segment);
+            assert!(readings.iter().any(|reading| reading == id), "{segment}: {readings:?}");
+        };
+        for id in ["rq:job:1", "20240101_1200", "Ab-c", "a b", "a+b", "stats", "007"] {
+            let encoded =
+                percent_encoding::utf8_percent_encode(id, percent_encoding::NON_ALPHANUMERIC);
+            check(&encoded.to_string(), id);
+            check(id, id);
+            check(&format!("{id};v=1"), id);
+            check(&format!("{id}.json"), id);
+        }
+        check("a+b", "a b");
+        check("ABC", "abc");
+        check(UUID, &UUID.replace('-', ""));
+        check(&UUID.replace('-', ""), UUID);
+        check("007", "7");
+        assert_eq!(Ids::Opaque.readings("acme"), ["acme", "ACME"]);
+        assert_eq!(Ids::Opaque.readings("7"), ["7"]);
     }
 }

@@ -17,7 +17,7 @@ mod volatile;
 use std::time::{Duration, SystemTime};
 
 use hyper::{
-    HeaderMap,
+    HeaderMap, StatusCode,
     header::{HeaderName, HeaderValue, IF_NONE_MATCH},
 };
 
@@ -25,7 +25,7 @@ pub use directives::RequestDirectives;
 pub use freshness::{Freshness, StatedLifetimes, freshness, stated_lifetimes};
 pub use reason::{Bypass, NoStore};
 pub(crate) use reason::{CacheStatus, Forward, cache_status};
-pub use storable::{is_endless, storable};
+pub use storable::{is_endless, may_be_shared, storable};
 pub use stored_head::{LastModified, StoredHead};
 
 use super::settings::StateTtlConfig;
@@ -35,6 +35,8 @@ use super::settings::StateTtlConfig;
 pub struct Policy {
     /// Greatest age of an answer from the cache, and the lifetime of a response that states none.
     pub ttl: Duration,
+    /// Final statuses that are stored beside 200, each with its greatest age.
+    pub statuses: Vec<(StatusCode, Duration)>,
     /// Whether only responses that state a lifetime are stored.
     pub stated_only: bool,
     /// Size of the largest body, in bytes.
@@ -50,6 +52,17 @@ pub struct Policy {
     pub cookies: Vec<String>,
     /// Configured names of response headers that are neither stored nor compared.
     pub volatile: Vec<HeaderName>,
+}
+
+impl Policy {
+    /// Returns the greatest age of an answer with this status from the cache; `None` if it is not
+    /// stored.
+    pub fn ttl_of(&self, status: StatusCode) -> Option<Duration> {
+        if status == StatusCode::OK {
+            return Some(self.ttl);
+        }
+        self.statuses.iter().find(|(known, _)| *known == status).map(|(_, ttl)| *ttl)
+    }
 }
 
 /// Returns whether a GET or HEAD with these headers is answered with 304 if the representation has

@@ -11,24 +11,25 @@
 use std::sync::Arc;
 
 use hyper::{HeaderMap, Method, Request, Response};
-use invalidation_rules::{InvalidationRule, InvalidationRules};
+use invalidation_rules::{InvalidationRules, RuleMatch};
 use method_override::{is_method_override, is_url_override, names_unknown_method, other_urls};
 use path_variants::Scope;
-use template::{MAX_TEMPLATES, Template};
+use template::{MAX_TEMPLATES, Named, Template, template};
 use thiserror::Error;
 
 use super::{
     headers::{is_upgrade, names_scheme},
-    identity::RouteIndex,
-    job_id::JobId,
+    identity::{Place, ReadJob, RouteIndex},
+    job_id::{JobId, as_text},
     policy::Bypass,
-    settings::{InvalidateRule, QueryConfig},
+    settings::{ApiConfig, QueryConfig, RouteConfig},
 };
 
 mod id_parts;
 pub mod invalidation_rules;
 mod location_targets;
 mod method_override;
+mod path_pattern;
 mod path_variants;
 mod template;
 mod write_names;
@@ -42,7 +43,7 @@ pub use method_override::{is_unsafe, overrides_method};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// A read of a job. It may be answered from the cache, and a miss may fill it.
-    Read(JobId, RouteIndex),
+    Read(ReadJob<'static>),
     /// A write that may change jobs. It is fenced and forwarded, and the jobs are invalidated.
     Write(WriteScope),
     /// Forwarded past the cache, for this reason.
@@ -63,51 +64,49 @@ pub struct WriteScope {
     pub elsewhere: Vec<JobId>,
     /// Whether the target names more jobs than are invalidated one by one.
     pub too_many: bool,
+    /// Whether one of `jobs` is more than a word.
+    names_job: bool,
     /// The rules that match the path and the method.
-    pub rules: Vec<Arc<InvalidationRule>>,
+    pub rules: Vec<RuleMatch>,
 }
 
 /// The routes of the jobs, the `[[invalidate]]` rules, and the query parameters that a cached read
 /// may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Routes {
-    templates: Vec<Template>,
+    templates: Vec<Arc<Template>>,
     rules: InvalidationRules,
     query: QueryConfig,
 }
 
-impl Routes {
-    /// Parses the templates of the jobs' paths and the `[[invalidate]]` rules.
-    pub fn new(
-        templates: &[String],
-        rules: &[InvalidateRule],
-        query: &QueryConfig,
-    ) -> Result<Self, InvalidRoutes> {
-        let routes = Self::parse(templates)?.with_query(query.clone());
-        Ok(routes.with_rules(InvalidationRules::parse(rules).map_err(InvalidRoutes)?))
-    }
+/// Checks a route by itself. An error says what is wrong, and what to write instead.
+pub fn check_route(route: &RouteConfig) -> Result<(), String> {
+    template(route, &[""]).map(drop)
+}
 
-    /// Parses path templates such as `/jobs/{id}` or `/x/{id}/status`. A template is absolute and
-    /// has exactly one segment `{id}`; its other segments are literal.
-    pub fn parse<S: AsRef<str>>(templates: &[S]) -> Result<Self, InvalidRoutes> {
-        let count = templates.len();
-        let templates = match count {
+impl Routes {
+    /// Parses the routes and the `[[invalidate]]` rules.
+    pub fn new(api: &ApiConfig) -> Result<Self, InvalidRoutes> {
+        let (routes, prefixes) = (api.routes(), api.prefixes());
+        let templates = match routes.len() {
             0 => Err("no route given; give at least one such as '/jobs/{id}'".to_owned()),
             1..=MAX_TEMPLATES => {
-                templates.iter().map(|text| Template::parse(text.as_ref())).collect()
+                routes.iter().map(|route| template(route, &prefixes)).collect::<Result<Vec<_>, _>>()
             }
-            _ => Err(format!(
+            count => Err(format!(
                 "{count} routes given, at most {MAX_TEMPLATES} are allowed; remove some"
             )),
         };
         let templates = templates.map_err(InvalidRoutes)?;
-        Ok(Self { templates, rules: InvalidationRules::default(), query: QueryConfig::default() })
+        let rules = InvalidationRules::parse(&api.invalidate, &templates).map_err(InvalidRoutes)?;
+        Ok(Self { templates, rules, query: api.query.clone() })
     }
 
-    /// Sets the rules for writes with a path that does not name the jobs they change.
-    #[must_use]
-    pub fn with_rules(self, rules: InvalidationRules) -> Self {
-        Self { rules, ..self }
+    /// Parses path templates such as `/jobs/{id}`, without rules and with everything else at its
+    /// default.
+    pub fn parse<S: AsRef<str>>(templates: &[S]) -> Result<Self, InvalidRoutes> {
+        let paths = templates.iter().map(|text| text.as_ref().to_owned()).collect();
+        Self::new(&ApiConfig { paths, ..ApiConfig::default() })
     }
 
     /// Sets the parameters that the query of a cached read may have.
@@ -132,65 +131,86 @@ impl Routes {
         }
     }
 
-    /// Returns the id of the job at a path without a query, or `None` where [`Routes::classify`]
-    /// finds no read, whatever the headers.
-    pub fn job_at<'p>(&self, path: &'p str) -> Option<&'p str> {
-        self.read_at(path).map(|(id, _)| id)
+    /// Returns the job at a path without a query, or `None` where [`Routes::classify`] finds no read,
+    /// whatever the headers.
+    pub fn job_at<'p>(&self, path: &'p str) -> Option<ReadJob<'p>> {
+        self.find(path)?.ok()
     }
 
-    /// Returns the same with the route.
-    pub fn read_at<'p>(&self, path: &'p str) -> Option<(&'p str, RouteIndex)> {
-        self.find(path).filter(|(id, _)| JobId::is_canonical(id) && !JobId::is_word(id))
-    }
-
-    /// Returns the text at the place of the id, in whatever spelling, by the first route that a path
-    /// matches.
-    fn find<'p>(&self, path: &'p str) -> Option<(&'p str, RouteIndex)> {
+    /// Returns the job of the first route that a path matches, or why it is not cached.
+    fn find<'p>(&self, path: &'p str) -> Option<Result<ReadJob<'p>, Bypass>> {
         let mut templates = self.templates.iter().enumerate();
-        let found =
-            |(index, template): (usize, &Template)| Some((template.id(path)?, RouteIndex(index)));
-        templates.find_map(found)
+        let (route, found) =
+            templates.find_map(|(at, template)| Some((RouteIndex(at), template.read(path)?)))?;
+        let prefix = self.templates[route.0].prefix;
+        let job =
+            |Named { key, variables }| ReadJob { key, prefix, place: Place { route, variables } };
+        Some(found.map(job))
     }
 
-    /// Returns the route of a path that is the path of a job; the first one for any other path.
-    pub fn index_of(&self, path: &str) -> RouteIndex {
-        self.find(path).map(|(_, route)| route).unwrap_or_default()
+    /// Returns the setting with which a read that bypasses the cache for this reason would be cached.
+    pub fn setting_for(&self, path: &str, why: Bypass) -> Option<&'static str> {
+        if !matches!(why, Bypass::Spelling | Bypass::Word) {
+            return None;
+        }
+        let segments: Vec<&str> = path.split('/').skip(1).filter(|text| !text.is_empty()).collect();
+        let is_text = |template: &Arc<Template>| {
+            template.id_at_or_above(&segments).is_some_and(|id| as_text(id).is_some())
+        };
+        match self.templates.iter().find(|template| template.matches(path)) {
+            Some(template) => is_text(template).then_some("ids=opaque"),
+            None => self.templates.iter().any(|t| t.is_whole(&segments)).then_some("routes"),
+        }
     }
 
-    /// Returns the path of a job by the first route.
-    pub fn path_of(&self, id: &JobId) -> String {
-        self.templates.first().map_or_else(String::new, |template| template.path(id.as_str()))
+    /// Returns the jobs that a text names by their key, under each prefix.
+    pub fn jobs_by_key(&self, text: &str) -> Vec<JobId> {
+        let mut jobs = Vec::new();
+        for job in self.templates.iter().flat_map(|template| template.jobs_by_key(text)) {
+            if !jobs.contains(&job) {
+                jobs.push(job);
+            }
+        }
+        jobs
+    }
+
+    /// Returns a path of the job with this key, by the first route that has such keys.
+    pub fn path_of(&self, id: &JobId) -> Option<String> {
+        let of_prefix = self.templates.iter().filter(|template| template.has_prefix(id.prefix()));
+        of_prefix.into_iter().find_map(|template| template.path_of(id.as_str()))
     }
 
     /// Returns the template that stands for a path in places that must not contain job ids: the
     /// template that the path matches, or lies below.
     pub fn route_of(&self, path: &str) -> Option<&str> {
-        let whole = self.templates.iter().find(|template| template.id(path).is_some());
+        let whole = self.templates.iter().find(|template| template.matches(path));
         let above = || {
             let segments: Vec<&str> = path.split('/').skip(1).collect();
             self.templates.iter().find(|template| template.id_at_or_above(&segments).is_some())
         };
-        whole.or_else(above).map(Template::text)
+        whole.or_else(above).map(|template| template.text())
     }
 
     /// Returns every job that some reading of `path` names or lies below.
     ///
     /// `path` may also be an absolute URL. Its query is ignored.
-    pub fn jobs(&self, path: &str) -> Vec<JobId> {
-        self.named_by_targets(&[], Scope::Place, [(path, None)]).into_scope().into_jobs()
+    pub fn named_by_path(&self, path: &str) -> WriteScope {
+        let mut scope = self.named_by_targets(&[], Scope::Place, [(path, None)]).into_scope();
+        if let Some(job) = self.job_at(path) {
+            scope.too_many = false;
+            if !scope.jobs.contains(&job.id()) {
+                scope.jobs.push(job.id());
+            }
+        }
+        scope
     }
 
-    /// Returns the jobs that `Location` and `Content-Location` of the response to a write name, in
-    /// their paths or queries. A prefix of their paths is ignored: gateways remove one, and APIs put
-    /// it back.
-    pub fn location_targets<B>(&self, target: &WriteTarget, answer: &Response<B>) -> Vec<JobId> {
+    /// Returns what `Location` and `Content-Location` of the response to a write name, in their paths
+    /// or queries. A prefix of their paths is ignored: gateways remove one, and APIs put it back.
+    pub fn location_targets<B>(&self, target: &WriteTarget, answer: &Response<B>) -> WriteScope {
         let named = target.named_by(answer.status(), answer.headers());
-        let jobs = |target: &String| {
-            self.named_by_targets(&[], Scope::Tail, [path_and_query(target)])
-                .into_scope()
-                .into_jobs()
-        };
-        named.iter().flat_map(jobs).collect()
+        let targets = named.iter().map(|target| path_and_query(target));
+        self.named_by_targets(&[], Scope::Tail, targets).into_scope()
     }
 
     fn read<B>(&self, request: &Request<B>) -> Route {
@@ -202,21 +222,20 @@ impl Routes {
         if is_upgrade(headers) {
             return Route::Pass(Bypass::Upgrade);
         }
-        let Some((id, route)) = self.find(path) else {
-            return Route::Pass(self.named_by_targets(&[], Scope::Place, [(path, None)]).bypass());
+        let job = match self.find(path) {
+            Some(Ok(job)) => job,
+            Some(Err(why)) => return Route::Pass(why),
+            None => {
+                let named = self.named_by_targets(&[], Scope::Place, [(path, None)]);
+                return Route::Pass(named.bypass());
+            }
         };
-        let Some(id) = JobId::canonical(id) else {
-            return Route::Pass(Bypass::Spelling);
-        };
-        if JobId::is_word(id.as_str()) {
-            return Route::Pass(Bypass::Word);
-        }
         if request.uri().query().is_some_and(|query| !self.query.admits(query)) {
             return Route::Pass(Bypass::Query);
         }
         match bypass(headers) {
             Some(why) => Route::Pass(why),
-            None => Route::Read(id, route),
+            None => Route::Read(job.into_owned()),
         }
     }
 

@@ -4,9 +4,10 @@
 use std::{fmt, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use hyper::StatusCode;
 use percent_encoding::percent_decode_str;
 
-use super::json_pointer::JsonPointer;
+use super::{job_id::Ids, json_pointer::JsonPointer};
 
 /// How callers are distinguished, and what follows from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +48,82 @@ impl CredentialMode {
             Self::Shared => "shared",
             Self::Bypass => "bypass",
         }
+    }
+}
+
+/// What the requests of the API mean to the cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ApiConfig {
+    /// Name of the API, for APIs that share a Redis.
+    pub name: Option<String>,
+    /// Path templates of jobs for which everything else is as below.
+    pub paths: Vec<String>,
+    /// The tables of routes. They have no setting: only the file can hold them.
+    pub tables: Vec<RouteConfig>,
+    /// How ids are read, unless a route says so itself.
+    pub ids: Ids,
+    /// Statuses that are stored beside 200, and for how long, unless a route says so itself.
+    pub statuses: Vec<(StatusCode, Duration)>,
+    /// Paths that are never cached.
+    pub except: Vec<String>,
+    /// Query parameters of reads.
+    pub query: QueryConfig,
+    /// Further jobs that a write changes. It has no setting: only the file can hold these tables.
+    pub invalidate: Vec<InvalidateRule>,
+}
+
+impl ApiConfig {
+    /// Returns every route, with what holds for all of them.
+    pub fn routes(&self) -> Vec<RouteConfig> {
+        let paths = self.paths.iter().map(|path| RouteConfig::at(path));
+        let routes = paths.chain(self.tables.iter().cloned());
+        let complete = |route: RouteConfig| RouteConfig {
+            ids: route.ids.or(Some(self.ids)),
+            statuses: route.statuses.or_else(|| Some(self.statuses.clone())),
+            except: route.except.into_iter().chain(self.except.iter().cloned()).collect(),
+            ..route
+        };
+        routes.map(complete).collect()
+    }
+
+    /// Returns the prefixes of keys that routes have of their own, after the empty text for those that
+    /// have none.
+    pub fn prefixes(&self) -> Vec<&str> {
+        let mut prefixes = vec![""];
+        for prefix in self.tables.iter().filter_map(|route| route.prefix.as_deref()) {
+            if !prefixes.contains(&prefix) {
+                prefixes.push(prefix);
+            }
+        }
+        prefixes
+    }
+}
+
+/// The jobs at one path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RouteConfig {
+    /// Template of the path.
+    pub path: String,
+    /// Template of the key; none = the variables in their order, joined by `:`.
+    pub key: Option<String>,
+    /// Beginning of the key; none = `store.prefix`.
+    pub prefix: Option<String>,
+    /// How ids are read.
+    pub ids: Option<Ids>,
+    /// Paths that are never cached.
+    pub except: Vec<String>,
+    /// Longest lifetime of an entry; none = `ttl.default`.
+    pub ttl: Option<Duration>,
+    /// Lifetimes by the state of the job; none = `ttl.states.map`.
+    pub states: Option<Vec<(String, Duration)>>,
+    /// Statuses that are stored beside 200, and for how long.
+    pub statuses: Option<Vec<(StatusCode, Duration)>>,
+}
+
+impl RouteConfig {
+    /// The jobs at this path, with everything else as for all routes.
+    pub fn at(path: &str) -> Self {
+        Self { path: path.to_owned(), ..Self::default() }
     }
 }
 

@@ -15,7 +15,10 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::{config::Config, observe::throttle::HourlyPerName};
+use crate::{
+    config::{Config, Ids, RouteConfig},
+    observe::throttle::HourlyPerName,
+};
 
 /// Longest part of another sidecar's value that is shown, in characters.
 const MAX_SHOWN: usize = 200;
@@ -78,7 +81,7 @@ impl SidecarRecord {
         );
         Self {
             api: config.api.name.clone().unwrap_or_default(),
-            routes: sorted(&config.api.routes),
+            routes: sorted(&config.api.routes().iter().map(shown).collect::<Vec<_>>()),
             query: Some(hash(
                 &[&config.api.query.ignore, &config.api.query.allow].map(|all| sorted(all)),
             )),
@@ -119,6 +122,28 @@ impl SidecarRecord {
         let remedy = if settings == "upstream.url" { UPSTREAM_REMEDY } else { REMEDY };
         (!settings.is_empty()).then_some(RecordMismatch { settings, theirs, remedy })
     }
+}
+
+/// Returns a route as the path, followed by what it has of its own: the key, the prefix, how ids are
+/// read, and the statuses that are stored.
+fn shown(route: &RouteConfig) -> String {
+    let RouteConfig { path, key, prefix, ids, statuses, .. } = route;
+    let mut shown = path.clone();
+    for (name, value) in [("key", key), ("prefix", prefix)] {
+        if let Some(value) = value {
+            shown.extend([" ", name, "=", value]);
+        }
+    }
+    if *ids == Some(Ids::Opaque) {
+        shown.push_str(" ids=opaque");
+    }
+    let statuses =
+        statuses.iter().flatten().map(|(status, ttl)| format!("{}={ttl:?}", status.as_u16()));
+    let statuses = statuses.collect::<Vec<_>>().join(",");
+    if !statuses.is_empty() {
+        shown.extend([" statuses=", &statuses]);
+    }
+    shown
 }
 
 fn hash(value: &impl fmt::Debug) -> String {
@@ -195,7 +220,7 @@ mod tests {
             |name: &'static str| move |config: &mut Config| config.api.name = Some(name.into());
         let at = |url: &'static str| move |config: &mut Config| config.upstream.url = url.into();
         let routes =
-            |route: &'static str| move |config: &mut Config| config.api.routes = vec![route.into()];
+            |route: &'static str| move |config: &mut Config| config.api.paths = vec![route.into()];
         let same = |_: &mut Config| {};
         check(same, same, None);
         check(named("a"), named("b"), Some("api"));
@@ -222,8 +247,8 @@ mod tests {
             None,
         );
         check(
-            |config| config.api.routes = vec!["/a/{id}".into(), "/b/{id}".into()],
-            |config| config.api.routes = vec!["/b/{id}".into(), "/a/{id}".into()],
+            |config| config.api.paths = vec!["/a/{id}".into(), "/b/{id}".into()],
+            |config| config.api.paths = vec!["/b/{id}".into(), "/a/{id}".into()],
             None,
         );
     }

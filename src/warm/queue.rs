@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     fn job(id: &str) -> JobId {
-        JobId::canonical(id).unwrap()
+        JobId::new(id, 0)
     }
 
     fn taken(queue: &WarmQueue, now: Instant) -> Option<String> {

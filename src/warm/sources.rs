@@ -21,11 +21,7 @@ use crate::{
     observe::metrics::Registry,
     proxy::{JobListError, Proxy},
     run_error::RunError,
-    semantics::{
-        job_id::{self, JobId},
-        json_pointer::JsonPointer,
-        route::{Routes, invalidation_rules},
-    },
+    semantics::{job_id::JobId, json_pointer::JsonPointer, route::Routes},
     upstream::Upstream,
 };
 
@@ -71,7 +67,8 @@ pub(super) async fn listed(
 ) -> Result<FoundIds, ListError> {
     let body = proxy.prefetch_list(target, headers, MAX_LIST).await?;
     let pointer = config.pointer.clone();
-    let read = spawn_blocking(move || in_json(&body, &pointer)).await;
+    let routes = Arc::clone(proxy.routes());
+    let read = spawn_blocking(move || in_json(&body, &pointer, &routes)).await;
     Ok(read.map_err(|_| ListError::Stopped)??)
 }
 
@@ -121,39 +118,47 @@ impl FoundIds {
 }
 
 /// Reads a file of at most [`MAX_LIST`] bytes: one id per line, and comments that start with `#`.
-pub(super) fn in_file(path: &Path) -> io::Result<FoundIds> {
+pub(super) fn in_file(path: &Path, routes: &Routes) -> io::Result<FoundIds> {
     let mut text = String::new();
     File::open(path)?.take(MAX_LIST as u64 + 1).read_to_string(&mut text)?;
     if text.len() > MAX_LIST {
         let error = format!("the file is larger than {MAX_LIST} bytes");
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, error));
     }
-    Ok(in_lines(&text))
+    Ok(in_lines(&text, routes))
 }
 
-fn in_lines(text: &str) -> FoundIds {
+fn in_lines(text: &str, routes: &Routes) -> FoundIds {
     let mut found = FoundIds::default();
     // An id does not contain `#`.
     let ids = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     for (line, id) in (1..).zip(ids).filter(|(_, id)| !id.is_empty()) {
-        found.take(job_id::possible_ids(id), || format!("line {line}: {:?}", shortened(id)));
+        found.take(routes.jobs_by_key(id), || format!("line {line}: {:?}", shortened(id)));
     }
     found
 }
 
 /// Reads a document in which `pointer` leads to the ids: strings, whole numbers, or arrays of them.
-fn in_json(document: &[u8], pointer: &JsonPointer) -> serde_json::Result<FoundIds> {
+fn in_json(
+    document: &[u8],
+    pointer: &JsonPointer,
+    routes: &Routes,
+) -> serde_json::Result<FoundIds> {
     let document: Value = serde_json::from_slice(document)?;
     let mut found = FoundIds::default();
+    let mut take = |id: &Value| {
+        let jobs = match id {
+            Value::String(text) => routes.jobs_by_key(text),
+            Value::Number(number) => routes.jobs_by_key(&number.to_string()),
+            _ => Vec::new(),
+        };
+        found.take(jobs, || shortened(&id.to_string()));
+    };
     pointer.find(&document, &mut |value| match value {
-        Value::Array(ids) => ids.iter().for_each(|id| take(&mut found, id)),
-        id => take(&mut found, id),
+        Value::Array(ids) => ids.iter().for_each(&mut take),
+        id => take(id),
     });
     Ok(found)
-}
-
-fn take(found: &mut FoundIds, id: &Value) {
-    found.take(invalidation_rules::ids(id), || shortened(&id.to_string()));
 }
 
 /// Shortens a value for a message.
@@ -162,8 +167,9 @@ fn shortened(text: &str) -> String {
 }
 
 /// Describes the ids in a file. The error says what is wrong with it.
-pub fn probe_file(path: &Path) -> Result<String, String> {
-    let found = in_file(path).map_err(|error| format!("cannot be read: {error}"))?;
+pub fn probe_file(path: &Path, config: &Config) -> Result<String, String> {
+    let routes = Routes::new(&config.api).map_err(|error| error.to_string())?;
+    let found = in_file(path, &routes).map_err(|error| format!("cannot be read: {error}"))?;
     describe(&found, "use a file with one id per line")
 }
 
@@ -193,8 +199,7 @@ fn probe_proxy(config: &Config) -> Result<Proxy, RunError> {
     let mut config = config.clone();
     config.store.url = StoreUrl::Memory;
     let registry = &mut Registry::default();
-    let routes =
-        Arc::new(Routes::new(&config.api.routes, &config.api.invalidate, &config.api.query)?);
+    let routes = Arc::new(Routes::new(&config.api)?);
     let upstream = Upstream::new(&config, registry, Arc::default())?;
     let cache = Arc::new(Cache::open(&config, registry, Arc::default())?);
     Ok(Proxy::new(routes, cache, upstream, &config, registry))
@@ -218,6 +223,10 @@ mod tests {
         assert_eq!(super::headers(&config)[FORWARDED_PROTO], "https");
     }
 
+    fn routes() -> Routes {
+        Routes::parse(&["/jobs/{id}"]).unwrap()
+    }
+
     #[track_caller]
     fn check(found: &FoundIds, jobs: &[&str], unreadable: usize) {
         assert_eq!(found.jobs.iter().map(JobId::as_str).collect::<Vec<_>>(), jobs);
@@ -226,26 +235,33 @@ mod tests {
 
     #[test]
     fn what_is_no_id_is_told_with_its_place() {
-        let found = in_lines("# active\na\nb c\n..\n");
+        let found = in_lines("# active\na\nb c\n..\n", &routes());
         assert_eq!(found.first_unreadable.as_deref(), Some("line 3: \"b c\""));
-        let found = in_json(br#"["a", null, "b c"]"#, &JsonPointer::parse("/*").unwrap()).unwrap();
+        let found =
+            in_json(br#"["a", null, "b c"]"#, &JsonPointer::parse("/*").unwrap(), &routes())
+                .unwrap();
         assert_eq!(found.first_unreadable.as_deref(), Some("null"));
     }
 
     #[test]
     fn a_file_has_an_id_a_line_and_comments() {
-        check(&in_lines("# active\n\n a \r\nb # the second\n007\n"), &["a", "b", "7"], 0);
-        check(&in_lines("a b\n..\nc"), &["c"], 2);
+        check(
+            &in_lines("# active\n\n a \r\nb # the second\n007\n", &routes()),
+            &["a", "b", "7"],
+            0,
+        );
+        check(&in_lines("a b\n..\nc", &routes()), &["c"], 2);
     }
 
     #[test]
     fn a_list_has_ids_where_the_pointer_leads() {
         let json = br#"{"items":[{"id":"a"},{"id":7},{"id":null},{"name":"x"}],"ids":["b",8]}"#;
-        let found = |pointer| in_json(json, &JsonPointer::parse(pointer).unwrap()).unwrap();
+        let found =
+            |pointer| in_json(json, &JsonPointer::parse(pointer).unwrap(), &routes()).unwrap();
         check(&found("/items/*/id"), &["a", "7"], 1);
         check(&found("/ids"), &["b", "8"], 0);
         check(&found("/ids/*"), &["b", "8"], 0);
         check(&found("/nowhere"), &[], 0);
-        assert!(in_json(b"<html>", &JsonPointer::parse("").unwrap()).is_err());
+        assert!(in_json(b"<html>", &JsonPointer::parse("").unwrap(), &routes()).is_err());
     }
 }

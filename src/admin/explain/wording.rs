@@ -222,11 +222,15 @@ pub(super) fn bypass_reason_text(why: Bypass) -> &'static str {
             "would go to the API: it has a query string (query.ignore and query.allow admit parameters)"
         }
         Bypass::Spelling => {
-            "would go to the API: its path is not the canonical spelling of a job's path"
+            "would go to the API: its path is not the canonical spelling of a job's path (ids = \
+             \"opaque\" takes ids as text)"
         }
         Bypass::Word => {
             "would go to the API: an id without a digit is taken for a word, such as stats or latest, \
-             and not for a job"
+             and not for a job (ids = \"opaque\" takes ids as text)"
+        }
+        Bypass::Except => {
+            "would go to the API: its path is one of those that are never cached (except)"
         }
         Bypass::RequestBody => "would go to the API: it is a read with a body",
         Bypass::Upgrade => "would go to the API: it asks for a protocol upgrade",

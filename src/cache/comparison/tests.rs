@@ -25,11 +25,12 @@ fn comparison() -> Comparison {
     let fingerprinter = Fingerprinter::new(&config::CredentialsConfig::default());
     let caller = fingerprinter.caller(&CredentialKey::new([7; 32]), &request.uri, &request.headers);
     let entry = Entry::new(StoredHead::of(&head, &[], 0), Bytes::from(BODY), freshness, caller, 0);
-    Comparison::of_key(Key::new("job_status:", "x"), Arc::new(entry))
+    Comparison::of_key(Key::new("job_status:", "x"), RouteIndex::default(), Arc::new(entry))
 }
 
 fn policy() -> Policy {
     Policy {
+        statuses: Vec::new(),
         ttl: PURGE_GRACE,
         stated_only: false,
         max_body: 1 << 20,

@@ -125,14 +125,16 @@ impl Head {
         length: usize,
         digest: impl FnOnce() -> String,
     ) -> Self {
-        let etag_is_added = !headers.contains_key(ETAG);
-        let etag = headers.get(ETAG).cloned().unwrap_or_else(|| made_etag(&digest()));
+        let etag_is_added = !headers.contains_key(ETAG) && status.is_success();
         headers.insert(CONTENT_LENGTH, length.into());
+        if etag_is_added {
+            headers.insert(ETAG, made_etag(&digest()));
+        }
         if form == HeadForm::Zstd {
-            headers.insert(ETAG, coding::compressed_etag(&etag));
+            if let Some(etag) = headers.get_mut(ETAG) {
+                *etag = coding::compressed_etag(etag);
+            }
             headers.insert(CONTENT_ENCODING, coding::ZSTD);
-        } else {
-            headers.insert(ETAG, etag);
         }
         let vary_is_added = form != HeadForm::Only && !varies_by_coding(&headers);
         if vary_is_added {
@@ -219,11 +221,9 @@ impl Head {
             .unwrap_or(HeaderValue::from_static(""))
     }
 
-    /// Returns the upstream's `ETag`, or a generated one if there is none.
-    pub(super) fn etag(&self) -> HeaderValue {
-        let line = self.lines().find(|line| line.name == b"etag");
-        // Every text has one.
-        line.map_or(HeaderValue::from_static(""), |line| self.value(&line))
+    /// Returns the upstream's `ETag`, or a generated one if there is none and the status is 2xx.
+    pub(super) fn etag(&self) -> Option<HeaderValue> {
+        self.lines().find(|line| line.name == b"etag").map(|line| self.value(&line))
     }
 
     /// Returns the stored headers with a `wanted` name.

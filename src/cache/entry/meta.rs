@@ -1,5 +1,6 @@
 //! The form of an entry in the store: the meta, which is JSON, and the body, which may be compressed.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use hyper::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,8 @@ use crate::{
 
 /// Version of the meta format. An entry with another version is not a hit.
 const META_VERSION: u8 = 3;
+/// Version of the meta of a response without a job, whose body is in the meta.
+const CONTENT_META_VERSION: u8 = 5;
 /// Version of the meta of a compressed entry. A sidecar without compression does not know it, so it
 /// does not serve the compressed bytes.
 const COMPRESSED_META_VERSION: u8 = 4;
@@ -40,6 +43,10 @@ pub(super) struct Meta {
     /// Length of the uncompressed body, if the stored body is Zstandard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     zstd_of: Option<usize>,
+    /// The body in Base64, if the status says that it is not a job: an application that reads the key
+    /// must not take it for one. Then the stored body is empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
     /// Token of the lease under which the entry was filled, or a new token if it replaced another one.
     generation: String,
     stored_at_ms: i64,
@@ -60,6 +67,15 @@ pub(super) struct Meta {
 }
 
 impl Meta {
+    /// Returns the version that a meta with these fields has. A sidecar without one of them rejects it.
+    fn version(&self) -> u8 {
+        match (&self.content, self.zstd_of) {
+            (Some(_), _) => CONTENT_META_VERSION,
+            (None, Some(_)) => COMPRESSED_META_VERSION,
+            (None, None) => META_VERSION,
+        }
+    }
+
     fn identity(&self) -> Identity<'_> {
         Identity { api: &self.api, route: &self.route, id: &self.id }
     }
@@ -119,13 +135,17 @@ impl Entry {
             return Err(Reject::Foreign);
         }
         let meta: Meta = serde_json::from_slice(&stored.meta).map_err(|_| Reject::Corrupt)?;
-        let version = if meta.zstd_of.is_some() { COMPRESSED_META_VERSION } else { META_VERSION };
-        if meta.v != version {
+        if meta.v != meta.version() {
             return Err(Reject::Corrupt);
         }
+        let body = match &meta.content {
+            Some(_) if !stored.body.is_empty() => return Err(Reject::Foreign),
+            Some(content) => STANDARD.decode(content).map_err(|_| Reject::Corrupt)?.into(),
+            None => stored.body.clone(),
+        };
         let expires_as_stored = meta.expires_at_ms == stored.expires_at_ms;
         if !(expires_as_stored || mutants::is(Mutant::NoExpiryCheck))
-            || meta.digest != digest(&stored.body)
+            || meta.digest != digest(&body)
         {
             return Err(Reject::Foreign);
         }
@@ -135,7 +155,7 @@ impl Entry {
         if identity.is_some_and(|identity| *identity != meta.identity()) {
             return Err(Reject::Identity);
         }
-        Self::from_meta(meta, stored.body.clone()).ok_or(Reject::Corrupt)
+        Self::from_meta(meta, body).ok_or(Reject::Corrupt)
     }
 
     pub(super) fn from_meta(meta: Meta, body: Bytes) -> Option<Self> {
@@ -179,34 +199,34 @@ impl Entry {
     /// Compresses the body for the store; `None` if it may not be compressed or gets no smaller.
     pub fn compress(&self) -> Option<Bytes> {
         let headers = self.head.fields(|_| true).collect();
-        if coding::may_be_compressed(&headers) { coding::compress(&self.body) } else { None }
+        let may_be_compressed = self.is_job() && coding::may_be_compressed(&headers);
+        if may_be_compressed { coding::compress(&self.body) } else { None }
+    }
+
+    /// Returns the body for the store: the [compressed](Entry::compress) one if there is one, and
+    /// nothing if the status says that the body is not a job.
+    pub fn stored_body<'e>(&'e self, compressed: Option<&'e Bytes>) -> &'e Bytes {
+        static NOTHING: Bytes = Bytes::new();
+        if self.is_job() { compressed.unwrap_or(&self.body) } else { &NOTHING }
+    }
+
+    fn is_job(&self) -> bool {
+        self.head.status == StatusCode::OK
     }
 
     /// Returns the meta for the store: a JSON object without its closing brace. `compressed` is the
     /// [compressed](Entry::compress) body, if that is stored.
     pub fn meta(
         &self,
-        identity: &Identity<'_>,
-        generation: &Token,
-        epoch: &Epoch,
-        compressed: Option<&Bytes>,
-    ) -> String {
-        self.meta_for(&self.audience.members, identity, generation, epoch, compressed)
-    }
-
-    /// Returns the same for other callers than the one that the entry was read for.
-    pub fn meta_for(
-        &self,
         members: &[AudienceMember],
         identity: &Identity<'_>,
-        generation: &Token,
-        epoch: &Epoch,
+        (generation, epoch): (&Token, &Epoch),
         compressed: Option<&Bytes>,
     ) -> String {
         let latin1 = |bytes: &[u8]| bytes.iter().map(|byte| char::from(*byte)).collect();
         let line = |line: HeadLine<'_>| (latin1(line.name), latin1(line.value));
-        let meta = Meta {
-            v: if compressed.is_some() { COMPRESSED_META_VERSION } else { META_VERSION },
+        let mut meta = Meta {
+            v: META_VERSION,
             api: identity.api.to_owned(),
             route: identity.route.to_owned(),
             id: identity.id.to_owned(),
@@ -214,6 +234,7 @@ impl Entry {
             headers: self.head.stored().map(line).collect(),
             digest: digest(compressed.unwrap_or(&self.body)),
             zstd_of: compressed.map(|_| self.body.len()),
+            content: (!self.is_job()).then(|| STANDARD.encode(&self.body)),
             generation: generation.as_str().to_owned(),
             stored_at_ms: self.stored_at_ms,
             age_ms: self.age_ms,
@@ -223,6 +244,7 @@ impl Entry {
             audience: members.iter().map(AudienceMember::to_string).collect(),
             expires_at_ms: 0,
         };
+        meta.v = meta.version();
         // Serialization never fails: the struct holds only strings and numbers.
         let mut json = serde_json::to_string(&meta).unwrap_or_default();
         json.pop();
@@ -247,6 +269,7 @@ mod tests {
             headers,
             digest: digest(b"{}"),
             zstd_of: None,
+            content: None,
             generation: String::new(),
             stored_at_ms: 0,
             age_ms: 0,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::{
-    CacheMode, NearMode, NearTracking, parse,
+    CacheMode, Ids, NearMode, NearTracking, parse,
     setter::put,
     setting_spec::{
         CACHING, DAY, GIB, MIB, MINUTE, MS, SECOND, SettingSection, Visibility, choice, list,
@@ -55,15 +55,54 @@ pub(super) const CACHE: SettingSection = SettingSection {
             .see("redis"),
         // Every request is matched against every route.
         list("routes", "/jobs/{id},/api/v1/jobs/{id}", (1, 64, "route"), |c, v| {
-            put(&mut c.api.routes, parse::routes(v))
+            put(&mut c.api.paths, parse::routes(v))
         })
         .flag("route", "PATH", CACHING)
         .on_reload()
-        .help("Paths of the job resource, each with one segment `{id}`.")
+        .help("Paths of the jobs, each with the variable `{id}`.")
         .note(
             "GETs of these paths are cached. A write to such a path, or to anything below it, \
-             invalidates the job. A flag (which may be repeated) or a variable replaces the whole \
-             list.",
+             invalidates the job. A path may have further variables (`/t/{tenant}/jobs/{id}`), literal \
+             text around each (`{id}.json`), and a slash at the end. `[[route]]` gives a path a key, \
+             lifetimes or statuses of its own. A flag (which may be repeated) or a variable replaces \
+             the whole list.",
+        )
+        .see("what-is-cached"),
+        choice(
+            "ids",
+            "auto",
+            &[
+                (Ids::Auto.as_str(), |c| c.api.ids = Ids::Auto),
+                (Ids::Opaque.as_str(), |c| c.api.ids = Ids::Opaque),
+            ],
+        )
+        .flag("ids", "WORD", CACHING)
+        .on_reload()
+        .help("How the API reads the ids in its paths.")
+        .note(
+            "`auto`: not known, so only ids with a digit are cached, and only in the spelling that every \
+             parser of numbers and UUIDs leaves as it is. `opaque`: the API compares ids as text, so any \
+             segment is an id. Set it only if `/jobs/7` and `/jobs/007` are different jobs to the API.",
+        )
+        .see("what-is-cached"),
+        list("except", "", (0, 64, "path"), |c, v| put(&mut c.api.except, parse::except(v)))
+            .flag("except", "PATH", CACHING)
+            .on_reload()
+            .unset("no path", "[\"/jobs/latest\"]")
+            .help("Paths that are never cached, although a route matches them.")
+            .note("They may have variables, as routes have.")
+            .see("what-is-cached"),
+        times("statuses", (0, 64, "status"), (SECOND, DAY), |c, v| {
+            put(&mut c.api.statuses, parse::statuses(v))
+        })
+        .flag("statuses", "PAIRS", CACHING)
+        .on_reload()
+        .unset("only 200 is stored", "{ 202 = \"5s\", 303 = \"300s\", 404 = \"2s\" }")
+        .help("Statuses that are stored beside 200, and for how long.")
+        .note(
+            "For APIs that answer 202 while a job runs, 303 when it is done, 404 before it is there or \
+             410 after it is gone. An application that reads such a key from Redis finds an empty text, \
+             never a job.",
         )
         .see("what-is-cached"),
         size("max_body", "1MiB", (1, 64 * MIB), |c, v| c.cache.limits.max_body = v)
@@ -219,6 +258,7 @@ pub(super) const STATES: SettingSection = SettingSection {
         .note("The state may be a string, a boolean or an integer."),
         times("ttl.states.map", (0, 64, "state"), (SECOND, DAY), |c, v| {
             c.cache.lifetimes.states.map = v;
+            Ok(())
         })
         .on_reload()
         .unset(

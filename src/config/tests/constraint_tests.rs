@@ -141,28 +141,28 @@ fn the_effective_configuration_shows_them() {
 fn a_bad_rule_is_refused_with_its_line_and_number() {
     refuses(
         "[[invalidate]]\npath = '/a/{id}'\n[[invalidate]]\npath = '/b'",
-        "FILE:3: [[invalidate]] rule 2: it names no job; give it {id} in its path, request or \
+        "FILE:3: [[invalidate]] number 2: it names no job; give it {id} in its path, request or \
          response with JSON pointers, query with parameters, or all = true",
     );
     refuses(
         "[[invalidate]]\npath = '/a/{id}'\nmethod = ['PUT']",
-        "FILE:3: [[invalidate]] rule 1: method is not a known key; did you mean methods?",
+        "FILE:3: [[invalidate]] number 1: method is not a known key; did you mean methods?",
     );
     refuses(
         "[[invalidate]]\npath = '/a/{id}'\nmethods = 'PUT'",
-        "FILE:3: [[invalidate]] rule 1: methods = \"PUT\": must be a list, such as [\"a\", \"b\"]",
+        "FILE:3: [[invalidate]] number 1: methods = \"PUT\": must be a list, such as [\"a\", \"b\"]",
     );
     refuses(
         "[[invalidate]]\npath = ['/a/{id}']",
-        "FILE:2: [[invalidate]] rule 1: path = [\"/a/{id}\"]: must be one value, not a list",
+        "FILE:2: [[invalidate]] number 1: path = [\"/a/{id}\"]: must be one value, not a list",
     );
     refuses(
         "[[invalidate]]\npath = '/a/{id}'\nmax_body = '2MiB'",
-        "FILE:3: [[invalidate]] rule 1: max_body = \"2MiB\": must be between 1B and 1MiB",
+        "FILE:3: [[invalidate]] number 1: max_body = \"2MiB\": must be between 1B and 1MiB",
     );
     refuses(
         "[[invalidate]]\npath = '/a/{id}'\nrequest = [['/b']]",
-        "FILE:3: [[invalidate]] rule 1: request cannot be a date, or a list of lists or tables",
+        "FILE:3: [[invalidate]] number 1: request cannot be a date, or a list of lists or tables",
     );
     for wrong in ["invalidate = 7", "[invalidate]\npath = '/a/{id}'", "invalidate = ['/a']"] {
         let error = load(&[], &[], wrong).map(|loaded| loaded.config).unwrap_err();
@@ -198,8 +198,8 @@ fn the_example_of_the_reference_file_can_be_used_and_names_the_defaults() {
 
 #[test]
 fn the_examples_of_the_page_can_be_used() {
-    let start = PAGE.find("```toml\n[[invalidate]]").unwrap() + "```toml\n".len();
-    let (example, _) = PAGE[start..].split_once("```").unwrap();
+    let start = PURGING.find("```toml\n[[invalidate]]").unwrap() + "```toml\n".len();
+    let (example, _) = PURGING[start..].split_once("```").unwrap();
     assert_eq!(load(&[], &[], example).unwrap().config.api.invalidate.len(), 4);
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use hyper::StatusCode;
+
 use super::super::{CacheMode, Config, Endpoint, ListenAddress, LogFormat, setting};
 use crate::semantics::json_pointer::JsonPointer;
 
@@ -164,27 +166,37 @@ fn a_prefix_is_short_and_plain() {
 
 #[test]
 fn a_route_is_one_that_the_router_takes() {
-    let bad = |text: &str, why: &str| bad("routes", text, &format!("route '{text}' {why}"));
-    bad("jobs/{id}", "is not absolute; begin it with '/'");
-    bad("/jobs", "has 0 segments '{id}'; give it exactly one");
-    bad("/jobs/{id}/{id}", "has 2 segments '{id}'; give it exactly one");
-    for named in ["{job_id}", ":id", "<id>", "<int:job_id>"] {
-        let meant = "has another placeholder for the job's id; write {id} instead: ";
-        bad(&format!("/jobs/{named}"), &format!("{meant}'/jobs/{id}'", id = "{id}"));
-        bad(&format!("/v1/jobs/{named}/x"), &format!("{meant}'/v1/jobs/{{id}}/x'"));
+    let bad = |text: &str, why: &str| bad("routes", text, &format!("route '{text}': {why}"));
+    bad("jobs/{id}", "it is not absolute; begin it with '/'");
+    bad("/jobs", "it has no variable {id} for the job, as in '/jobs/{id}'");
+    bad("/jobs/{job_id}", "name the variable of the job {id}: '/jobs/{id}'");
+    for named in [":id", "<id>", "<int:job_id>", "*"] {
+        let meant = format!("its segment 2 is '{named}'; a variable is a name in braces: write ");
+        bad(&format!("/jobs/{named}"), &format!("{meant}'/jobs/{{id}}'"));
+        bad(&format!("/jobs/{named}/x"), &format!("{meant}'/jobs/{{id}}/x'"));
     }
-    let segment = |segment: &str| {
-        format!(
-            "has the segment '{segment}'; use one or more of A-Z a-z 0-9 . _ ~ -, not '.' or '..', \
-             and no slash at the end"
-        )
-    };
-    bad("/{tenant}/jobs/{id}", &segment("{tenant}"));
-    bad("/:a/{b}", &segment(":a"));
-    bad("/jo bs/{id}", &segment("jo bs"));
-    bad("/jobs/{id}/", &segment(""));
-    bad("/j%6Fbs/{id}", &segment("j%6Fbs"));
-    good("routes", "/v1/jobs/{id}/status");
+    for route in ["/v1/jobs/{id}/status", "/{tenant}/jobs/{id}", "/jobs/{id}/", "/v{v}/{id}.json"] {
+        good("routes", route);
+    }
+}
+
+#[test]
+fn a_status_beside_200_is_one_that_says_something_about_the_job() {
+    let statuses = good("statuses", "202=5s,404=2s").api.statuses;
+    let seconds = |(status, ttl): &(StatusCode, Duration)| (status.as_u16(), ttl.as_secs());
+    assert_eq!(statuses.iter().map(seconds).collect::<Vec<_>>(), [(202, 5), (404, 2)]);
+    for (status, why) in [
+        ("101", "is not the end of an answer"),
+        ("200", "is always stored; set its time by ttl"),
+        ("206", "is an answer about a part"),
+        ("304", "is an answer about what the client has"),
+        ("403", "is an answer about who asks and how"),
+        ("429", "says nothing about the job"),
+        ("503", "says nothing about the job"),
+    ] {
+        bad("statuses", &format!("{status}=5s"), &format!("{status} {why}; remove it"));
+    }
+    bad("statuses", "x=5s", "\"x\" is not a status; give one such as 404");
 }
 
 #[test]

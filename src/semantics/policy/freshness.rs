@@ -67,7 +67,8 @@ pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Fresh
     // a stale response unless it is disconnected or doing so is explicitly permitted by the client or
     // origin server" 4.2.4: this cache never does, so must-revalidate and proxy-revalidate (5.2.2.2,
     // 5.2.2.8), which forbid it, change nothing.
-    let lifetime = stated.unwrap_or(policy.ttl).min(policy.ttl);
+    let configured = policy.ttl_of(head.status).unwrap_or(policy.ttl);
+    let lifetime = stated.unwrap_or(configured).min(configured);
     let ttl = lifetime.saturating_sub(age);
     if ttl.is_zero() {
         Err(NoStore::Stale)
@@ -177,7 +178,7 @@ fn directive_seconds(
 /// the field value, discarding subsequent ones. If the field value (after discarding additional
 /// members, as per above) is invalid (e.g., it contains something other than a non-negative
 /// integer), a cache SHOULD ignore the field." RFC 9111 5.1
-fn age(headers: &HeaderMap) -> Duration {
+pub(super) fn age(headers: &HeaderMap) -> Duration {
     let first = tokens(headers, &AGE).next().and_then(Result::ok);
     first.and_then(delta_seconds).unwrap_or_default()
 }
@@ -199,6 +200,7 @@ mod tests {
     use crate::{config, semantics::json_pointer::JsonPointer};
 
     const POLICY: Policy = Policy {
+        statuses: Vec::new(),
         ttl: Duration::from_mins(5),
         stated_only: false,
         max_body: 1 << 20,

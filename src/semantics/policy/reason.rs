@@ -51,6 +51,8 @@ reasons! {
         Spelling = "spelling",
         /// The id is a word without a digit, which most likely names no job.
         Word = "word",
+        /// The path is one of `except`.
+        Except = "except",
         /// The read has a body.
         RequestBody = "request-body",
         /// The request asks for another protocol.
@@ -169,6 +171,8 @@ pub(crate) enum CacheStatus {
         stored: bool,
         /// Why, as a kebab-case reason of jobcache.
         detail: Option<&'static str>,
+        /// The setting with which the request would be cached.
+        setting: Option<&'static str>,
     },
 }
 
@@ -225,7 +229,7 @@ impl fmt::Display for CacheStatus {
         match self {
             // "fwd [..] indicates that the request went forward towards the origin" RFC 9211 2.2
             Self::Refused { detail } => write!(f, "jobcache; detail={detail}"),
-            Self::Forwarded { why, collapsed, stored, detail } => {
+            Self::Forwarded { why, collapsed, stored, detail, setting } => {
                 write!(f, "jobcache; fwd={}", why.as_str())?;
                 if *collapsed {
                     f.write_str("; collapsed")?;
@@ -233,7 +237,8 @@ impl fmt::Display for CacheStatus {
                 if *stored {
                     f.write_str("; stored")?;
                 }
-                detail.map_or(Ok(()), |detail| write!(f, "; detail={detail}"))
+                detail.map_or(Ok(()), |detail| write!(f, "; detail={detail}"))?;
+                setting.map_or(Ok(()), |setting| write!(f, "; setting=\"{setting}\""))
             }
         }
     }
@@ -301,7 +306,9 @@ mod tests {
                 ("stored" | "collapsed", BareItem::Boolean(true)) => forwarded,
                 ("hit", BareItem::Boolean(true))
                 | ("ttl", BareItem::Integer(_))
-                | ("detail", BareItem::Token(_)) => true,
+                | ("detail", BareItem::Token(_))
+                // An extension, as RFC 9211 2 allows.
+                | ("setting", BareItem::String(_)) => true,
                 _ => false,
             };
             assert!(registered, "{name:?} = {value:?}");
@@ -314,7 +321,8 @@ mod tests {
         let passed = Bypass::ALL.iter().map(|why| (Forward::from(*why), why.as_str()));
         for (why, detail) in stored.chain(passed) {
             let detail = Some(detail);
-            let status = CacheStatus::Forwarded { why, collapsed: true, stored: true, detail };
+            let (collapsed, stored, setting) = (true, true, Some("ids=opaque"));
+            let status = CacheStatus::Forwarded { why, collapsed, stored, detail, setting };
             let mut headers = HeaderMap::new();
             headers.append(CACHE_STATUS, HeaderValue::from_static("origin; fwd=miss; ttl=-3"));
             cache_status(&mut headers, status);
@@ -330,6 +338,7 @@ mod tests {
             collapsed,
             stored,
             detail,
+            setting: None,
         };
         let miss = Forward::Miss;
         check_status(forwarded(miss, false, false, None), "jobcache; fwd=miss");

@@ -1,5 +1,7 @@
 //! Which responses may be stored. `stored_head` says which of their headers.
 
+use std::time::SystemTime;
+
 use hyper::{
     HeaderMap, StatusCode,
     header::{
@@ -12,6 +14,7 @@ use hyper::{
 use super::{
     NoStore, Policy,
     directives::{directives, tokens},
+    freshness::{age, stated_lifetimes},
 };
 use crate::semantics::{audience::cookie_counts, headers::PERSISTENT_AUTH};
 
@@ -45,15 +48,21 @@ pub fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
     if headers.contains_key(PERSISTENT_AUTH) {
         return Err(NoStore::BoundConnection);
     }
-    // "the response status code is final" RFC 9111 3. Among the final codes, only 200 carries the
-    // status of a job.
+    // "the response status code is final" RFC 9111 3. Among the final codes, 200 carries the status of
+    // a job; the configuration says which others do.
     //
     // Fills never ask for a range, so a 200 is complete even if it has `Content-Range`: "The
     // Content-Range header field has no meaning for status codes that do not explicitly describe its
     // semantic." RFC 9110 14.4
-    if head.status != StatusCode::OK {
+    if policy.ttl_of(head.status).is_none() {
         return Err(NoStore::Status);
     }
+    storable_headers(head, policy)
+}
+
+/// Checks the headers alone.
+fn storable_headers(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
+    let headers = &head.headers;
     // RFC 9111 7.3 leaves it to the server to forbid caching of cookies. Many servers do not, and a
     // cookie shared between clients is a session shared between users. A cookie that does not count,
     // such as a load balancer's, is left out of the entry.
@@ -72,7 +81,36 @@ pub fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
     check_directives(headers)?;
     check_vary(headers, policy)?;
     check_representation(headers)?;
-    check_content_length(headers, policy)
+    check_content_length(head, policy)
+}
+
+/// Returns whether a response that may not be stored for this reason may answer other requests of the
+/// same caller that were waiting when it came.
+///
+/// "A cache can use a response that is stored or storable to satisfy multiple requests, provided that
+/// it is allowed to reuse that response for the requests in question. This enables a cache to \"collapse
+/// requests\"" RFC 9111 4. Storable is what is "heuristically cacheable" (RFC 9110 15.1) or states a
+/// lifetime, whatever the configuration leaves out.
+pub fn may_be_shared(head: &Parts, policy: &Policy, why: NoStore, now: SystemTime) -> bool {
+    let states_lifetime = || {
+        let stated = stated_lifetimes(&head.headers, now).ok().and_then(|stated| stated.shared);
+        stated.is_some_and(|lifetime| lifetime > age(&head.headers))
+    };
+    let is_heuristic = matches!(
+        head.status.as_u16(),
+        200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501
+    );
+    let is_final = !head.status.is_informational() && head.status != StatusCode::PARTIAL_CONTENT;
+    matches!(why, NoStore::Status | NoStore::Unstated | NoStore::Empty)
+        && is_final
+        && !head.headers.contains_key(PERSISTENT_AUTH)
+        && matches!(storable_headers(head, policy), Ok(()) | Err(NoStore::Empty))
+        && (states_lifetime() || is_heuristic && no_lifetime_is_stated(&head.headers, now))
+}
+
+/// Whether nothing is said about the lifetime, so that a heuristic may be used.
+fn no_lifetime_is_stated(headers: &HeaderMap, now: SystemTime) -> bool {
+    stated_lifetimes(headers, now).is_ok_and(|stated| stated.shared.is_none())
 }
 
 /// Returns whether a `Set-Cookie` sets one of these cookies, or any cookie if `names` is empty. RFC
@@ -151,13 +189,14 @@ pub fn is_endless(headers: &HeaderMap) -> bool {
     headers.get_all(CONTENT_TYPE).into_iter().any(is_endless_type)
 }
 
-fn check_content_length(headers: &HeaderMap, policy: &Policy) -> Result<(), NoStore> {
-    let Some(length) = headers.get(CONTENT_LENGTH) else {
+fn check_content_length(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
+    let Some(length) = head.headers.get(CONTENT_LENGTH) else {
         return Ok(());
     };
     // The HTTP parser refuses a length that is not a number; here it counts as too large.
     match length.to_str().ok().and_then(|length| length.parse::<usize>().ok()) {
-        Some(0) => Err(NoStore::Empty),
+        // A 200 without a body is not the status of a job.
+        Some(0) if head.status == StatusCode::OK => Err(NoStore::Empty),
         Some(length) if length <= policy.max_body => Ok(()),
         _ => Err(NoStore::TooLarge),
     }
@@ -172,6 +211,7 @@ mod tests {
     use super::{NoStore, Policy, storable};
 
     const POLICY: Policy = Policy {
+        statuses: Vec::new(),
         ttl: Duration::from_mins(5),
         stated_only: false,
         max_body: 1000,

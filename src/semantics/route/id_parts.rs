@@ -11,7 +11,8 @@ use std::{borrow::Cow, collections::HashSet};
 
 use percent_encoding::percent_decode_str;
 
-use crate::semantics::job_id::{JobId, MAX_DECODES, possible_ids};
+use super::template::Namer;
+use crate::semantics::job_id::{Ids, JobId, MAX_DECODES, is_canonical, is_word};
 
 /// Largest number of jobs that one body or one target may name. Each costs a fence and an
 /// invalidation.
@@ -19,6 +20,9 @@ pub const MAX_NAMED: usize = 1_000;
 
 /// Most parts at `~` of which every contiguous range is tried: `~` may stand inside an id.
 const MAX_TILDE_PARTS: usize = 4;
+
+/// Most parts of a text of which every contiguous range is tried, where an id may be any text.
+const MAX_RANGE_PARTS: usize = 8;
 
 /// Most effort for reading one target, in units of about a nanosecond. An honest target costs a few
 /// thousand.
@@ -50,25 +54,30 @@ impl Effort {
     }
 }
 
-/// The ids that the texts of one target name, without repeats.
+/// The jobs that the texts of one target name, without repeats.
 #[derive(Debug, Default)]
 pub(super) struct NamedIds {
     /// The first found first.
     pub(super) ids: Vec<JobId>,
     known: HashSet<JobId>,
-    /// Whether there were more ids than are invalidated one by one.
+    /// Whether there were more jobs than are invalidated one by one.
     pub(super) has_more: bool,
 }
 
 impl NamedIds {
-    /// Adds every id that some part of a text may be, at every depth of percent-encoding.
-    pub(super) fn add_text(&mut self, text: &str, effort: &mut Effort) {
+    /// Adds every job whose id some part of a text may be, at every depth of percent-encoding.
+    pub(super) fn add_text(&mut self, namer: &Namer, text: &str, effort: &mut Effort) {
         let mut text = Cow::Borrowed(text);
         for _ in 0..=MAX_DECODES {
             if !effort.spend(text.len()) {
                 return;
             }
-            for_each_part(&text, &mut |part| self.add_part(part, effort));
+            match namer.template.ids {
+                Ids::Auto => for_each_part(&text, &mut |part| self.add_part(namer, part, effort)),
+                Ids::Opaque => {
+                    for_each_range(&text, &mut |part| self.add_readings(namer, part, effort));
+                }
+            }
             if !text.contains('%') {
                 return;
             }
@@ -80,47 +89,51 @@ impl NamedIds {
         }
     }
 
-    /// Adds an id that is known to be one.
-    pub(super) fn add(&mut self, id: JobId) {
-        if self.known.contains(&id) {
+    /// Adds a job.
+    pub(super) fn add(&mut self, job: JobId) {
+        if self.known.contains(&job) {
             return;
         }
         if self.ids.len() >= MAX_NAMED {
             self.has_more = true;
             return;
         }
-        self.known.insert(id.clone());
-        self.ids.push(id);
+        self.known.insert(job.clone());
+        self.ids.push(job);
     }
 
-    fn add_part(&mut self, part: &str, effort: &mut Effort) {
+    fn add_part(&mut self, namer: &Namer, part: &str, effort: &mut Effort) {
         let has_digit = part.bytes().any(|byte| byte.is_ascii_digit());
         // An encoded character is cut or read in the decoded text.
-        if part.contains('%') || !has_digit && JobId::is_word(&part.to_ascii_lowercase()) {
+        if part.contains('%') || !has_digit && is_word(&part.to_ascii_lowercase()) {
             return;
         }
         // Rails takes any suffix for a format.
         if let Some((stem, suffix)) = part.rsplit_once('.')
             && suffix.bytes().all(|byte| byte.is_ascii_alphabetic())
         {
-            self.add_part(stem, effort);
+            self.add_part(namer, stem, effort);
         }
-        self.add_readings(part, effort);
+        self.add_readings(namer, part, effort);
         if part.bytes().any(|byte| byte.is_ascii_lowercase()) {
-            self.add_readings(&part.to_ascii_uppercase(), effort);
+            self.add_readings(namer, &part.to_ascii_uppercase(), effort);
         }
         if part.bytes().any(|byte| byte.is_ascii_uppercase()) {
-            self.add_readings(&part.to_ascii_lowercase(), effort);
+            self.add_readings(namer, &part.to_ascii_lowercase(), effort);
         }
     }
 
-    fn add_readings(&mut self, part: &str, effort: &mut Effort) {
-        let cost = if JobId::is_canonical(part) { PART_COST } else { SPELLING_COST };
+    fn add_readings(&mut self, namer: &Namer, part: &str, effort: &mut Effort) {
+        let is_cheap = namer.template.ids == Ids::Auto && is_canonical(part);
+        let cost = if is_cheap { PART_COST } else { SPELLING_COST };
         if self.has_more || !effort.spend(cost + PART_BYTE_COST * part.len()) {
             return;
         }
-        let ids = possible_ids(part).into_iter().filter(|id| !JobId::is_word(id.as_str()));
-        ids.for_each(|id| self.add(id));
+        let ids = namer.template.ids;
+        for id in ids.readings(part).iter().filter(|id| ids.names_job(id)) {
+            self.has_more |= namer.has_more;
+            namer.jobs(id).into_iter().for_each(|job| self.add(job));
+        }
     }
 }
 
@@ -151,6 +164,26 @@ fn for_each_part(text: &str, each: &mut impl FnMut(&str)) {
     }
 }
 
+/// Calls `each` with every part of a text that may be an id which is any text: the whole text, and
+/// every contiguous range of the parts that [`is_cut`] leaves.
+fn for_each_range(text: &str, each: &mut impl FnMut(&str)) {
+    let starts = |at: usize| at == 0 || text[..at].ends_with(is_cut);
+    let parts: Vec<(usize, usize)> = text
+        .match_indices(|c: char| !is_cut(c))
+        .filter(|(at, _)| starts(*at))
+        .map(|(at, _)| (at, text[at..].find(is_cut).map_or(text.len(), |length| at + length)))
+        .collect();
+    each(text);
+    let most = if parts.len() > MAX_RANGE_PARTS { 1 } else { parts.len() };
+    for (at, &(start, _)) in parts.iter().enumerate() {
+        for &(_, end) in parts[at..].iter().take(most) {
+            if end - start < text.len() {
+                each(&text[start..end]);
+            }
+        }
+    }
+}
+
 pub(super) fn path_and_query(target: &str) -> (&str, Option<&str>) {
     target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)))
 }
@@ -173,11 +206,21 @@ pub(super) fn is_named<S: AsRef<str>>(name: &str, names: &[S]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{is_named, parameters, *};
+    use crate::semantics::{route::template::Template, settings::RouteConfig};
 
     fn named(text: &str) -> NamedIds {
+        named_with(Ids::Auto, text)
+    }
+
+    fn named_with(ids: Ids, text: &str) -> NamedIds {
         let mut named = NamedIds::default();
-        named.add_text(text, &mut Effort::default());
+        named.add_text(&namer(ids), text, &mut Effort::default());
         named
+    }
+
+    fn namer(ids: Ids) -> Namer {
+        let route = RouteConfig { ids: Some(ids), ..RouteConfig::at("/jobs/{id}") };
+        Namer::new(&Template::parse(&route, 0).unwrap().into(), &[])
     }
 
     #[track_caller]
@@ -252,7 +295,7 @@ mod tests {
     fn the_effort_is_bounded() {
         for text in ["1,".repeat(1 << 16), "0a~".repeat(1 << 16), "%2531".repeat(1 << 16)] {
             let mut effort = Effort::default();
-            NamedIds::default().add_text(&text, &mut effort);
+            NamedIds::default().add_text(&namer(Ids::Auto), &text, &mut effort);
             assert!(effort.is_spent());
         }
     }

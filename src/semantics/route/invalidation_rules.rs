@@ -3,14 +3,19 @@
 //! A rule matches the path of a write in every way that an upstream may read it, as routes do, but
 //! only as a whole: a rule for `DELETE /jobs` does not apply to `DELETE /jobs/7`.
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use hyper::{Method, http::HeaderMap};
 use serde_json::Value;
 
-use super::{id_parts::MAX_NAMED, method_override::overrides, template::ID};
+use super::{
+    id_parts::MAX_NAMED,
+    method_override::overrides,
+    path_pattern::{ID, PathPattern},
+    template::{Namer, Template},
+};
 use crate::semantics::{
-    job_id::{JobId, possible_ids},
+    job_id::JobId,
     json_pointer::JsonPointer,
     settings::{InvalidateRule, OnMiss},
 };
@@ -21,9 +26,6 @@ const MAX_RULES: usize = 64;
 const MAX_POINTERS: usize = 32;
 /// Largest number of query parameters of a rule.
 const MAX_PARAMETERS: usize = 32;
-/// Characters that a literal segment may have besides unreserved ones: those of RFC 3986 3.3, and `|`,
-/// which clients send although it is none.
-const LITERAL_MARKS: &[u8] = b":;,@!$&'()*+=|";
 
 /// The rules in the order of the configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,7 +37,7 @@ pub struct InvalidationRule {
     number: usize,
     /// Empty for every unsafe method.
     methods: Vec<Method>,
-    path: Vec<Segment>,
+    path: PathPattern,
     request: Vec<JsonPointer>,
     response: Vec<JsonPointer>,
     query: Vec<String>,
@@ -44,14 +46,12 @@ pub struct InvalidationRule {
     on_miss: OnMiss,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Segment {
-    /// Compared without case, as some frameworks do.
-    Literal(String),
-    /// `{id}` between two literal texts, which may be empty: the id of the job.
-    Id(String, String),
-    /// `{name}`: anything.
-    Any,
+/// A rule that matches the path of a write, and the routes whose jobs it can name there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleMatch {
+    rule: Arc<InvalidationRule>,
+    /// One for each route whose variables beside `{id}` the path of the rule has.
+    pub(super) namers: Vec<Namer>,
 }
 
 /// The body that a rule reads.
@@ -64,13 +64,17 @@ pub enum BodySide {
 }
 
 impl InvalidationRules {
-    /// Parses the configured rules.
-    pub fn parse(rules: &[InvalidateRule]) -> Result<Self, String> {
-        let rules = rules
-            .iter()
-            .enumerate()
-            .map(|(at, rule)| InvalidationRule::parse(at + 1, rule).map(Arc::new));
-        Ok(Self(rules.collect::<Result<_, _>>()?))
+    /// Parses the configured rules for these routes.
+    pub(super) fn parse(
+        rules: &[InvalidateRule],
+        templates: &[Arc<Template>],
+    ) -> Result<Self, String> {
+        let rules = rules.iter().enumerate().map(|(at, rule)| {
+            let rule = InvalidationRule::parse(at + 1, rule)?;
+            rule.check_routes(templates)?;
+            Ok(Arc::new(rule))
+        });
+        Ok(Self(rules.collect::<Result<_, String>>()?))
     }
 
     /// Returns the rules for a write with this method, or with a method that its query or a header
@@ -90,16 +94,16 @@ impl InvalidationRules {
 impl InvalidationRule {
     /// Parses the `number`th rule, counted from 1. An error names it, and says what to write instead.
     pub fn parse(number: usize, rule: &InvalidateRule) -> Result<Self, String> {
-        Self::checked(number, rule).map_err(|why| format!("[[invalidate]] rule {number}: {why}"))
+        Self::checked(number, rule).map_err(|why| format!("[[invalidate]] number {number}: {why}"))
     }
 
     fn checked(number: usize, rule: &InvalidateRule) -> Result<Self, String> {
         if number > MAX_RULES {
             return Err(format!(
-                "there are too many rules, at most {MAX_RULES} are allowed; remove some"
+                "there are too many tables, at most {MAX_RULES} are allowed; remove some"
             ));
         }
-        let path = segments(&rule.path)?;
+        let path = path(&rule.path)?;
         let methods = rule.methods.iter().map(|name| method(name)).collect::<Result<_, _>>()?;
         let request = pointers(&rule.request)?;
         let response = pointers(&rule.response)?;
@@ -109,11 +113,10 @@ impl InvalidationRule {
             let why = "all = true already drops every job; remove request, response and query";
             return Err(why.to_owned());
         }
-        if !rule.all && !has_places && !path.iter().any(Segment::is_id) {
-            return Err(format!(
-                "it names no job; give it {ID} in its path, request or response with JSON pointers, \
-                 query with parameters, or all = true"
-            ));
+        if !rule.all && !has_places && path.position(ID).is_none() {
+            let why = "it names no job; give it {id} in its path, request or response with JSON \
+                       pointers, query with parameters, or all = true";
+            return Err(why.to_owned());
         }
         let all = rule.all;
         let (max_body, on_miss) = (rule.max_body, rule.on_miss);
@@ -125,25 +128,26 @@ impl InvalidationRule {
         self.number
     }
 
-    /// Whether every write that matches changes every job.
-    pub fn is_all(&self) -> bool {
-        self.all
-    }
-
     /// Returns what a write does in which the rule did not find every job.
     pub fn on_miss(&self) -> OnMiss {
         self.on_miss
     }
 
-    /// Whether a pointer leads to a value that is not an id. `null` is the absence of one.
-    pub fn leads_elsewhere(&self, side: BodySide, body: &Value) -> bool {
-        let mut elsewhere = false;
-        for pointer in self.pointers(side) {
-            pointer.find(body, &mut |value| {
-                elsewhere |= !value.is_null() && (is_inexact(value) || ids(value).is_empty());
-            });
+    /// Checks that the rule can name jobs of some route.
+    fn check_routes(&self, templates: &[Arc<Template>]) -> Result<(), String> {
+        let names: Vec<&str> = self.path.variables().collect();
+        let lacks = |template: &Arc<Template>| {
+            template.variables_before_id().find(|name| !names.contains(name)).map(str::to_owned)
+        };
+        let lacking: Option<Vec<String>> = templates.iter().map(lacks).collect();
+        match lacking.as_deref() {
+            Some([name, ..]) if !self.all => Err(format!(
+                "[[invalidate]] number {}: every route has further variables beside {{id}}, and the path \
+                 of the rule lacks {{{name}}}; add it there, or set all = true",
+                self.number
+            )),
+            _ => Ok(()),
         }
-        elsewhere
     }
 
     /// Returns how many bytes of this body the rule reads, or `None` if it does not read it.
@@ -151,43 +155,23 @@ impl InvalidationRule {
         (!self.pointers(side).is_empty()).then_some(self.max_body)
     }
 
-    /// Returns the jobs that a body names: every reading of every string and whole number that a
-    /// pointer leads to, at most one more than [`MAX_NAMED`].
-    pub fn jobs(&self, side: BodySide, body: &Value) -> Vec<JobId> {
-        let mut jobs = Vec::new();
-        for pointer in self.pointers(side) {
-            pointer.find(body, &mut |value| {
-                if jobs.len() <= MAX_NAMED {
-                    jobs.extend(ids_in_any_case(value));
-                }
-            });
-        }
-        jobs.truncate(MAX_NAMED + 1);
-        jobs
-    }
-
-    /// Whether the rule matches a path with these segments.
-    pub(super) fn matches(&self, segments: &[&str]) -> bool {
-        let same = |(segment, pattern): (&&str, &Segment)| match pattern {
-            Segment::Literal(literal) => literal.eq_ignore_ascii_case(segment),
-            Segment::Id(..) => pattern.id(segment).is_some(),
-            Segment::Any => !segment.is_empty(),
+    /// Returns the variables of a path with these segments, by their names, if the rule matches it.
+    fn variables<'p>(&self, segments: &[&'p str]) -> Option<Vec<(&str, &'p str)>> {
+        let bind = |segments: &[&'p str]| {
+            self.path.is_whole(segments).then(|| self.path.texts(segments)).flatten()
         };
-        let (Some((last, above)), Some((last_pattern, patterns))) =
-            (segments.split_last(), self.path.split_last())
-        else {
-            return segments.len() == self.path.len();
-        };
-        let is_last = |segment: &str| same((&segment, last_pattern));
-        above.len() == patterns.len()
-            && above.iter().zip(patterns).all(same)
-            && (is_last(last) || without_suffix(last).is_some_and(is_last))
+        let texts = bind(segments).or_else(|| {
+            let (last, above) = segments.split_last()?;
+            let stem = without_suffix(last)?;
+            bind(&above.iter().copied().chain([stem]).collect::<Vec<_>>())
+        });
+        Some(self.path.variables().zip(texts?).collect())
     }
 
     /// Returns the text at the `{id}` of the rule, in a path that the rule matches.
     pub(super) fn id<'p>(&self, segments: &[&'p str]) -> Option<&'p str> {
-        let position = self.path.iter().position(Segment::is_id)?;
-        self.path.get(position)?.id(segments.get(position)?)
+        let position = self.path.position(ID)?;
+        self.path.segments.get(position)?.text(segments.get(position)?)
     }
 
     /// Returns the names of the query parameters that carry ids.
@@ -210,18 +194,86 @@ impl InvalidationRule {
     }
 }
 
-impl Segment {
-    fn is_id(&self) -> bool {
-        matches!(self, Self::Id(..))
+impl Deref for RuleMatch {
+    type Target = InvalidationRule;
+
+    fn deref(&self) -> &InvalidationRule {
+        &self.rule
+    }
+}
+
+impl RuleMatch {
+    /// Matches a rule with a path of these segments.
+    pub(super) fn of(
+        rule: &Arc<InvalidationRule>,
+        segments: &[&str],
+        templates: &[Arc<Template>],
+    ) -> Option<Self> {
+        let variables = rule.variables(segments)?;
+        let namer = |template: &Arc<Template>| {
+            let text = |name: &str| Some(variables.iter().find(|known| known.0 == name)?.1);
+            let before: Option<Vec<&str>> = template.variables_before_id().map(text).collect();
+            Some(Namer::new(template, &before?))
+        };
+        let namers = templates.iter().filter_map(namer).collect();
+        Some(Self { rule: Arc::clone(rule), namers })
     }
 
-    /// Returns the text at `{id}` in a segment that has the literal texts around it.
-    fn id<'p>(&self, segment: &'p str) -> Option<&'p str> {
-        let Self::Id(before, after) = self else { return None };
-        let (start, rest) = segment.split_at_checked(before.len())?;
-        let (id, end) = rest.split_at_checked(rest.len().checked_sub(after.len())?)?;
-        let is_same = start.eq_ignore_ascii_case(before) && end.eq_ignore_ascii_case(after);
-        (is_same && !id.is_empty()).then_some(id)
+    /// Whether every write that matches changes every job.
+    pub fn is_all(&self) -> bool {
+        self.rule.all || self.namers.iter().any(|namer| namer.has_more)
+    }
+
+    /// Whether a pointer leads to a value that is not an id. `null` is the absence of one.
+    pub fn leads_elsewhere(&self, side: BodySide, body: &Value) -> bool {
+        let mut elsewhere = false;
+        for pointer in self.pointers(side) {
+            pointer.find(body, &mut |value| {
+                let names_none = || self.jobs_of(value).is_empty();
+                elsewhere |= !value.is_null() && (is_inexact(value) || names_none());
+            });
+        }
+        elsewhere
+    }
+
+    /// Returns the jobs that a body names: every reading of every string and whole number that a
+    /// pointer leads to, at most one more than [`MAX_NAMED`].
+    pub fn jobs(&self, side: BodySide, body: &Value) -> Vec<JobId> {
+        let mut jobs = Vec::new();
+        for pointer in self.pointers(side) {
+            pointer.find(body, &mut |value| {
+                if jobs.len() <= MAX_NAMED {
+                    jobs.extend(self.jobs_of(value));
+                }
+            });
+        }
+        jobs.truncate(MAX_NAMED + 1);
+        jobs
+    }
+
+    /// Returns the jobs of a value: ids are strings, or whole numbers from databases. A string counts
+    /// in lower and in upper case too, because the API may ignore case.
+    fn jobs_of(&self, value: &Value) -> Vec<JobId> {
+        let texts = match value {
+            Value::String(text) => {
+                vec![text.clone(), text.to_ascii_lowercase(), text.to_ascii_uppercase()]
+            }
+            // RFC 8259 6 has one kind of number: many upstreams read 7.0 as 7.
+            Value::Number(number) if number.as_f64().is_some_and(|n| n.fract() == 0.0) => {
+                vec![number.to_string()]
+            }
+            _ => Vec::new(),
+        };
+        let mut jobs: Vec<JobId> = Vec::new();
+        for namer in &self.namers {
+            let ids = texts.iter().flat_map(|text| namer.template.ids.readings(text));
+            for job in ids.flat_map(|id| namer.jobs(&id)) {
+                if !jobs.contains(&job) {
+                    jobs.push(job);
+                }
+            }
+        }
+        jobs
     }
 }
 
@@ -241,31 +293,6 @@ fn without_suffix(segment: &str) -> Option<&str> {
     suffix.bytes().all(|byte| byte.is_ascii_alphabetic()).then_some(stem)
 }
 
-/// Returns the ids that a value reads as. Ids are strings, or whole numbers from databases.
-pub(crate) fn ids(value: &Value) -> Vec<JobId> {
-    match value {
-        Value::String(text) => possible_ids(text),
-        // RFC 8259 6 has one kind of number: many upstreams read 7.0 as 7.
-        Value::Number(number) if number.as_f64().is_some_and(|number| number.fract() == 0.0) => {
-            possible_ids(&number.to_string())
-        }
-        _ => Vec::new(),
-    }
-}
-
-/// Returns the same, and those in lower and in upper case: the API may ignore case.
-fn ids_in_any_case(value: &Value) -> Vec<JobId> {
-    let Value::String(text) = value else { return ids(value) };
-    let cases = [text.clone(), text.to_ascii_lowercase(), text.to_ascii_uppercase()];
-    let mut all: Vec<JobId> = Vec::new();
-    for id in cases.iter().flat_map(|text| possible_ids(text)) {
-        if !all.contains(&id) {
-            all.push(id);
-        }
-    }
-    all
-}
-
 /// Whether a number may have lost digits when it was parsed. Integers within 2^53 "are
 /// interoperable in the sense that implementations will agree exactly on their numeric values"
 /// RFC 8259 6.
@@ -274,60 +301,12 @@ fn is_inexact(value: &Value) -> bool {
     value.is_f64() && value.as_f64().is_some_and(|number| number.abs() >= EXACT)
 }
 
-fn segments(path: &str) -> Result<Vec<Segment>, String> {
-    if path.is_empty() {
-        return Err(
-            r#"it has no path; give it one such as path = "/uploads/{id}/finish""#.to_owned()
-        );
+fn path(text: &str) -> Result<PathPattern, String> {
+    if text.is_empty() {
+        let why = r#"it has no path; give it one such as path = "/uploads/{id}/finish""#;
+        return Err(why.to_owned());
     }
-    let Some(rest) = path.strip_prefix('/') else {
-        return Err(format!("path = {path:?} is not absolute; begin it with '/'"));
-    };
-    if rest.is_empty() {
-        return Ok(Vec::new());
-    }
-    let invalid = |text| {
-        format!(
-            "path = {path:?} has the segment {text:?}; use {{any_name}}, or {ID} and one or more of \
-             A-Z a-z 0-9 . _ ~ - : ; , @ ! $ & ' ( ) * + = |, not '.' or '..', and no slash at the end"
-        )
-    };
-    let segments = rest.split('/').map(|text| segment(text).ok_or_else(|| invalid(text)));
-    let segments = segments.collect::<Result<_, _>>()?;
-    if path.matches(ID).count() > 1 {
-        return Err(format!(
-            "path = {path:?} has more than one segment {ID}; give the others another name"
-        ));
-    }
-    Ok(segments)
-}
-
-fn segment(text: &str) -> Option<Segment> {
-    if let Some((before, after)) = text.split_once(ID) {
-        let is_valid = |text: &str| text.bytes().all(is_literal_byte);
-        // Whether there is a second `{id}` is checked for the path as a whole.
-        let is_usable = is_valid(before) && is_valid(&after.replace(ID, ""));
-        return is_usable.then(|| Segment::Id(before.to_owned(), after.to_owned()));
-    }
-    let name = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
-    let is_name = |name: &str| {
-        !name.is_empty()
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
-    };
-    match name {
-        Some(name) => is_name(name).then_some(Segment::Any),
-        None => is_rule_literal(text).then(|| Segment::Literal(text.to_owned())),
-    }
-}
-
-/// Whether a segment may stand in the path of a rule as it is.
-pub(super) fn is_rule_literal(segment: &str) -> bool {
-    let is_dots = matches!(segment, "." | "..");
-    !segment.is_empty() && !is_dots && segment.bytes().all(is_literal_byte)
-}
-
-fn is_literal_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"._~-".contains(&byte) || LITERAL_MARKS.contains(&byte)
+    PathPattern::parse(text).map_err(|why| format!("path = {text:?}: {why}"))
 }
 
 fn method(name: &str) -> Result<Method, String> {

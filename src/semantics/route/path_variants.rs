@@ -13,10 +13,10 @@ use percent_encoding::percent_decode_str;
 
 use super::{
     id_parts::{Effort, NamedIds},
-    invalidation_rules::InvalidationRule,
-    template::Template,
+    invalidation_rules::{InvalidationRule, RuleMatch},
+    template::{MAX_TEMPLATES, Namer, Template},
 };
-use crate::semantics::job_id::{JobId, possible_ids};
+use crate::semantics::job_id::JobId;
 
 /// Number of readers in front of the last one: a gateway and a framework.
 const MAX_READERS: usize = 2;
@@ -30,6 +30,10 @@ const MAX_TEXTS: usize = 36;
 /// `settle` is over; those found first are the most literal. Further ones count as named elsewhere:
 /// one request must not keep many jobs uncached.
 pub(super) const MAX_SETTLED: usize = 8;
+
+/// Most collections that the readings of one target may be at: each route may be read with other
+/// texts of its variables.
+const MAX_COLLECTIONS: usize = MAX_TEMPLATES + 16;
 
 /// Units of [`Effort`] for a byte of a walk, for a segment, and for an id at its place.
 const WALK_BYTE_COST: usize = 6;
@@ -57,10 +61,12 @@ pub(super) struct NamedJobs {
     pub(super) elsewhere: NamedIds,
     /// Whether some reading matches a whole template, even if its id is invalid.
     pub(super) is_job_path: bool,
-    /// Whether some reading is at or below the collection of a template.
-    pub(super) is_in_collection: bool,
+    /// Whether something at the place of the id names a job and is not a word.
+    pub(super) names_job: bool,
+    /// The collections that some reading is at or below.
+    pub(super) collections: Vec<Arc<Namer>>,
     /// The rules that match some reading, without repeats. Their `{id}` is among the jobs.
-    pub(super) rules: Vec<Arc<InvalidationRule>>,
+    pub(super) rules: Vec<RuleMatch>,
 }
 
 impl NamedJobs {
@@ -78,11 +84,46 @@ impl NamedJobs {
             self.elsewhere.add(job);
         }
     }
+
+    /// Adds the jobs that a segment at the place of the id reads as.
+    fn add_place(&mut self, namer: &Namer, segment: &str, add: fn(&mut Self, JobId)) {
+        let ids = namer.template.ids;
+        for id in ids.readings(segment) {
+            if ids.names_job(&id) {
+                self.names_job = true;
+                self.elsewhere.has_more |= namer.has_more;
+            }
+            namer.jobs(&id).into_iter().for_each(|job| add(self, job));
+        }
+    }
+
+    /// Adds every job that a text at the place of the id holds.
+    fn add_parts(&mut self, namer: &Namer, text: &str, effort: &mut Effort) {
+        let mut parts = NamedIds::default();
+        parts.add_text(namer, text, effort);
+        self.elsewhere.has_more |= parts.has_more;
+        self.names_job |= !parts.ids.is_empty();
+        parts.ids.into_iter().for_each(|job| self.add_job(job));
+    }
+
+    /// Returns the namer of a collection; `None` if there are too many.
+    fn collection(&mut self, template: &Arc<Template>, before: &[&str]) -> Option<Arc<Namer>> {
+        if let Some(known) = self.collections.iter().find(|known| known.is_for(template, before)) {
+            return Some(Arc::clone(known));
+        }
+        if self.collections.len() >= MAX_COLLECTIONS {
+            self.elsewhere.has_more = true;
+            return None;
+        }
+        let namer = Arc::new(Namer::new(template, before));
+        self.collections.push(Arc::clone(&namer));
+        Some(namer)
+    }
 }
 
 /// Reads a path, or an absolute URL, in every way, and adds what it names to `named`.
 pub(super) fn read_path(
-    templates: &[Template],
+    templates: &[Arc<Template>],
     rules: &[&Arc<InvalidationRule>],
     path: &str,
     scope: Scope,
@@ -157,13 +198,14 @@ impl Liberties {
 
 /// A search through the variants of a path, and what it has found.
 struct Search<'s, 't> {
-    templates: &'t [Template],
+    templates: &'t [Arc<Template>],
     rules: &'t [&'t Arc<InvalidationRule>],
     scope: Scope,
     named: &'s mut NamedJobs,
     effort: &'s mut Effort,
-    /// The texts that were read already, at the place of the id and elsewhere: most walks agree.
-    examined: [HashSet<Box<str>>; 2],
+    /// The texts that were read already, at the place of the id and elsewhere, each with the position
+    /// of its collection: most walks agree.
+    examined: [HashSet<(usize, Box<str>)>; 2],
 }
 
 impl Search<'_, '_> {
@@ -219,10 +261,11 @@ impl Search<'_, '_> {
             if !self.effort.spend(SEGMENT_COST) {
                 return;
             }
-            let Some((_, rest)) = template.after_collection(stack) else { continue };
-            match rest {
-                [id] => self.add_place(id, NamedJobs::add_elsewhere),
-                [.., last] if self.scope == Scope::Target => self.add_elsewhere(last),
+            let Some(below) = template.below_collection(stack) else { continue };
+            let Some(namer) = self.named.collection(template, &below.before) else { continue };
+            match below.rest {
+                [id] => self.add_place(&namer, id, NamedJobs::add_elsewhere),
+                [.., last] if self.scope == Scope::Target => self.add_elsewhere(&namer, last),
                 _ => {}
             }
         }
@@ -238,15 +281,16 @@ impl Search<'_, '_> {
                 }
             }
         }
-        for rule in self.rules.iter().filter(|rule| rule.matches(stack)) {
+        for rule in self.rules {
+            let Some(found) = RuleMatch::of(rule, stack, self.templates) else { continue };
             if let Some(id) = rule.id(stack) {
-                for job in possible_ids(id) {
-                    self.named.add_job(job);
+                for namer in &found.namers {
+                    self.named.add_place(namer, id, NamedJobs::add_job);
+                    self.named.add_parts(namer, id, self.effort);
                 }
-                self.add_parts(id);
             }
-            if !self.named.rules.contains(rule) {
-                self.named.rules.push(Arc::clone(rule));
+            if !self.named.rules.contains(&found) {
+                self.named.rules.push(found);
             }
         }
     }
@@ -254,48 +298,46 @@ impl Search<'_, '_> {
     fn record_jobs(&mut self, stack: &[&str]) {
         for template in self.templates {
             self.named.is_job_path |= template.is_whole(stack);
+            let Some(below) = template.below_collection(stack) else { continue };
+            let Some(namer) = self.named.collection(template, &below.before) else { continue };
             if let Some(id) = template.id_at_or_above(stack) {
-                self.add_place(id, NamedJobs::add_job);
+                self.add_place(&namer, id, NamedJobs::add_job);
             }
-            let Some((cut, rest)) = template.after_collection(stack) else { continue };
-            self.named.is_in_collection = true;
             if self.scope == Scope::Place {
                 continue;
             }
-            for text in [Some(cut), rest.first().copied()].into_iter().flatten() {
-                self.add_parts(text);
+            for text in [Some(below.cut), below.rest.first().copied()].into_iter().flatten() {
+                self.add_parts(&namer, text);
             }
             if self.scope == Scope::Target {
-                rest.iter().skip(1).for_each(|segment| self.add_elsewhere(segment));
+                below.rest.iter().skip(1).for_each(|text| self.add_elsewhere(&namer, text));
             }
         }
     }
 
-    /// Adds the ids that a segment at the place of the id reads as.
-    fn add_place(&mut self, segment: &str, add: fn(&mut NamedJobs, JobId)) {
+    fn add_place(&mut self, namer: &Namer, segment: &str, add: fn(&mut NamedJobs, JobId)) {
         if self.effort.spend(PLACE_COST) {
-            for job in possible_ids(segment) {
-                add(self.named, job);
-            }
+            self.named.add_place(namer, segment, add);
         }
     }
 
-    /// Adds every id that a text at the place of the id holds.
-    fn add_parts(&mut self, text: &str) {
-        if !text.is_empty() && self.examined[0].insert(text.into()) {
-            let mut parts = NamedIds::default();
-            parts.add_text(text, self.effort);
-            self.named.elsewhere.has_more |= parts.has_more;
-            parts.ids.into_iter().for_each(|job| self.named.add_job(job));
+    /// Adds every job that a text at the place of the id holds.
+    fn add_parts(&mut self, namer: &Arc<Namer>, text: &str) {
+        if !text.is_empty() && self.is_new(0, namer, text) {
+            self.named.add_parts(namer, text, self.effort);
         }
     }
 
-    /// Adds every id that a segment elsewhere holds.
-    fn add_elsewhere(&mut self, segment: &str) {
-        if self.effort.spend(SEGMENT_COST) && !self.examined[1].contains(segment) {
-            self.examined[1].insert(segment.into());
-            self.named.elsewhere.add_text(segment, self.effort);
+    /// Adds every job that a segment elsewhere holds.
+    fn add_elsewhere(&mut self, namer: &Arc<Namer>, segment: &str) {
+        if self.effort.spend(SEGMENT_COST) && self.is_new(1, namer, segment) {
+            self.named.elsewhere.add_text(namer, segment, self.effort);
         }
+    }
+
+    fn is_new(&mut self, place: usize, namer: &Arc<Namer>, text: &str) -> bool {
+        let at = self.named.collections.iter().position(|known| Arc::ptr_eq(known, namer));
+        self.examined[place].insert((at.unwrap_or_default(), text.into()))
     }
 }
 

@@ -1,104 +1,89 @@
-//! A path template: `/jobs/{id}`.
+//! A template: what one route of the configuration says about the paths and keys of its jobs.
 
-use super::id_parts::is_cut;
-use crate::semantics::job_id::is_unreserved;
+use std::{borrow::Cow, sync::Arc};
+
+use super::{
+    id_parts::is_cut,
+    path_pattern::{ID, PathPattern, Segment, with_id},
+};
+use crate::semantics::{
+    job_id::{Ids, JobId, MAX_KEY_LEN, as_text, is_key},
+    policy::Bypass,
+    settings::RouteConfig,
+};
 
 /// Largest number of templates. Each is compared with every path.
 pub(super) const MAX_TEMPLATES: usize = 64;
 
-/// The segment that stands for the id of the job.
-pub(super) const ID: &str = "{id}";
+/// Most combinations of readings of the variables beside `{id}`.
+const MAX_COMBINATIONS: usize = 256;
 
-/// The literal segments of a template, before and after its `{id}`.
+/// A parsed route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Template {
-    before: Vec<String>,
-    after: Vec<String>,
-    /// The text of a path before the id, with the slash, and the text after it.
-    affixes: (String, String),
     text: String,
+    pattern: PathPattern,
+    /// Position of the segment with `{id}`.
+    id_at: usize,
+    /// Where a path has the id of a template without other variables: after the first text, and
+    /// before the second.
+    affixes: Option<(String, String)>,
+    pub(super) ids: Ids,
+    except: Vec<PathPattern>,
+    key: Vec<KeyPart>,
+    /// Position of the key's prefix in the configuration.
+    pub(super) prefix: u8,
+}
+
+/// One part of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum KeyPart {
+    Literal(String),
+    /// The position of a variable among those of the path.
+    Variable(usize),
+}
+
+/// A job as a read names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Named<'p> {
+    pub(super) key: Cow<'p, str>,
+    /// The texts of all variables, joined by a slash; none if that is the key.
+    pub(super) variables: Option<Box<str>>,
+}
+
+/// What follows the collection of a template in a path at or below it.
+pub(super) struct BelowCollection<'s, 'p> {
+    /// The texts of the variables before `{id}`.
+    pub(super) before: Vec<&'p str>,
+    /// The rest of the collection's last segment, as in `/jobs('7')`.
+    pub(super) cut: &'p str,
+    /// The segments after it.
+    pub(super) rest: &'s [&'p str],
 }
 
 impl Template {
-    /// An error says what is wrong, and what to write instead.
-    pub(super) fn parse(template: &str) -> Result<Self, String> {
-        let shown = template.escape_debug();
-        let Some(path) = template.strip_prefix('/') else {
-            return Err(format!("route '{shown}' is not absolute; begin it with '/'"));
+    /// Parses a route, whose keys have the `prefix`th of the configured prefixes. An error says what is wrong, and what to
+    /// write instead.
+    pub(super) fn parse(route: &RouteConfig, prefix: u8) -> Result<Self, String> {
+        let shown = route.path.escape_debug();
+        let about = |why: String| format!("route '{shown}': {why}");
+        let pattern = PathPattern::parse(&route.path).map_err(about)?;
+        let Some(id_at) = pattern.position(ID) else {
+            return Err(about(match with_id(&route.path) {
+                Some(path) => format!("name the variable of the job {{id}}: '{path}'"),
+                None => "it has no variable {id} for the job, as in '/jobs/{id}'".to_owned(),
+            }));
         };
-        let segments: Vec<&str> = path.split('/').collect();
-        if let Some(suggested) = suggestion(&segments) {
-            return Err(format!(
-                "route '{shown}' has another placeholder for the job's id; write {ID} instead: '{}'",
-                suggested.escape_debug()
-            ));
-        }
-        let is_valid = |segment: &&&str| **segment == ID || is_unreserved(segment);
-        if let Some(segment) = segments.iter().find(|segment| !is_valid(segment)) {
-            return Err(format!(
-                "route '{shown}' has the segment '{}'; use one or more of A-Z a-z 0-9 . _ ~ -, \
-                 not '.' or '..', and no slash at the end",
-                segment.escape_debug()
-            ));
-        }
-        let mut parts = segments.split(|segment| *segment == ID);
-        let (Some(before), Some(after), None) = (parts.next(), parts.next(), parts.next()) else {
-            let count = segments.iter().filter(|segment| **segment == ID).count();
-            return Err(format!(
-                "route '{shown}' has {count} segments '{ID}'; give it exactly one"
-            ));
-        };
-        let owned = |part: &[&str]| part.iter().map(|&segment| segment.to_owned()).collect();
-        let start: String = before.iter().flat_map(|segment| ["/", segment]).collect();
-        let end = after.iter().flat_map(|segment| ["/", segment]).collect();
-        let (before, after, text) = (owned(before), owned(after), template.to_owned());
-        Ok(Self { before, after, affixes: (start + "/", end), text })
-    }
-
-    /// Returns the path of this id.
-    pub(super) fn path(&self, id: &str) -> String {
-        let (start, end) = &self.affixes;
-        [start, id, end].concat()
-    }
-
-    /// Returns the id segment of a path that matches this template byte for byte.
-    pub(super) fn id<'p>(&self, path: &'p str) -> Option<&'p str> {
-        let (start, end) = &self.affixes;
-        let id = path.strip_prefix(start.as_str())?.strip_suffix(end.as_str())?;
-        (!id.is_empty() && !id.as_bytes().contains(&b'/')).then_some(id)
-    }
-
-    /// Returns the id segment of a path that matches this template up to its id. Ignores case, as
-    /// some frameworks do.
-    pub(super) fn id_at_or_above<'p>(&self, segments: &[&'p str]) -> Option<&'p str> {
-        let (before, rest) = segments.split_at_checked(self.before.len())?;
-        let id = rest.first()?;
-        same(before, &self.before).then_some(id)
-    }
-
-    /// Returns what follows the collection of this template in a path at or below it: the rest of
-    /// its last segment, as in `/jobs('7')`, and the segments after it. Ignores case.
-    pub(super) fn after_collection<'s, 'p>(
-        &self,
-        segments: &'s [&'p str],
-    ) -> Option<(&'p str, &'s [&'p str])> {
-        let (before, rest) = segments.split_at_checked(self.before.len())?;
-        let Some((literal, parents)) = self.before.split_last() else { return Some(("", rest)) };
-        let (last, above) = before.split_last()?;
-        let (name, cut) = last.split_at_checked(literal.len())?;
-        let is_end = |c: char| is_cut(c) || matches!(c, '.' | '%');
-        let is_same = name.eq_ignore_ascii_case(literal) && same(above, parents);
-        (is_same && cut.chars().next().is_none_or(is_end)).then_some((cut, rest))
-    }
-
-    /// Whether a path is at or above the collection of this template. Ignores case.
-    pub(super) fn is_at_or_above(&self, segments: &[&str]) -> bool {
-        self.before.get(..segments.len()).is_some_and(|before| same(segments, before))
-    }
-
-    /// Whether a segment is the literal one at this position above the id. Ignores case.
-    pub(super) fn has_literal(&self, at: usize, segment: &str) -> bool {
-        self.before.get(at).is_some_and(|literal| literal.eq_ignore_ascii_case(segment))
+        let except = route.except.iter().map(|path| {
+            PathPattern::parse(path)
+                .map_err(|why| about(format!("except = '{}': {why}", path.escape_debug())))
+        });
+        let except = except.collect::<Result<_, _>>()?;
+        let key = key_parts(route.key.as_deref(), &pattern).map_err(about)?;
+        let affixes = route.path.split_once("{id}").filter(|_| pattern.variables().count() == 1);
+        let affixes = affixes.map(|(start, end)| (start.to_owned(), end.to_owned()));
+        let (text, ids) = (route.path.clone(), route.ids.unwrap_or_default());
+        Ok(Self { text, pattern, id_at, affixes, ids, except, key, prefix })
     }
 
     /// Returns the template as it was given.
@@ -106,49 +91,327 @@ impl Template {
         &self.text
     }
 
-    /// Whether a path matches this whole template, in any case and with any non-empty id.
-    pub(super) fn is_whole(&self, segments: &[&str]) -> bool {
-        let after = segments.get(self.before.len() + 1..).unwrap_or_default();
-        self.id_at_or_above(segments).is_some_and(|id| !id.is_empty()) && same(after, &self.after)
+    /// Whether a path matches this template byte for byte.
+    pub(super) fn matches(&self, path: &str) -> bool {
+        self.variables(path).is_some()
     }
-}
 
-/// Returns the template with `{id}` in place of the placeholder of a framework (`{job_id}`, `:id`,
-/// `<int:id>`), if there is exactly one and every other segment is valid.
-fn suggestion(segments: &[&str]) -> Option<String> {
-    let is_named = |segment: &&&str| {
-        let inside = [("{", "}"), ("<", ">"), (":", "")].into_iter().find_map(|(open, close)| {
-            segment.strip_prefix(open)?.strip_suffix(close).filter(|name| !name.is_empty())
-        });
-        inside.is_some_and(|name| {
-            name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-:".contains(&byte))
-        })
-    };
-    let mut named = segments.iter().filter(is_named);
-    let (Some(id), None) = (named.next(), named.next()) else { return None };
-    let suggested: Vec<_> =
-        segments.iter().map(|segment| if segment == id { ID } else { segment }).collect();
-    let literal = suggested.iter().filter(|segment| is_unreserved(segment)).count();
-    (*id != ID && literal + 1 == suggested.len()).then(|| format!("/{}", suggested.join("/")))
-}
+    /// Returns the job of a read; `None` if the path does not match byte for byte.
+    ///
+    /// # Errors
+    ///
+    /// Returns why a matching path is not cached.
+    pub(super) fn read<'p>(&self, path: &'p str) -> Option<Result<Named<'p>, Bypass>> {
+        if let Some(id) = self.single_variable(path) {
+            return Some(self.named_by_id(path, id));
+        }
+        let texts = self.variables(path)?;
+        Some(self.named_by_all(path, &texts))
+    }
 
-fn same(segments: &[&str], literals: &[String]) -> bool {
-    segments.len() == literals.len()
-        && segments
-            .iter()
-            .zip(literals)
-            .all(|(segment, literal)| segment.eq_ignore_ascii_case(literal))
-}
+    /// Returns the text of the only variable.
+    fn single_variable<'p>(&self, path: &'p str) -> Option<&'p str> {
+        let (start, end) = self.affixes.as_ref()?;
+        let id = path.strip_prefix(start.as_str())?.strip_suffix(end.as_str())?;
+        (!id.is_empty() && !id.as_bytes().contains(&b'/')).then_some(id)
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::Template;
-
-    #[test]
-    fn a_refusal_shows_what_cannot_be_seen_and_forges_no_line() {
-        for template in ["/b\x1f/{id}", "b\n/{id}", "/\u{1b}[1m"] {
-            let refusal = Template::parse(template).unwrap_err();
-            assert!(!refusal.chars().any(char::is_control), "{refusal:?}");
+    fn variables<'p>(&self, path: &'p str) -> Option<Vec<&'p str>> {
+        match self.affixes {
+            Some(_) => self.single_variable(path).map(|id| vec![id]),
+            None => self.pattern.read(path),
         }
     }
+
+    fn named_by_id<'p>(&self, path: &str, id: &'p str) -> Result<Named<'p>, Bypass> {
+        let id = self.ids.read(id)?;
+        if self.is_excepted(path) {
+            return Err(Bypass::Except);
+        }
+        if self.key_is_id() {
+            return Ok(Named { key: id, variables: None });
+        }
+        Ok(Named { key: self.key(&[&id])?.into(), variables: Some(id.into()) })
+    }
+
+    fn named_by_all<'p>(&self, path: &str, texts: &[&str]) -> Result<Named<'p>, Bypass> {
+        let read = self.pattern.variables().zip(texts).map(|(name, text)| {
+            if name == ID { self.ids.read(text) } else { as_text(text).ok_or(Bypass::Spelling) }
+        });
+        let read = read.collect::<Result<Vec<_>, _>>()?;
+        if self.is_excepted(path) {
+            return Err(Bypass::Except);
+        }
+        let read: Vec<&str> = read.iter().map(AsRef::as_ref).collect();
+        Ok(Named { key: self.key(&read)?.into(), variables: Some(read.join("/").into()) })
+    }
+
+    fn is_excepted(&self, path: &str) -> bool {
+        let is_excepted = |pattern: &PathPattern| {
+            let path = path.strip_suffix('/').unwrap_or(path);
+            pattern.is_whole(&path.split('/').skip(1).collect::<Vec<_>>())
+        };
+        self.except.iter().any(is_excepted)
+    }
+
+    /// Whether the key is the id alone.
+    pub(super) fn key_is_id(&self) -> bool {
+        self.affixes.is_some() && matches!(self.key[..], [KeyPart::Variable(_)])
+    }
+
+    /// Returns the key for these texts of the variables.
+    fn key(&self, texts: &[&str]) -> Result<String, Bypass> {
+        let part = |part: &KeyPart| match part {
+            KeyPart::Literal(text) => text.clone(),
+            KeyPart::Variable(at) => texts.get(*at).map_or_else(String::new, |&text| text.into()),
+        };
+        let key: String = self.key.iter().map(part).collect();
+        if key.len() <= MAX_KEY_LEN { Ok(key) } else { Err(Bypass::Spelling) }
+    }
+
+    /// Whether its keys have the prefix at this position.
+    pub(super) fn has_prefix(&self, prefix: usize) -> bool {
+        usize::from(self.prefix) == prefix
+    }
+
+    /// Returns the job with this key.
+    pub(super) fn job(&self, key: &str) -> JobId {
+        JobId::new(key, self.prefix)
+    }
+
+    /// Returns the jobs that a text names by their key.
+    pub(super) fn jobs_by_key(&self, text: &str) -> Vec<JobId> {
+        let keys = if self.key_is_id() { self.ids.readings(text) } else { Vec::new() };
+        let literal = Some(text.to_owned()).filter(|text| !self.key_is_id() && is_key(text));
+        keys.iter().chain(&literal).map(|key| self.job(key)).collect()
+    }
+
+    /// Returns a path of the job with this key, if the key can be taken apart: each variable ends at
+    /// the first literal text that follows it.
+    pub(super) fn path_of(&self, key: &str) -> Option<String> {
+        let mut texts = vec![""; self.pattern.variables().count()];
+        let mut rest = key;
+        let mut parts = self.key.iter().peekable();
+        while let Some(part) = parts.next() {
+            match part {
+                KeyPart::Literal(text) => rest = rest.strip_prefix(text.as_str())?,
+                KeyPart::Variable(at) => {
+                    let end = match parts.peek() {
+                        Some(KeyPart::Literal(text)) => rest.find(text.as_str())?,
+                        _ => rest.len(),
+                    };
+                    (texts[*at], rest) = rest.split_at(end);
+                }
+            }
+        }
+        let is_whole = rest.is_empty() && texts.iter().all(|text| !text.is_empty());
+        is_whole.then(|| self.path(&texts))
+    }
+
+    fn path(&self, texts: &[&str]) -> String {
+        let mut texts = texts.iter();
+        let mut path = String::new();
+        for segment in &self.pattern.segments {
+            path.push('/');
+            match segment {
+                Segment::Literal(text) => path.push_str(text),
+                Segment::Variable { before, after, .. } => {
+                    let text = texts.next().map_or_else(String::new, |text| encoded(text));
+                    path.extend([before.as_str(), &text, after]);
+                }
+            }
+        }
+        path
+    }
+
+    /// Whether there are variables after `{id}`. A write that names the id then changes jobs that its
+    /// path need not name.
+    pub(super) fn continues_after_id(&self) -> bool {
+        self.pattern.segments[self.id_at + 1..].iter().any(|segment| segment.name().is_some())
+    }
+
+    /// Returns the text of `{id}` in a path at or below it. Ignores case, as some frameworks do.
+    pub(super) fn id_at_or_above<'p>(&self, segments: &[&'p str]) -> Option<&'p str> {
+        let (id, above) = self.pattern.segments[..=self.id_at].split_last()?;
+        PathPattern::bind(above, segments)?;
+        id.text(segments.get(self.id_at)?)
+    }
+
+    /// Returns what follows the collection of this template in a path at or below it. Ignores case.
+    pub(super) fn below_collection<'s, 'p>(
+        &self,
+        segments: &'s [&'p str],
+    ) -> Option<BelowCollection<'s, 'p>> {
+        let collection = &self.pattern.segments[..self.id_at];
+        let (above, rest) = segments.split_at_checked(collection.len())?;
+        let Some((Segment::Literal(literal), parents)) = collection.split_last() else {
+            let before = PathPattern::bind(collection, above)?;
+            return Some(BelowCollection { before, cut: "", rest });
+        };
+        let (last, above) = above.split_last()?;
+        let (name, cut) = last.split_at_checked(literal.len())?;
+        let is_end = |c: char| is_cut(c) || matches!(c, '.' | '%');
+        let is_same = name.eq_ignore_ascii_case(literal);
+        let before = PathPattern::bind(parents, above).filter(|_| is_same)?;
+        cut.chars().next().is_none_or(is_end).then_some(BelowCollection { before, cut, rest })
+    }
+
+    /// Whether a path is at or above the collection of this template. Ignores case.
+    pub(super) fn is_at_or_above(&self, segments: &[&str]) -> bool {
+        let above = self.pattern.segments[..self.id_at].get(..segments.len());
+        above.is_some_and(|above| PathPattern::bind(above, segments).is_some())
+    }
+
+    /// Whether this is the path of the collection, in the spelling of the template.
+    pub(super) fn is_collection(&self, path: &str) -> bool {
+        let segments: Vec<&str> = path.split('/').skip(1).collect();
+        segments.len() == self.id_at && self.is_at_or_above(&segments)
+    }
+
+    /// Returns the segment at this position above the id.
+    pub(super) fn segment_above(&self, at: usize) -> Option<&Segment> {
+        self.pattern.segments[..self.id_at].get(at)
+    }
+
+    /// Whether a path matches this whole template, in any case and with any non-empty texts, with or
+    /// without a slash at the end.
+    pub(super) fn is_whole(&self, segments: &[&str]) -> bool {
+        self.pattern.is_whole(segments)
+    }
+
+    /// Returns the names of the variables before `{id}`.
+    pub(super) fn variables_before_id(&self) -> impl Iterator<Item = &str> {
+        self.pattern.segments[..self.id_at].iter().filter_map(Segment::name)
+    }
 }
+
+/// Names the jobs of a route for an id, where the texts of the variables before it are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Namer {
+    pub(super) template: Arc<Template>,
+    /// The texts of the variables before `{id}`.
+    before: Vec<String>,
+    /// Every reading of each.
+    readings: Vec<Vec<String>>,
+    /// Whether a write names more jobs than can be listed: the readings are too many, or variables
+    /// follow the id.
+    pub(super) has_more: bool,
+}
+
+impl Namer {
+    pub(super) fn new(template: &Arc<Template>, before: &[&str]) -> Self {
+        let most = (1..=MAX_COMBINATIONS)
+            .take_while(|most| before.iter().fold(1, |all, _| all * most) <= MAX_COMBINATIONS)
+            .last()
+            .unwrap_or(1);
+        let mut has_more = template.continues_after_id();
+        let readings = before.iter().map(|text| {
+            let mut readings = Ids::Opaque.readings(text);
+            has_more |= readings.len() > most;
+            readings.truncate(most);
+            readings
+        });
+        let readings = readings.collect();
+        let before = before.iter().map(|&text| text.to_owned()).collect();
+        Self { template: Arc::clone(template), before, readings, has_more }
+    }
+
+    /// Whether it names the jobs of this route with these texts.
+    pub(super) fn is_for(&self, template: &Arc<Template>, before: &[&str]) -> bool {
+        Arc::ptr_eq(&self.template, template) && self.before == before
+    }
+
+    /// Returns the jobs with this id and any reading of the other variables.
+    pub(super) fn jobs(&self, id: &str) -> Vec<JobId> {
+        if self.template.key_is_id() {
+            return vec![self.template.job(id)];
+        }
+        if self.template.continues_after_id() {
+            return Vec::new();
+        }
+        let count: usize = self.readings.iter().map(Vec::len).product();
+        let job = |mut combination: usize| {
+            let mut texts = Vec::with_capacity(self.readings.len() + 1);
+            for readings in &self.readings {
+                texts.push(readings[combination % readings.len()].as_str());
+                combination /= readings.len();
+            }
+            texts.push(id);
+            self.template.key(&texts).ok().map(|key| self.template.job(&key))
+        };
+        (0..count).filter_map(job).collect()
+    }
+}
+
+/// Parses a route of the configuration.
+pub(super) fn template(route: &RouteConfig, prefixes: &[&str]) -> Result<Arc<Template>, String> {
+    let own = route.prefix.as_deref().unwrap_or_default();
+    let prefix = prefixes.iter().position(|prefix| *prefix == own).unwrap_or_default();
+    Template::parse(route, u8::try_from(prefix).unwrap_or_default()).map(Arc::new)
+}
+
+/// Takes the key of a route apart. Without one, it is the variables in their order, joined by `:`.
+fn key_parts(key: Option<&str>, pattern: &PathPattern) -> Result<Vec<KeyPart>, String> {
+    let names: Vec<&str> = pattern.variables().collect();
+    let in_order = || names.iter().map(|name| format!("{{{name}}}")).collect::<Vec<_>>().join(":");
+    let text = key.map_or_else(in_order, str::to_owned);
+    let shown = text.escape_debug().to_string();
+    let example = in_order();
+    let mut parts = Vec::new();
+    let mut rest = text.as_str();
+    while let Some((before, after)) = rest.split_once('{') {
+        let (name, after) = after.split_once('}').unwrap_or((after, ""));
+        let at = names.iter().position(|known| *known == name).ok_or_else(|| {
+            format!(
+                "key = '{shown}' has '{{{}', which is no variable of the path; write for example \
+                 '{example}'",
+                name.escape_debug()
+            )
+        })?;
+        parts.extend([KeyPart::Literal(before.to_owned()), KeyPart::Variable(at)]);
+        rest = after;
+    }
+    parts.push(KeyPart::Literal(rest.to_owned()));
+    parts.retain(|part| *part != KeyPart::Literal(String::new()));
+    let is_bad = |c: char| c.is_control() || c == '}';
+    if text.chars().any(char::is_control)
+        || parts.iter().any(|part| matches!(part, KeyPart::Literal(text) if text.contains(is_bad)))
+    {
+        return Err(format!(
+            "key = '{shown}' has a character that no key may have; write for example '{example}'"
+        ));
+    }
+    for (at, name) in names.iter().enumerate() {
+        if !parts.contains(&KeyPart::Variable(at)) {
+            return Err(format!(
+                "key = '{shown}' leaves out {{{name}}}, so that jobs would replace each other; write \
+                 for example '{example}'"
+            ));
+        }
+    }
+    Ok(parts)
+}
+
+/// Returns a text as a segment of a path.
+fn encoded(text: &str) -> String {
+    percent_encoding::utf8_percent_encode(text, SEGMENT).to_string()
+}
+
+/// What RFC 3986 3.3 does not allow in a segment.
+const SEGMENT: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'%')
+    .add(b'/')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'[')
+    .add(b'\\')
+    .add(b']')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');

@@ -3,7 +3,10 @@
 use hyper::{Request, Response, http::request::Builder};
 
 use super::{MAX_TEMPLATES, Route, Routes, WriteTarget};
-use crate::{config, semantics::job_id::JobId};
+use crate::{
+    config::{ApiConfig, QueryConfig},
+    semantics::job_id::JobId,
+};
 
 const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
 
@@ -32,7 +35,7 @@ fn check_with(routes: &Routes, request: &str, want: &str) {
     };
     let built = lines.fold(head, with_header).body(()).unwrap();
     let got = match routes.classify(&built) {
-        Route::Read(id, _) => format!("read: {id}"),
+        Route::Read(job) => format!("read: {}", job.key),
         Route::Write(scope) if scope.elsewhere.is_empty() => {
             format!("write: {}", words(&scope.jobs))
         }
@@ -91,8 +94,9 @@ fn a_query_passes_a_read_even_an_empty_one() {
 #[test]
 fn a_query_that_the_upstream_ignores_is_none() {
     let ignore = vec!["_".to_owned()];
-    let query = config::QueryConfig { ignore, ..config::QueryConfig::default() };
-    let routes = routes().with_query(query);
+    let query = QueryConfig { ignore, ..QueryConfig::default() };
+    let paths = vec!["/jobs/{id}".to_owned()];
+    let routes = Routes::new(&ApiConfig { paths, query, ..ApiConfig::default() }).unwrap();
     check_with(&routes, "GET /jobs/7?_=1", "read: 7");
     check_with(&routes, "HEAD /jobs/7?_=1&_=2", "read: 7");
     check_with(&routes, "GET /jobs/7?_=1&fields=a", "pass: query");
@@ -235,10 +239,11 @@ fn more_jobs_than_are_invalidated_one_by_one_are_too_many() {
 
 #[test]
 fn jobs_are_found_in_paths_and_urls() {
-    assert_eq!(words(&routes().jobs("/jobs/007/x")), "7");
-    assert_eq!(words(&routes().jobs("https://host/api/v1/jobs/7?a=/jobs/8")), "7");
-    assert_eq!(words(&routes().jobs("/a")), "");
-    assert_eq!(words(&routes().jobs("")), "");
+    let named = |path: &str| words(&routes().named_by_path(path).all_jobs());
+    assert_eq!(named("/jobs/007/x"), "7");
+    assert_eq!(named("https://host/api/v1/jobs/7?a=/jobs/8"), "7");
+    assert_eq!(named("/a"), "");
+    assert_eq!(named(""), "");
 }
 
 #[track_caller]
@@ -248,30 +253,27 @@ fn check_refused(templates: &[&str], want: &str) {
 
 #[test]
 fn a_bad_template_is_refused_with_the_mend() {
-    let segment = |template: &str, segment: &str| {
-        format!(
-            "route '{template}' has the segment '{segment}'; use one or more of A-Z a-z 0-9 . _ ~ -, \
-             not '.' or '..', and no slash at the end"
-        )
-    };
     check_refused(&[], "no route given; give at least one such as '/jobs/{id}'");
-    check_refused(&["jobs/{id}"], "route 'jobs/{id}' is not absolute; begin it with '/'");
-    check_refused(&["/jobs"], "route '/jobs' has 0 segments '{id}'; give it exactly one");
-    check_refused(&["/jobs/{id}", "/{id}/{id}"], {
-        "route '/{id}/{id}' has 2 segments '{id}'; give it exactly one"
-    });
-    for (template, bad) in [
-        ("/jobs/{id}/", ""),
-        ("//jobs/{id}", ""),
-        ("/../{id}", ".."),
-        ("/a b/{id}", "a b"),
-        ("/jobs/x{id}", "x{id}"),
-        ("/{name}/{id}", "{name}"),
-        ("/jobs/{id}?a=b", "{id}?a=b"),
-        ("/j%6Fbs/{id}", "j%6Fbs"),
-    ] {
-        check_refused(&[template], &segment(template, bad));
-    }
+    let check = |template: &str, want: &str| {
+        check_refused(&[template], &format!("route '{template}': {want}"));
+    };
+    check("jobs/{id}", "it is not absolute; begin it with '/'");
+    check("/jobs", "it has no variable {id} for the job, as in '/jobs/{id}'");
+    check("/jobs/{job_id}", "name the variable of the job {id}: '/jobs/{id}'");
+    check("/t/{t}/jobs/{pk}/", "name the variable of the job {id}: '/t/{t}/jobs/{id}/'");
+    check("/{id}/{id}", "it has the variable {id} twice; give one of them another name");
+    let place = "use one or more of A-Z a-z 0-9 . _ ~ - : ; , @ ! $ & ' ( ) * + = |, with at most one \
+                 variable such as {id}, and not '.' or '..'";
+    check("//jobs/{id}", &format!("its segment 1 is ''; {place}"));
+    check("/../{id}", &format!("its segment 1 is '..'; {place}"));
+    check("/a b/{id}", &format!("its segment 1 is 'a b'; {place}"));
+    check("/j%6Fbs/{id}", &format!("its segment 1 is 'j%6Fbs'; {place}"));
+    check(
+        "/a/{x}-{id}",
+        "its segment 2 is '{x}-{id}'; give each segment at most one variable, such as '{id}'",
+    );
+    let query = "leave out the query: query.allow and query.ignore are about it";
+    check("/jobs/{id}?a=b", &format!("its segment 2 is '{{id}}?a=b'; {query}"));
     let count = MAX_TEMPLATES + 1;
     check_refused(&vec!["/{id}"; count], "65 routes given, at most 64 are allowed; remove some");
     assert!(Routes::parse(&vec!["/{id}"; MAX_TEMPLATES]).is_ok());
@@ -290,7 +292,7 @@ fn the_location_of_an_answer_names_jobs_in_its_path_and_query() {
     let named = |location: &str| {
         let request = Request::post("/jobs").body(()).unwrap();
         let answer = Response::builder().status(201).header("location", location).body(()).unwrap();
-        words(&routes().location_targets(&WriteTarget::of(&request), &answer))
+        words(&routes().location_targets(&WriteTarget::of(&request), &answer).all_jobs())
     };
     assert_eq!(named("/jobs/17"), "17");
     assert_eq!(named("/jobs?id=17"), "17");

@@ -11,9 +11,10 @@ use percent_encoding::percent_decode_str;
 use super::{
     Routes, WriteScope,
     id_parts::{Effort, MAX_NAMED, NamedIds, is_named, parameters, path_and_query},
-    invalidation_rules::{InvalidationRule, is_rule_literal},
+    invalidation_rules::{InvalidationRule, RuleMatch},
+    path_pattern::{Segment, is_literal_segment},
     path_variants::{NamedJobs, Scope, read_path},
-    template::{ID, Template},
+    template::Template,
 };
 use crate::semantics::{job_id::JobId, policy::Bypass};
 
@@ -57,47 +58,52 @@ impl Routes {
         let (path, query) = path_and_query(target);
         let decoded = percent_decode_str(path).decode_utf8_lossy();
         let segments: Vec<&str> = decoded.split('/').filter(|part| !part.is_empty()).collect();
-        let is_near = |template: &Template| {
-            template.is_at_or_above(&segments) || template.after_collection(&segments).is_some()
+        let is_near = |template: &&Arc<Template>| {
+            template.is_at_or_above(&segments) || template.below_collection(&segments).is_some()
         };
-        if segments.len() > MAX_SEGMENTS || !self.templates.iter().any(is_near) {
+        let template = self.templates.iter().find(is_near)?;
+        if segments.len() > MAX_SEGMENTS {
             return None;
         }
         let query = query.map(naming_parameters);
         let scope =
             self.named_by_targets(&[], Scope::Target, [(path, query.as_deref())]).into_scope();
-        scope.names_no_job().then(|| self.shape(&segments))
+        scope.names_no_job().then(|| shape(template, &segments))
     }
 
     /// Returns whether jobs are directly below a path.
     pub fn is_collection(&self, path: &str) -> bool {
-        let is_above = |template: &Template| {
-            template.text().split_once("/{id}").is_some_and(|(collection, _)| collection == path)
-        };
-        self.templates.iter().any(is_above)
+        self.templates.iter().any(|template| template.is_collection(path))
     }
+}
 
-    fn shape(&self, segments: &[&str]) -> String {
-        if segments.is_empty() {
-            return "/".to_owned();
-        }
-        let mut has_id = false;
-        let mut shape = String::new();
-        for (at, &segment) in segments.iter().enumerate() {
-            shape.push('/');
-            let has_digit = segment.bytes().any(|byte| byte.is_ascii_digit());
-            let is_shown = segment.len() <= MAX_SEGMENT && is_rule_literal(segment) && !has_digit;
-            if is_shown || self.templates.iter().any(|route| route.has_literal(at, segment)) {
-                shape.push_str(segment);
-            } else if has_digit && !has_id {
-                has_id = true;
-                shape.push_str(ID);
-            } else {
-                shape.push_str("{any}");
-            }
-        }
-        shape
+/// Returns the shape of a path near the collection of a template.
+fn shape(template: &Template, segments: &[&str]) -> String {
+    if segments.is_empty() {
+        return "/".to_owned();
     }
+    let mut has_id = false;
+    let mut shape = String::new();
+    for (at, &text) in segments.iter().enumerate() {
+        shape.push('/');
+        let has_digit = text.bytes().any(|byte| byte.is_ascii_digit());
+        let is_shown = text.len() <= MAX_SEGMENT && is_literal_segment(text) && !has_digit;
+        match template.segment_above(at) {
+            Some(Segment::Variable { before, name, after }) => {
+                shape.extend([before, "{", name, "}", after]);
+            }
+            Some(Segment::Literal(literal)) if literal.eq_ignore_ascii_case(text) => {
+                shape.push_str(text);
+            }
+            _ if is_shown => shape.push_str(text),
+            _ if has_digit && !has_id => {
+                has_id = true;
+                shape.push_str("{id}");
+            }
+            _ => shape.push_str("{any}"),
+        }
+    }
+    shape
 }
 
 impl TargetNames {
@@ -106,13 +112,17 @@ impl TargetNames {
     fn read_query(&mut self, query: &str) {
         let Self { named, by_rules, effort } = self;
         for (name, value) in parameters(query) {
-            let is_asked_for =
-                |rule: &Arc<InvalidationRule>| is_named(name, rule.query_parameters());
-            if named.rules.iter().any(is_asked_for) {
-                by_rules.add_text(value, effort);
-            } else if named.is_in_collection {
-                named.elsewhere.add_text(value, effort);
-                name.split('.').for_each(|part| named.elsewhere.add_text(part, effort));
+            let is_asked_for = |rule: &&RuleMatch| is_named(name, rule.query_parameters());
+            let mut asking = named.rules.iter().filter(is_asked_for).peekable();
+            if asking.peek().is_some() {
+                let namers = asking.flat_map(|rule| &rule.namers);
+                namers.for_each(|namer| by_rules.add_text(namer, value, effort));
+                continue;
+            }
+            for namer in &named.collections {
+                for text in [value].into_iter().chain(name.split('.')) {
+                    named.elsewhere.add_text(namer, text, effort);
+                }
             }
         }
     }
@@ -125,9 +135,10 @@ impl TargetNames {
 
     pub(super) fn into_scope(self) -> WriteScope {
         let Self { named, by_rules, effort } = self;
-        let NamedJobs { jobs: place, elsewhere, is_in_collection, rules, .. } = named;
-        let is_cut_off = effort.is_spent() && (is_in_collection || !rules.is_empty());
+        let NamedJobs { jobs: place, elsewhere, collections, rules, names_job, .. } = named;
+        let is_cut_off = effort.is_spent() && !(collections.is_empty() && rules.is_empty());
         let mut too_many = elsewhere.has_more || by_rules.has_more || is_cut_off;
+        let names_job = names_job || !by_rules.ids.is_empty();
         let mut known = HashSet::new();
         let mut new = |jobs: Vec<JobId>| -> Vec<JobId> {
             jobs.into_iter().filter(|job| known.insert(job.clone())).collect()
@@ -137,14 +148,14 @@ impl TargetNames {
         let mut elsewhere = new(elsewhere.ids);
         too_many |= jobs.len() + elsewhere.len() > MAX_NAMED;
         elsewhere.truncate(MAX_NAMED.saturating_sub(jobs.len()));
-        WriteScope { jobs, elsewhere, too_many, rules }
+        WriteScope { jobs, elsewhere, too_many, names_job, rules }
     }
 }
 
 impl WriteScope {
     /// Whether a job is named at its place. A word, as in `/jobs/cancel-all`, is not a job.
     pub fn names_job_at_its_place(&self) -> bool {
-        self.too_many || !self.jobs.iter().all(|job| JobId::is_word(job.as_str()))
+        self.too_many || self.names_job
     }
 
     /// Whether no job is named.
@@ -153,8 +164,8 @@ impl WriteScope {
     }
 
     /// Returns all jobs, those at the place of the id first.
-    pub(super) fn into_jobs(self) -> Vec<JobId> {
-        self.jobs.into_iter().chain(self.elsewhere).collect()
+    pub fn all_jobs(&self) -> Vec<JobId> {
+        self.jobs.iter().chain(&self.elsewhere).cloned().collect()
     }
 }
 

@@ -5,7 +5,7 @@
 -- Reply: 1 admitted, 0 refused (invalidated, replaced or written to since it was seen)
 -- The value itself is compared, not only the generation: a third party's DEL leaves meta behind.
 local body = redis.call('GET', KEYS[1])
-if not body or body == '' or redis.sha1hex(body) ~= ARGV[1] then return 0 end
+if not body or redis.sha1hex(body) ~= ARGV[1] then return 0 end
 if string.format('%.0f', redis.call('PEXPIRETIME', KEYS[1])) ~= ARGV[2] then return 0 end
 if redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
 local meta = redis.call('GET', KEYS[2])

@@ -8,7 +8,8 @@ local body = redis.call('TYPE', KEYS[1]).ok == 'string' and redis.call('STRLEN',
 local meta = redis.pcall('GET', KEYS[2])
 if type(meta) ~= 'string' then meta = '' end
 local filling = redis.call('EXISTS', KEYS[3])
-local there = redis.call('DEL', KEYS[1], KEYS[2], KEYS[3]) > 0 and body > 0
+-- A placeholder has neither a body nor meta.
+local there = redis.call('DEL', KEYS[1], KEYS[2], KEYS[3]) > 0 and (body > 0 or meta ~= '')
 -- A value of another type was written by a third party, and is no fence.
 local kind = redis.call('TYPE', KEYS[4]).ok
 if kind ~= 'zset' and kind ~= 'none' then redis.call('DEL', KEYS[4]) end

@@ -6,8 +6,10 @@
 --        {'granted'}
 -- A value that the caller has seen and refused (not ours, corrupt, of another epoch) is named by its
 -- expiry and deleted: deleting the wrong value costs one read of the upstream, never a stale one.
+-- An entry of a response without a job, such as a 404, has an empty main and its body in meta. A
+-- placeholder has no meta.
 local body = redis.call('GET', KEYS[1])
-if body and body ~= '' then
+if body and (body ~= '' or redis.call('EXISTS', KEYS[2]) == 1) then
   local expiry = redis.call('PEXPIRETIME', KEYS[1])
   if ARGV[3] == '' or string.format('%.0f', expiry) ~= ARGV[3] then
     return {'stored', body, redis.call('GET', KEYS[2]) or '', expiry}

@@ -4,7 +4,7 @@
 --       expiry_ms, which counts from the start of the upstream's read
 -- Reply: 1 replaced, 0 refused (invalidated, replaced or written to since it was seen)
 local seen = redis.call('GET', KEYS[1])
-if not seen or seen == '' or redis.sha1hex(seen) ~= ARGV[1] then return 0 end
+if not seen or redis.sha1hex(seen) ~= ARGV[1] then return 0 end
 if string.format('%.0f', redis.call('PEXPIRETIME', KEYS[1])) ~= ARGV[2] then return 0 end
 if redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
 local meta = redis.call('GET', KEYS[2])

@@ -228,14 +228,26 @@ impl RedisEngine {
         Ok(entries)
     }
 
-    /// Deletes every entry under the prefix, in small steps. Fences stay, because their writes are
-    /// still in flight.
+    /// Deletes every entry, in small steps. Fences stay, because their writes are still in flight.
     async fn purge_slots(&self, session: &Session, slots: &SlotSet) -> Result<usize> {
+        let mut entries = 0;
+        for prefix in &self.context.prefixes {
+            entries += self.purge_prefix(session, slots, prefix).await?;
+        }
+        Ok(entries)
+    }
+
+    async fn purge_prefix(
+        &self,
+        session: &Session,
+        slots: &SlotSet,
+        prefix: &str,
+    ) -> Result<usize> {
         let mut cursor = 0;
         let mut entries = 0;
         loop {
             let step = async {
-                let (next, names) = session.scan(&self.context.config.prefix, cursor).await?;
+                let (next, names) = session.scan(prefix, cursor).await?;
                 match session.delete(&names).await {
                     // The slot is moving, or is no longer this master's.
                     Err(StoreError::Redirected(_)) => self.delete_each(&names, slots).await?,

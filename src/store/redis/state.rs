@@ -33,6 +33,8 @@ use crate::{
 /// State that all servers of the store share.
 pub(crate) struct StoreContext {
     pub(super) config: config::StoreConfig,
+    /// The beginnings of keys.
+    pub(super) prefixes: Vec<String>,
     pub(super) tracking: config::NearTracking,
     /// Derived from the configured secret, or else the key that the store keeps for all sidecars.
     credential_key: RwLock<CredentialKey>,
@@ -61,6 +63,7 @@ impl StoreContext {
         let secret = config.cache.credentials.secret.as_ref();
         Ok(Self {
             config: config.store.clone(),
+            prefixes: config.prefixes(),
             tracking: config.cache.near.tracking,
             credential_key: RwLock::new(CredentialKey::initial(secret)),
             has_secret: secret.is_some(),

@@ -103,7 +103,10 @@ async fn connect<'t>(
     let mut track = cmd("CLIENT");
     track.arg("TRACKING").arg("ON");
     if shared.context.tracking == NearTracking::Broadcast {
-        track.arg("BCAST").arg("PREFIX").arg(prefix);
+        track.arg("BCAST");
+        for prefix in &shared.context.prefixes {
+            track.arg("PREFIX").arg(prefix);
+        }
     }
     wire.call::<Value>(&track).await?;
     Ok(TrackingConnection {

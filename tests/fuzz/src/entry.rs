@@ -32,13 +32,18 @@ pub fn run(data: &[u8]) {
     let (mut head, ()) = Response::new(()).into_parts();
     head.headers = super::headers(lines);
     let entry = made(&head, body, now_ms, age);
-    let meta = entry.meta(&Identity::default(), &Token::named("g"), &Epoch::named("e"), None);
+    let meta = made_meta(&entry);
     let meta = format!("{meta},\"expires_at_ms\":{expires_at_ms}}}");
     check_round(&entry, &meta, expires_at_ms, now_ms);
     check_change(&meta, body, expires_at_ms);
     check_tampered(&meta, lines, body, now_ms);
     // Arbitrary metadata must not cause a panic.
     let _ = Entry::decode(&seen(Bytes::from(rest.to_owned()), body, expires_at_ms, "e"));
+}
+
+fn made_meta(entry: &Entry) -> String {
+    let names = (&Token::named("g"), &Epoch::named("e"));
+    entry.meta(&entry.audience().members, &Identity::default(), names, None)
 }
 
 fn made(head: &Parts, body: &str, now_ms: i64, age: i64) -> Entry {

@@ -38,10 +38,10 @@ pub fn run(data: &[u8]) {
     ] {
         let mut answer = answer.clone();
         answer.headers_mut().append(LOCATION, HeaderValue::from_static(named));
-        let jobs = routes.location_targets(&target, &answer);
+        let jobs = routes.location_targets(&target, &answer).all_jobs();
         assert!(jobs.iter().any(|job| job.as_str() == "17"), "{named}");
     }
     *answer.status_mut() = StatusCode::CONFLICT;
-    let jobs = routes.location_targets(&target, &answer);
+    let jobs = routes.location_targets(&target, &answer).all_jobs();
     assert!(jobs.is_empty(), "an error response names {jobs:?}");
 }

@@ -25,6 +25,7 @@ pub fn run(data: &[u8]) {
     let (mut head, ()) = Response::new(()).into_parts();
     head.headers = super::headers(response);
     let policy = Policy {
+        statuses: Vec::new(),
         ttl: Duration::from_secs(1 + u64::from(ttl)),
         stated_only: switches & 1 != 0,
         max_body: 1_000,

@@ -3,7 +3,13 @@
 //! Input: the body; or `*`, two bytes and an id, for a purge of many ids that consist of that id
 //! and a number.
 
-use jobcache::{admin::purge_request::PurgeRequest, semantics::job_id::JobId};
+use jobcache::{
+    admin::purge_request::PurgeRequest,
+    semantics::{
+        job_id::{JobId, is_canonical},
+        route::Routes,
+    },
+};
 use serde_json::{Value, json};
 
 const MAX_IDS: usize = 10_000;
@@ -24,12 +30,16 @@ pub fn run(data: &[u8]) {
     }
 }
 
+fn parse(body: &[u8]) -> Result<PurgeRequest, String> {
+    PurgeRequest::parse(body, &Routes::parse(&["/jobs/{id}"]).expect("a valid template"))
+}
+
 fn check(body: &[u8]) {
-    let request = match PurgeRequest::parse(body) {
+    let request = match parse(body) {
         Ok(request) => request,
         Err(why) => return assert!(why.len() < 4_096 + body.len(), "{why}"),
     };
-    // Accepted bodies are checked with serde_json: an object with one of the three keys, and
+    // Accepted bodies are checked with serde_json: an object with one of the four keys, and
     // possibly `refresh`.
     let value: Value = serde_json::from_slice(body).unwrap_or_default();
     let refresh = value.get("refresh").and_then(Value::as_bool).unwrap_or_default();
@@ -47,6 +57,9 @@ fn check(body: &[u8]) {
             assert_eq!(*key, "job_ids");
             check_jobs(&jobs, ids);
         }
+        (PurgeRequest::Jobs(jobs), [(key, Value::String(_))]) if *key == "path" => {
+            assert!((1..=MAX_IDS).contains(&jobs.len()));
+        }
         (PurgeRequest::Jobs(jobs), [(key, id)]) => {
             assert_eq!(*key, "job_id");
             check_jobs(&jobs, std::slice::from_ref(id));
@@ -60,18 +73,19 @@ fn check_jobs(jobs: &[JobId], ids: &[Value]) {
     assert!((1..=MAX_IDS).contains(&jobs.len()), "{} jobs", jobs.len());
     assert!(jobs.is_sorted_by(|a, b| a < b), "not sorted, or with duplicates");
     for job in jobs {
-        assert_eq!(JobId::canonical(job.as_str()).as_ref(), Some(job));
+        assert!(is_canonical(job.as_str()), "{job}");
     }
     // A purge finds the job under which a read with the same spelling is cached.
     for id in ids {
         let spelling = id.as_str().map_or_else(|| id.to_string(), str::to_owned);
-        if let Some(job) = JobId::canonical(&spelling) {
+        if is_canonical(&spelling) {
+            let job = JobId::new(&spelling, 0);
             assert!(jobs.binary_search(&job).is_ok(), "{job} is not purged");
         }
     }
     let again = json!({ "job_ids": jobs.iter().map(JobId::as_str).collect::<Vec<_>>() });
     assert_eq!(
-        PurgeRequest::parse(again.to_string().as_bytes()).as_ref(),
+        parse(again.to_string().as_bytes()).as_ref(),
         Ok(&PurgeRequest::Jobs(jobs.to_vec()))
     );
 }

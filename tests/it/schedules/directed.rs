@@ -59,7 +59,9 @@ pub(super) async fn granted(store: &Store) -> Lease {
 /// Returns the metadata of the entry that this lease fills.
 pub(super) fn meta(lease: &Lease) -> String {
     let (head, ()) = Request::new(()).into_parts();
-    entry(OLD, pair(&head)).meta(&Identity::default(), lease.token(), lease.epoch(), None)
+    let entry = entry(OLD, pair(&head));
+    let names = (lease.token(), lease.epoch());
+    entry.meta(&entry.audience().members, &Identity::default(), names, None)
 }
 
 pub(super) async fn fill(store: &Store, lease: Lease) -> Result<Fill, StoreError> {

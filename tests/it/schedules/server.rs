@@ -325,7 +325,8 @@ impl Server {
         let epoch = Epoch::named(&new.epoch.to_string());
         let generation = Token::named(&new.generation);
         let entry = entry(&new.body, self.pairs[new.who]);
-        entry.meta(&Identity::default(), &generation, &epoch, None)
+        let members = &entry.audience().members;
+        entry.meta(members, &Identity::default(), (&generation, &epoch), None)
     }
 
     fn invoke<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> T {

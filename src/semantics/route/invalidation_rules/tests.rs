@@ -6,15 +6,28 @@ use serde_json::json;
 use super::*;
 use crate::{
     config,
-    semantics::route::{Route, Routes, WriteScope},
+    semantics::{
+        route::{Route, Routes, WriteScope},
+        settings::{ApiConfig, RouteConfig},
+    },
 };
 
 fn configured(path: &str) -> config::InvalidateRule {
     config::InvalidateRule {
         path: path.to_owned(),
-        all: !path.contains(ID),
+        all: !path.contains("{id}"),
         ..config::InvalidateRule::default()
     }
+}
+
+fn templates() -> Vec<Arc<Template>> {
+    vec![Template::parse(&RouteConfig::at("/jobs/{id}"), 0).unwrap().into()]
+}
+
+/// A rule that a write of `/jobs` matches.
+fn matched(rule: &config::InvalidateRule) -> RuleMatch {
+    let rule = InvalidationRule::parse(1, rule).unwrap().into();
+    RuleMatch::of(&rule, &["jobs"], &templates()).unwrap()
 }
 
 fn list(items: &[&str]) -> Vec<String> {
@@ -24,7 +37,7 @@ fn list(items: &[&str]) -> Vec<String> {
 #[track_caller]
 fn check_path(path: &str, segments: &[&str], want: Option<&str>) {
     let rule = InvalidationRule::parse(1, &configured(path)).unwrap();
-    let got = rule.matches(segments).then(|| rule.id(segments).unwrap_or("matches"));
+    let got = rule.variables(segments).map(|_| rule.id(segments).unwrap_or("matches"));
     assert_eq!(got, want, "{path} {segments:?}");
 }
 
@@ -71,7 +84,7 @@ fn check_method_in(
     want: bool,
 ) {
     let rule = config::InvalidateRule { methods: list(methods), ..configured("/jobs") };
-    let rules = InvalidationRules::parse(&[rule]).unwrap();
+    let rules = InvalidationRules::parse(&[rule], &templates()).unwrap();
     let mut headers = HeaderMap::new();
     if let Some(header) = header {
         headers.insert("x-http-method-override", header.parse().unwrap());
@@ -96,7 +109,7 @@ fn a_rule_is_for_its_methods_also_for_those_that_a_header_or_the_query_names() {
 fn check_ids(pointers: &[&str], body: &Value, want: &[&str]) {
     let rule =
         config::InvalidateRule { request: list(pointers), all: false, ..configured("/jobs") };
-    let rule = InvalidationRule::parse(1, &rule).unwrap();
+    let rule = matched(&rule);
     let jobs = rule.jobs(BodySide::Request, body);
     assert_eq!(jobs.iter().map(JobId::as_str).collect::<Vec<_>>(), want, "{pointers:?} {body}");
     assert_eq!(rule.jobs(BodySide::Response, body), []);
@@ -128,10 +141,7 @@ fn strings_and_whole_numbers_are_ids_in_every_reading() {
 fn a_body_names_a_bounded_number_of_jobs() {
     let rule = config::InvalidateRule { request: list(&["/*"]), all: false, ..configured("/jobs") };
     let body: Value = (0..5_000).collect();
-    assert_eq!(
-        InvalidationRule::parse(1, &rule).unwrap().jobs(BodySide::Request, &body).len(),
-        MAX_NAMED + 1
-    );
+    assert_eq!(matched(&rule).jobs(BodySide::Request, &body).len(), MAX_NAMED + 1);
 }
 
 #[track_caller]
@@ -139,7 +149,7 @@ fn check_refused(change: impl FnOnce(&mut config::InvalidateRule), want: &str) {
     let mut rule = configured("/jobs");
     change(&mut rule);
     let error = InvalidationRule::parse(3, &rule).unwrap_err();
-    assert_eq!(error, format!("[[invalidate]] rule 3: {want}"));
+    assert_eq!(error, format!("[[invalidate]] number 3: {want}"));
 }
 
 #[test]
@@ -150,11 +160,11 @@ fn a_rule_that_cannot_work_is_refused_with_the_mend() {
     );
     check_refused(
         |rule| rule.path = "jobs".into(),
-        "path = \"jobs\" is not absolute; begin it with '/'",
+        "path = \"jobs\": it is not absolute; begin it with '/'",
     );
     check_refused(
         |rule| rule.path = "/{id}/{id}".into(),
-        "path = \"/{id}/{id}\" has more than one segment {id}; give the others another name",
+        "path = \"/{id}/{id}\": it has the variable {id} twice; give one of them another name",
     );
     check_refused(
         |rule| rule.methods = list(&["PO ST"]),
@@ -185,13 +195,13 @@ fn a_rule_that_cannot_work_is_refused_with_the_mend() {
         |rule| (rule.all, rule.query) = (false, list(&["ids", ""])),
         "query has an empty name; give the names of parameters, such as \"ids\"",
     );
-    for segment in ["", "..", "a b", "{}", "{a b}", "x{a}", "{id", "{id}%3A", "a{id}b{c}"] {
+    for segment in ["..", "a b", "{}", "{a b}", "{id", "{id}%3A", "a{id}b{c}", "*", ":id"] {
         let path = format!("/jobs/{segment}");
         let error =
             InvalidationRule::parse(1, &config::InvalidateRule { all: true, ..configured(&path) })
                 .unwrap_err();
         let want =
-            format!("[[invalidate]] rule 1: path = {path:?} has the segment {segment:?}; use ");
+            format!("[[invalidate]] number 1: path = {path:?}: its segment 2 is '{segment}'; ");
         assert!(error.starts_with(&want), "{error}");
     }
 }
@@ -199,14 +209,19 @@ fn a_rule_that_cannot_work_is_refused_with_the_mend() {
 #[test]
 fn rules_and_pointers_are_bounded() {
     let rules = vec![configured("/jobs"); MAX_RULES + 1];
-    let error = InvalidationRules::parse(&rules).unwrap_err();
-    assert!(error.ends_with(": there are too many rules, at most 64 are allowed; remove some"));
-    assert!(InvalidationRules::parse(&rules[1..]).is_ok());
+    let error = InvalidationRules::parse(&rules, &templates()).unwrap_err();
+    assert!(error.ends_with(": there are too many tables, at most 64 are allowed; remove some"));
+    assert!(InvalidationRules::parse(&rules[1..], &templates()).is_ok());
     let many = vec!["/a".to_owned(); MAX_POINTERS + 1];
     check_refused(
         |rule| (rule.all, rule.request) = (false, many),
         "it has 33 pointers into one body, at most 32 are allowed; remove some",
     );
+}
+
+fn routes(invalidate: Vec<config::InvalidateRule>) -> Routes {
+    let paths = list(&["/jobs/{id}"]);
+    Routes::new(&ApiConfig { paths, invalidate, ..ApiConfig::default() }).unwrap()
 }
 
 /// `request` is the method and target, then optionally one header.
@@ -217,7 +232,7 @@ fn check_route(routes: &Routes, request: &str, want: &str) {
     let (name, value) = header.split_once(": ").unwrap();
     let built = Request::builder().method(method).uri(target).header(name, value).body(()).unwrap();
     let got = match routes.classify(&built) {
-        Route::Read(id, _) => format!("read: {id}"),
+        Route::Read(job) => format!("read: {}", job.key),
         Route::Write(WriteScope { jobs, rules, .. }) => {
             let by = (!rules.is_empty()).then(|| "by".to_owned());
             let rules = rules.iter().map(|rule| rule.number().to_string());
@@ -242,9 +257,7 @@ fn a_rule_makes_a_write_of_a_path_that_names_no_job() {
         rule(&[], "/uploads/{upload}/finish"),
         rule(&["POST"], "/jobs/{id}/copy"),
     ];
-    let routes = Routes::parse(&["/jobs/{id}"])
-        .unwrap()
-        .with_rules(InvalidationRules::parse(&rules).unwrap());
+    let routes = routes(rules.to_vec());
     let check = |request: &str, want| check_route(&routes, request, want);
     check("DELETE /jobs", "write: by 1");
     check("DELETE /jobs/?all=1", "write: by 1");
@@ -272,9 +285,7 @@ fn a_rule_makes_a_write_of_a_path_that_names_no_job() {
 fn a_rule_takes_ids_from_the_parameters_that_it_names() {
     let rule =
         config::InvalidateRule { query: list(&["id", "ids"]), all: false, ..configured("/batch") };
-    let routes = Routes::parse(&["/jobs/{id}"])
-        .unwrap()
-        .with_rules(InvalidationRules::parse(&[rule]).unwrap());
+    let routes = routes(vec![rule]);
     let check = |request: &str, want| check_route(&routes, request, want);
     check("POST /batch?id=7&ids[]=8&ids[]=9", "write: 7 8 9 by 1");
     check("POST /batch?ids=7%2C8;id=9&page=4", "write: 7 8 9 by 1");

@@ -29,11 +29,12 @@ fn a_literal_path_has_one_reading() {
 }
 
 use super::{Effort, MAX_SETTLED, NamedJobs, Scope, Template, read_path};
-use crate::semantics::job_id::JobId;
+use crate::semantics::{job_id::JobId, settings::RouteConfig};
 
 fn named(path: &str, scope: Scope) -> (NamedJobs, Effort) {
     let templates = ["/jobs/{id}", "/api/v1/jobs/{id}", "/x/{id}/status"];
-    let templates = templates.map(|template| Template::parse(template).unwrap());
+    let templates =
+        templates.map(|path| Template::parse(&RouteConfig::at(path), 0).unwrap().into());
     let (mut named, mut effort) = (NamedJobs::default(), Effort::default());
     read_path(&templates, &[], path, scope, (&mut named, &mut effort));
     (named, effort)

@@ -75,7 +75,8 @@ impl Session {
         let in_grace = self.is_in_grace();
         let (read, expires_at_ms, kind, lease, lease_left_ms, fence_left_ms) =
             pipeline.query_async::<InspectReply>(&mut self.requests()).await?;
-        let is_placeholder = read[0].as_ref().is_some_and(Vec::is_empty);
+        let is_empty = |value: &Option<Vec<u8>>| value.as_ref().is_none_or(Vec::is_empty);
+        let is_placeholder = read[0].is_some() && read.iter().all(is_empty);
         let lease = lease.map(|token| {
             let token = Token(String::from_utf8_lossy(&token).into());
             LeaseState { token, left_ms: lease_left_ms }
@@ -212,9 +213,12 @@ fn on_all_keys<'s>(script: &'s Script, key: &Key) -> ScriptInvocation<'s> {
     invocation
 }
 
-/// A placeholder is not a value.
+/// A placeholder is not a value: it has neither a body nor meta.
 fn stored(([body, meta], expires_at_ms): ReadReply) -> Option<StoredValue> {
-    let (body, meta) = (body.filter(|body| !body.is_empty())?, meta.unwrap_or_default());
+    let (body, meta) = (body?, meta.unwrap_or_default());
+    if body.is_empty() && meta.is_empty() {
+        return None;
+    }
     Some(StoredValue { body: body.into(), meta: meta.into(), expires_at_ms })
 }
 
