@@ -41,6 +41,7 @@ pub use self::{
     parse::{log_filter, parsed_log_filter},
     setter::RawValue,
     setting_documents::{reference_toml, settings_page},
+    setting_sources::FILE_TABLES,
     setting_spec::{FlagSpec, ReloadClass, SettingSection, SettingSpec},
     settings::{SECTIONS, setting, settings},
     store_config::{
@@ -48,7 +49,6 @@ pub use self::{
     },
     traces::TracesConfig,
 };
-use self::{invalidate_rules::RULES, route_tables::ROUTES};
 pub use crate::semantics::job_id::Ids;
 use crate::semantics::json_pointer::JsonPointer;
 pub use crate::semantics::settings::{
@@ -102,9 +102,6 @@ impl Config {
         [self.store.prefix.clone()].into_iter().chain(own).collect()
     }
 }
-
-/// The lists of tables that only the file can hold.
-pub static FILE_TABLES: [&TableSpec; 2] = [&ROUTES, &RULES];
 
 /// Who may purge, and how often.
 #[derive(Clone, Debug, PartialEq, Eq)]

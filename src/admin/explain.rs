@@ -193,7 +193,10 @@ impl Explainer<'_> {
                 facts.bypass().map_or_else(in_mode, ExplainVerdict::pass)
             }
             Route::Write(_) => ExplainVerdict::write(request.method()),
-            Route::Pass(why) => ExplainVerdict::pass(*why),
+            Route::Pass(why) => {
+                let setting = self.routes.setting_for(request.uri().path(), *why);
+                ExplainVerdict::pass_with(*why, setting)
+            }
         }
     }
 }
@@ -258,13 +261,18 @@ impl ExplainVerdict {
     }
 
     fn pass(why: Bypass) -> Self {
+        Self::pass_with(why, None)
+    }
+
+    /// A request that bypasses the cache, unless a setting is changed.
+    fn pass_with(why: Bypass, setting: Option<&'static str>) -> Self {
         if why == Bypass::OnlyIfCached {
             return Self::answered_with_error(why.as_str(), bypass_reason_text(why));
         }
-        Self {
-            why: bypass_reason_text(why).to_owned(),
-            ..Self::forwarded("pass", Some(why), false)
-        }
+        let forwarded = Self::forwarded("pass", Some(why), false);
+        let setting = setting.map(|setting| format!("; setting=\"{setting}\""));
+        let cache_status = forwarded.cache_status + &setting.unwrap_or_default();
+        Self { why: bypass_reason_text(why).to_owned(), cache_status, ..forwarded }
     }
 
     fn refused(why: Refusal) -> Self {

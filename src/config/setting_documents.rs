@@ -4,8 +4,9 @@
 use std::fmt::Write as _;
 
 use super::{
-    FILE_TABLES, RawValue, ReloadClass, SECTIONS, SettingSection, SettingSpec,
+    RawValue, ReloadClass, SECTIONS, SettingSection, SettingSpec,
     file_tables::TableSpec,
+    setting_sources::FILE_TABLES,
     settings,
     traces::{TRACE_VARIABLES, TRACES_INTRO},
 };

@@ -13,8 +13,11 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    FILE_TABLES, InvalidateRule, RawValue, RouteConfig, SettingSpec, TracesConfig, file_tables,
-    invalidate_rules::RULES, route_tables::ROUTES, setting, settings, traces,
+    InvalidateRule, RawValue, RouteConfig, SettingSpec, TracesConfig,
+    file_tables::{self, TableSpec},
+    invalidate_rules::RULES,
+    route_tables::ROUTES,
+    setting, settings, traces,
 };
 
 /// A setting with its value and the origin of the value.
@@ -80,6 +83,9 @@ impl LayeredSettings {
         )
     }
 }
+
+/// The lists of tables that only the file can hold.
+pub static FILE_TABLES: [&TableSpec; 2] = [&ROUTES, &RULES];
 
 const PREFIX: &str = "JOBCACHE_";
 const CONFIG: &str = "JOBCACHE_CONFIG";

@@ -153,14 +153,14 @@ impl Routes {
         if !matches!(why, Bypass::Spelling | Bypass::Word) {
             return None;
         }
-        let segments: Vec<&str> = path.split('/').skip(1).filter(|text| !text.is_empty()).collect();
-        let is_text = |template: &Arc<Template>| {
-            template.id_at_or_above(&segments).is_some_and(|id| as_text(id).is_some())
+        let route = |path: &str| self.templates.iter().find(|template| template.matches(path));
+        let Some(template) = route(path) else {
+            let other = path.strip_suffix('/').map_or_else(|| format!("{path}/"), str::to_owned);
+            return route(&other).map(|_| "routes");
         };
-        match self.templates.iter().find(|template| template.matches(path)) {
-            Some(template) => is_text(template).then_some("ids=opaque"),
-            None => self.templates.iter().any(|t| t.is_whole(&segments)).then_some("routes"),
-        }
+        let segments: Vec<&str> = path.split('/').skip(1).collect();
+        let is_text = template.id_at_or_above(&segments).is_some_and(|id| as_text(id).is_some());
+        is_text.then_some("ids=opaque")
     }
 
     /// Returns the jobs that a text names by their key, under each prefix.

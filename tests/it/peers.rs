@@ -368,7 +368,7 @@ async fn a_shutdown_gives_operators_no_second_deadline() {
 
 #[tokio::test]
 async fn a_route_that_cannot_be_served_is_a_bad_configuration() {
-    for route in ["/jobs/{id}/", "//jobs/{id}", "/j%6Fbs/{id}", "/../{id}"] {
+    for route in ["/jobs/{job_id}", "//jobs/{id}", "/j%6Fbs/{id}", "/../{id}"] {
         let (code, stdout, stderr) = Process::output(&["check", "--route", route], &[]);
         assert_eq!(code, 78, "{route}: {stdout}{stderr}");
     }

@@ -126,14 +126,15 @@ impl Head {
         digest: impl FnOnce() -> String,
     ) -> Self {
         let etag_is_added = !headers.contains_key(ETAG) && status.is_success();
+        let made = etag_is_added.then(|| made_etag(&digest()));
+        let etag = headers.get(ETAG).cloned().or(made);
         headers.insert(CONTENT_LENGTH, length.into());
-        if etag_is_added {
-            headers.insert(ETAG, made_etag(&digest()));
+        let is_coded = form == HeadForm::Zstd;
+        if let Some(etag) = etag {
+            let etag = if is_coded { coding::compressed_etag(&etag) } else { etag };
+            headers.insert(ETAG, etag);
         }
-        if form == HeadForm::Zstd {
-            if let Some(etag) = headers.get_mut(ETAG) {
-                *etag = coding::compressed_etag(etag);
-            }
+        if is_coded {
             headers.insert(CONTENT_ENCODING, coding::ZSTD);
         }
         let vary_is_added = form != HeadForm::Only && !varies_by_coding(&headers);

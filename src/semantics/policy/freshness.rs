@@ -3,16 +3,18 @@
 use std::time::{Duration, SystemTime};
 
 use hyper::{
-    HeaderMap,
+    HeaderMap, StatusCode,
     header::{AGE, DATE, EXPIRES},
     http::response::Parts,
 };
+
+use crate::semantics::headers::PERSISTENT_AUTH;
 
 use super::{
     NoStore, Policy,
     directives::{Directive, delta_seconds, directives, tokens},
     http_date,
-    storable::{storable, varies_by_caller},
+    storable::{storable, storable_headers, varies_by_caller},
 };
 
 /// How long a response may be served, and whether to every credential.
@@ -75,6 +77,35 @@ pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Fresh
     } else {
         Ok(Freshness { ttl, age, public: is_public(&head.headers) })
     }
+}
+
+/// Returns whether a response that may not be stored for this reason may answer other requests of the
+/// same caller that were waiting when it came.
+///
+/// "A cache can use a response that is stored or storable to satisfy multiple requests, provided that
+/// it is allowed to reuse that response for the requests in question. This enables a cache to \"collapse
+/// requests\"" RFC 9111 4. Storable is what is "heuristically cacheable" (RFC 9110 15.1) or states a
+/// lifetime, whatever the configuration leaves out.
+pub fn may_be_shared(head: &Parts, policy: &Policy, why: NoStore, now: SystemTime) -> bool {
+    let states_lifetime = || {
+        let stated = stated_lifetimes(&head.headers, now).ok().and_then(|stated| stated.shared);
+        stated.is_some_and(|lifetime| lifetime > age(&head.headers))
+    };
+    let is_heuristic = matches!(
+        head.status.as_u16(),
+        200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501
+    );
+    let is_final = !head.status.is_informational() && head.status != StatusCode::PARTIAL_CONTENT;
+    matches!(why, NoStore::Status | NoStore::Unstated | NoStore::Empty)
+        && is_final
+        && !head.headers.contains_key(PERSISTENT_AUTH)
+        && matches!(storable_headers(head, policy), Ok(()) | Err(NoStore::Empty))
+        && (states_lifetime() || is_heuristic && no_lifetime_is_stated(&head.headers, now))
+}
+
+/// Whether nothing is said about the lifetime, so that a heuristic may be used.
+fn no_lifetime_is_stated(headers: &HeaderMap, now: SystemTime) -> bool {
+    stated_lifetimes(headers, now).is_ok_and(|stated| stated.shared.is_none())
 }
 
 /// Returns whether a response may be served to every credential.
@@ -178,7 +209,7 @@ fn directive_seconds(
 /// the field value, discarding subsequent ones. If the field value (after discarding additional
 /// members, as per above) is invalid (e.g., it contains something other than a non-negative
 /// integer), a cache SHOULD ignore the field." RFC 9111 5.1
-pub(super) fn age(headers: &HeaderMap) -> Duration {
+fn age(headers: &HeaderMap) -> Duration {
     let first = tokens(headers, &AGE).next().and_then(Result::ok);
     first.and_then(delta_seconds).unwrap_or_default()
 }

@@ -1,7 +1,5 @@
 //! Which responses may be stored. `stored_head` says which of their headers.
 
-use std::time::SystemTime;
-
 use hyper::{
     HeaderMap, StatusCode,
     header::{
@@ -14,7 +12,6 @@ use hyper::{
 use super::{
     NoStore, Policy,
     directives::{directives, tokens},
-    freshness::{age, stated_lifetimes},
 };
 use crate::semantics::{audience::cookie_counts, headers::PERSISTENT_AUTH};
 
@@ -60,8 +57,8 @@ pub fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
     storable_headers(head, policy)
 }
 
-/// Checks the headers alone.
-fn storable_headers(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
+/// Checks everything but the status.
+pub(super) fn storable_headers(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
     let headers = &head.headers;
     // RFC 9111 7.3 leaves it to the server to forbid caching of cookies. Many servers do not, and a
     // cookie shared between clients is a session shared between users. A cookie that does not count,
@@ -82,35 +79,6 @@ fn storable_headers(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
     check_vary(headers, policy)?;
     check_representation(headers)?;
     check_content_length(head, policy)
-}
-
-/// Returns whether a response that may not be stored for this reason may answer other requests of the
-/// same caller that were waiting when it came.
-///
-/// "A cache can use a response that is stored or storable to satisfy multiple requests, provided that
-/// it is allowed to reuse that response for the requests in question. This enables a cache to \"collapse
-/// requests\"" RFC 9111 4. Storable is what is "heuristically cacheable" (RFC 9110 15.1) or states a
-/// lifetime, whatever the configuration leaves out.
-pub fn may_be_shared(head: &Parts, policy: &Policy, why: NoStore, now: SystemTime) -> bool {
-    let states_lifetime = || {
-        let stated = stated_lifetimes(&head.headers, now).ok().and_then(|stated| stated.shared);
-        stated.is_some_and(|lifetime| lifetime > age(&head.headers))
-    };
-    let is_heuristic = matches!(
-        head.status.as_u16(),
-        200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501
-    );
-    let is_final = !head.status.is_informational() && head.status != StatusCode::PARTIAL_CONTENT;
-    matches!(why, NoStore::Status | NoStore::Unstated | NoStore::Empty)
-        && is_final
-        && !head.headers.contains_key(PERSISTENT_AUTH)
-        && matches!(storable_headers(head, policy), Ok(()) | Err(NoStore::Empty))
-        && (states_lifetime() || is_heuristic && no_lifetime_is_stated(&head.headers, now))
-}
-
-/// Whether nothing is said about the lifetime, so that a heuristic may be used.
-fn no_lifetime_is_stated(headers: &HeaderMap, now: SystemTime) -> bool {
-    stated_lifetimes(headers, now).is_ok_and(|stated| stated.shared.is_none())
 }
 
 /// Returns whether a `Set-Cookie` sets one of these cookies, or any cookie if `names` is empty. RFC

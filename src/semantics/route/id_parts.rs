@@ -11,7 +11,7 @@ use std::{borrow::Cow, collections::HashSet};
 
 use percent_encoding::percent_decode_str;
 
-use super::template::Namer;
+use super::{path_pattern::is_cut, template::Namer};
 use crate::semantics::job_id::{Ids, JobId, MAX_DECODES, is_canonical, is_word};
 
 /// Largest number of jobs that one body or one target may name. Each costs a fence and an
@@ -135,12 +135,6 @@ impl NamedIds {
             namer.jobs(id).into_iter().for_each(|job| self.add(job));
         }
     }
-}
-
-/// Whether an API may end an id at this character. A `%` begins an encoded character, which the
-/// decoded text shows.
-pub(super) fn is_cut(c: char) -> bool {
-    !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '%'))
 }
 
 /// Calls `each` with every part of a text that may be an id.

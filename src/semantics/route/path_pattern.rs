@@ -175,6 +175,12 @@ pub(super) fn is_literal_segment(segment: &str) -> bool {
     !segment.is_empty() && !is_dots && segment.bytes().all(is_literal_byte)
 }
 
+/// Whether an API may end an id at this character. A `%` begins an encoded character, which the
+/// decoded text shows.
+pub(super) fn is_cut(c: char) -> bool {
+    !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '%'))
+}
+
 fn is_literal_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || LITERAL_MARKS.contains(&byte)
 }

@@ -2,10 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use super::{
-    id_parts::is_cut,
-    path_pattern::{ID, PathPattern, Segment, with_id},
-};
+use super::path_pattern::{ID, PathPattern, Segment, is_cut, with_id};
 use crate::semantics::{
     job_id::{Ids, JobId, MAX_KEY_LEN, as_text, is_key},
     policy::Bypass,

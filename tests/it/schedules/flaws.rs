@@ -26,11 +26,7 @@ impl Flaw {
             }
             Self::ReplaceWithoutGeneration => vec![("replace", GENERATION, "")],
             Self::ReplaceWithoutValue => vec![
-                (
-                    "replace",
-                    "if not seen or seen == '' or redis.sha1hex(seen) ~= ARGV[1] then return 0 end",
-                    "",
-                ),
+                ("replace", "if not seen or redis.sha1hex(seen) ~= ARGV[1] then return 0 end", ""),
                 (
                     "replace",
                     "if string.format('%.0f', redis.call('PEXPIRETIME', KEYS[1])) ~= ARGV[2] then \
