@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use hyper::{
-    HeaderMap, StatusCode,
+    HeaderMap,
     header::{AGE, DATE, EXPIRES},
     http::response::Parts,
 };
@@ -85,19 +85,21 @@ pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Fresh
 /// "A cache can use a response that is stored or storable to satisfy multiple requests, provided that
 /// it is allowed to reuse that response for the requests in question. This enables a cache to \"collapse
 /// requests\"" RFC 9111 4. Storable is what is "heuristically cacheable" (RFC 9110 15.1) or states a
-/// lifetime, whatever the configuration leaves out.
+/// lifetime, whatever the configuration leaves out. Not shared, as not stored by any configuration, is
+/// what says something about the request or the caller, or nothing about the job.
 pub fn may_be_shared(head: &Parts, policy: &Policy, why: NoStore, now: SystemTime) -> bool {
     let states_lifetime = || {
         let stated = stated_lifetimes(&head.headers, now).ok().and_then(|stated| stated.shared);
         stated.is_some_and(|lifetime| lifetime > age(&head.headers))
     };
-    let is_heuristic = matches!(
+    let is_heuristic =
+        matches!(head.status.as_u16(), 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414);
+    let is_about_job = !matches!(
         head.status.as_u16(),
-        200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501
+        ..200 | 206 | 304 | 401 | 403 | 407 | 408 | 412 | 416 | 421 | 425 | 429 | 500..
     );
-    let is_final = !head.status.is_informational() && head.status != StatusCode::PARTIAL_CONTENT;
     matches!(why, NoStore::Status | NoStore::Unstated | NoStore::Empty)
-        && is_final
+        && is_about_job
         && !head.headers.contains_key(PERSISTENT_AUTH)
         && matches!(storable_headers(head, policy), Ok(()) | Err(NoStore::Empty))
         && (states_lifetime() || is_heuristic && no_lifetime_is_stated(&head.headers, now))
@@ -227,7 +229,7 @@ mod tests {
 
     use hyper::{Response, http::response::Parts};
 
-    use super::{NoStore, Policy, freshness};
+    use super::{NoStore, Policy, freshness, may_be_shared};
     use crate::{config, semantics::json_pointer::JsonPointer};
 
     const POLICY: Policy = Policy {
@@ -448,5 +450,34 @@ mod tests {
     #[test]
     fn what_may_not_be_stored_has_no_freshness() {
         check_refused(&[("cache-control", "max-age=60, no-store")], NoStore::NoStore);
+    }
+
+    #[test]
+    fn what_is_about_the_request_or_the_caller_is_never_shared() {
+        let check = |status: u16, lines: &[(&str, &str)], want: bool| {
+            let mut head = head(lines);
+            head.status = status.try_into().unwrap();
+            let shared = may_be_shared(&head, &POLICY, NoStore::Status, at(NOW));
+            assert_eq!(shared, want, "{status} {lines:?}");
+        };
+        let fresh = ("cache-control", "max-age=60");
+        for status in [404, 410, 301] {
+            check(status, &[], true);
+            check(status, &[fresh], true);
+            check(status, &[fresh, ("age", "60")], false);
+            for forbidden in ["no-store", "private, max-age=60", "no-cache", "max-age=0"] {
+                check(status, &[("cache-control", forbidden)], false);
+            }
+            check(status, &[("set-cookie", "a=b")], false);
+            check(status, &[("vary", "*")], false);
+        }
+        for status in [202, 303, 400] {
+            check(status, &[], false);
+            check(status, &[fresh], true);
+        }
+        for status in [206, 304, 401, 403, 407, 408, 412, 416, 421, 425, 429, 500, 501, 503] {
+            check(status, &[], false);
+            check(status, &[fresh], false);
+        }
     }
 }
