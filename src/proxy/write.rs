@@ -138,8 +138,10 @@ fn changes_all(
     if missed {
         context.inspector.fallbacks.inc();
     }
-    let is_success = |inspected: &InspectedResponse| inspected.response.status().is_success();
-    let has_too_many = scope.too_many && result.as_ref().map_or(true, is_success);
+    // A request that is refused changes nothing, and any client can send one.
+    let may_have_changed =
+        |inspected: &InspectedResponse| !inspected.response.status().is_client_error();
+    let has_too_many = scope.too_many && result.as_ref().map_or(true, may_have_changed);
     let has_all_rule = scope.rules.iter().any(RuleMatch::is_all);
     missed || has_too_many || has_all_rule || context.superseded.is_cancelled()
 }

@@ -72,11 +72,18 @@ impl NamedIds {
             if !effort.spend(text.len()) {
                 return;
             }
-            match namer.template.ids {
-                Ids::Auto => for_each_part(&text, &mut |part| self.add_part(namer, part, effort)),
-                Ids::Opaque => {
-                    for_each_range(&text, &mut |part| self.add_readings(namer, part, effort));
-                }
+            let template = &namer.template;
+            match template.ids {
+                Ids::Auto => for_each_part(&text, &mut |part| {
+                    for text in template.id_texts(part) {
+                        self.add_part(namer, text, effort);
+                    }
+                }),
+                Ids::Opaque => for_each_range(&text, &mut |part| {
+                    for text in template.id_texts(part) {
+                        self.add_readings(namer, text, effort);
+                    }
+                }),
             }
             if !text.contains('%') {
                 return;

@@ -167,6 +167,31 @@ impl Segment {
             }
         }
     }
+
+    /// Returns a part of a segment that was cut at the characters of [`is_cut`], and what is left of it
+    /// without the literal text around the variable. Ignores case.
+    pub(super) fn texts_in<'p>(&self, part: &'p str) -> Vec<&'p str> {
+        let mut texts = vec![part];
+        let Self::Variable { before, after, .. } = self else { return texts };
+        // The part has been cut where the literal text is.
+        let before = before.rsplit(is_cut).next().unwrap_or_default();
+        let after = after.split(is_cut).next().unwrap_or_default();
+        let without_start = |text: &'p str| {
+            let (start, rest) = text.split_at_checked(before.len())?;
+            start.eq_ignore_ascii_case(before).then_some(rest)
+        };
+        let without_end = |text: &'p str| {
+            let (rest, end) = text.split_at_checked(text.len().checked_sub(after.len())?)?;
+            end.eq_ignore_ascii_case(after).then_some(rest)
+        };
+        let short = without_start(part).unwrap_or(part);
+        for text in [Some(short), without_end(part), without_end(short)].into_iter().flatten() {
+            if !text.is_empty() && !texts.contains(&text) {
+                texts.push(text);
+            }
+        }
+        texts
+    }
 }
 
 /// Returns whether a segment may stand in a pattern as it is.

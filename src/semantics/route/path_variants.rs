@@ -264,7 +264,11 @@ impl Search<'_, '_> {
             let Some(below) = template.below_collection(stack) else { continue };
             let Some(namer) = self.named.collection(template, &below.before) else { continue };
             match below.rest {
-                [id] => self.add_place(&namer, id, NamedJobs::add_elsewhere),
+                [_] => {
+                    if let Some(id) = template.id_at_or_above(stack) {
+                        self.add_place(&namer, id, NamedJobs::add_elsewhere);
+                    }
+                }
                 [.., last] if self.scope == Scope::Target => self.add_elsewhere(&namer, last),
                 _ => {}
             }
@@ -302,6 +306,9 @@ impl Search<'_, '_> {
             let Some(namer) = self.named.collection(template, &below.before) else { continue };
             if let Some(id) = template.id_at_or_above(stack) {
                 self.add_place(&namer, id, NamedJobs::add_job);
+                if let Some(others) = template.texts_around_id(stack) {
+                    self.add_place(&Namer::new(template, &others), id, NamedJobs::add_job);
+                }
             }
             if self.scope == Scope::Place {
                 continue;

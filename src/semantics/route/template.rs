@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, sync::Arc};
 
+use percent_encoding::percent_decode_str;
+
 use super::path_pattern::{ID, PathPattern, Segment, is_cut, with_id};
 use crate::semantics::{
     job_id::{Ids, JobId, MAX_KEY_LEN, as_text, is_key},
@@ -143,12 +145,14 @@ impl Template {
         Ok(Named { key: self.key(&read)?.into(), variables: Some(read.join("/").into()) })
     }
 
+    /// Whether a path whose variables have one reading is never cached. Their encoding does not count.
     fn is_excepted(&self, path: &str) -> bool {
-        let is_excepted = |pattern: &PathPattern| {
-            let path = path.strip_suffix('/').unwrap_or(path);
-            pattern.is_whole(&path.split('/').skip(1).collect::<Vec<_>>())
-        };
-        self.except.iter().any(is_excepted)
+        if self.except.is_empty() {
+            return false;
+        }
+        let path = percent_decode_str(path.strip_suffix('/').unwrap_or(path)).decode_utf8_lossy();
+        let segments: Vec<&str> = path.split('/').skip(1).collect();
+        self.except.iter().any(|pattern| pattern.is_whole(&segments))
     }
 
     /// Whether the key is the id alone.
@@ -227,11 +231,26 @@ impl Template {
         self.pattern.segments[self.id_at + 1..].iter().any(|segment| segment.name().is_some())
     }
 
+    /// Returns the texts of the variables but `{id}` in a path that matches as a whole, if there are some
+    /// after it.
+    pub(super) fn texts_around_id<'p>(&self, segments: &[&'p str]) -> Option<Vec<&'p str>> {
+        let is_whole = self.continues_after_id() && self.is_whole(segments);
+        let mut texts = is_whole.then(|| self.pattern.texts(segments)).flatten()?;
+        texts.remove(self.variables_before_id().count());
+        Some(texts)
+    }
+
     /// Returns the text of `{id}` in a path at or below it. Ignores case, as some frameworks do.
     pub(super) fn id_at_or_above<'p>(&self, segments: &[&'p str]) -> Option<&'p str> {
         let (id, above) = self.pattern.segments[..=self.id_at].split_last()?;
         PathPattern::bind(above, segments)?;
         id.text(segments.get(self.id_at)?)
+    }
+
+    /// Returns the texts of `{id}` that a part of a target may stand for: with the literal text around
+    /// the variable, and without.
+    pub(super) fn id_texts<'t>(&self, part: &'t str) -> Vec<&'t str> {
+        self.pattern.segments[self.id_at].texts_in(part)
     }
 
     /// Returns what follows the collection of this template in a path at or below it. Ignores case.
@@ -276,18 +295,23 @@ impl Template {
         self.pattern.is_whole(segments)
     }
 
+    fn variables_but_id(&self) -> usize {
+        self.pattern.variables().count() - 1
+    }
+
     /// Returns the names of the variables before `{id}`.
     pub(super) fn variables_before_id(&self) -> impl Iterator<Item = &str> {
         self.pattern.segments[..self.id_at].iter().filter_map(Segment::name)
     }
 }
 
-/// Names the jobs of a route for an id, where the texts of the variables before it are known.
+/// Names the jobs of a route for an id, where the texts of the variables before it are known, or those of
+/// all others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Namer {
     pub(super) template: Arc<Template>,
-    /// The texts of the variables before `{id}`.
-    before: Vec<String>,
+    /// The known texts of the variables but `{id}`.
+    others: Vec<String>,
     /// Every reading of each.
     readings: Vec<Vec<String>>,
     /// Whether a write names more jobs than can be listed: the readings are too many, or variables
@@ -296,26 +320,26 @@ pub(super) struct Namer {
 }
 
 impl Namer {
-    pub(super) fn new(template: &Arc<Template>, before: &[&str]) -> Self {
+    pub(super) fn new(template: &Arc<Template>, others: &[&str]) -> Self {
         let most = (1..=MAX_COMBINATIONS)
-            .take_while(|most| before.iter().fold(1, |all, _| all * most) <= MAX_COMBINATIONS)
+            .take_while(|most| others.iter().fold(1, |all, _| all * most) <= MAX_COMBINATIONS)
             .last()
             .unwrap_or(1);
-        let mut has_more = template.continues_after_id();
-        let readings = before.iter().map(|text| {
+        let mut has_more = others.len() < template.variables_but_id();
+        let readings = others.iter().map(|text| {
             let mut readings = Ids::Opaque.readings(text);
             has_more |= readings.len() > most;
             readings.truncate(most);
             readings
         });
         let readings = readings.collect();
-        let before = before.iter().map(|&text| text.to_owned()).collect();
-        Self { template: Arc::clone(template), before, readings, has_more }
+        let others = others.iter().map(|&text| text.to_owned()).collect();
+        Self { template: Arc::clone(template), others, readings, has_more }
     }
 
     /// Whether it names the jobs of this route with these texts.
-    pub(super) fn is_for(&self, template: &Arc<Template>, before: &[&str]) -> bool {
-        Arc::ptr_eq(&self.template, template) && self.before == before
+    pub(super) fn is_for(&self, template: &Arc<Template>, others: &[&str]) -> bool {
+        Arc::ptr_eq(&self.template, template) && self.others == others
     }
 
     /// Returns the jobs with this id and any reading of the other variables.
@@ -323,9 +347,10 @@ impl Namer {
         if self.template.key_is_id() {
             return vec![self.template.job(id)];
         }
-        if self.template.continues_after_id() {
+        if self.others.len() < self.template.variables_but_id() {
             return Vec::new();
         }
+        let id_at = self.template.variables_before_id().count();
         let count: usize = self.readings.iter().map(Vec::len).product();
         let job = |mut combination: usize| {
             let mut texts = Vec::with_capacity(self.readings.len() + 1);
@@ -333,7 +358,7 @@ impl Namer {
                 texts.push(readings[combination % readings.len()].as_str());
                 combination /= readings.len();
             }
-            texts.push(id);
+            texts.insert(id_at, id);
             self.template.key(&texts).ok().map(|key| self.template.job(&key))
         };
         (0..count).filter_map(job).collect()

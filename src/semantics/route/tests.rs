@@ -5,7 +5,10 @@ use hyper::{Request, Response, http::request::Builder};
 use super::{MAX_TEMPLATES, Route, Routes, WriteTarget};
 use crate::{
     config::{ApiConfig, QueryConfig},
-    semantics::job_id::JobId,
+    semantics::{
+        job_id::{Ids, JobId},
+        settings::RouteConfig,
+    },
 };
 
 const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
@@ -311,4 +314,85 @@ fn a_method_may_be_named_in_every_spelling_of_cgi_and_in_the_query() {
     check("GET /jobs/7\nx_rewrite_url: /jobs/8", "pass: url-override");
     check("GET /jobs/7?_method=DELETE", "write: 7");
     check("GET /jobs/7?a=b&_method=get", "pass: query");
+}
+
+fn routes_of(tables: Vec<RouteConfig>) -> Routes {
+    Routes::new(&ApiConfig { tables, ..ApiConfig::default() }).unwrap()
+}
+
+#[test]
+fn a_path_that_is_never_cached_counts_in_every_spelling_of_a_read() {
+    let route = RouteConfig {
+        ids: Some(Ids::Opaque),
+        except: vec!["/t/{tenant}/jobs/latest".to_owned()],
+        ..RouteConfig::at("/t/{tenant}/jobs/{id}/")
+    };
+    let routes = routes_of(vec![route]);
+    check_with(&routes, "GET /t/acme/jobs/late/", "read: acme:late");
+    for id in ["latest", "LATEST", "l%61test", "%4Catest"] {
+        check_with(&routes, &format!("GET /t/acme/jobs/{id}/"), "pass: except");
+    }
+}
+
+#[test]
+fn a_write_names_an_id_with_or_without_the_literal_text_around_it() {
+    let path = "/exports/job-{id}.json";
+    for ids in [Ids::Auto, Ids::Opaque] {
+        let routes = routes_of(vec![RouteConfig { ids: Some(ids), ..RouteConfig::at(path) }]);
+        let seven = JobId::new("7", 0);
+        for target in [
+            "/exports/job-7.json",
+            "/exports/job-7.json:retry",
+            "/exports/job-7:cancel",
+            "/exports/JOB-7",
+            "/exports/7",
+            "/exports/job-6,job-7",
+            "/exports?ids=job-6,job-7",
+            "/exports('job-7')",
+            "/exports/job-7.json/../x",
+        ] {
+            let request = Request::delete(target.parse::<hyper::Uri>().unwrap()).body(()).unwrap();
+            let Route::Write(scope) = routes.classify(&request) else { panic!("{target}") };
+            assert!(scope.all_jobs().contains(&seven), "{target}: {scope:?}");
+        }
+    }
+}
+
+#[test]
+fn a_write_names_the_job_of_its_path_if_variables_follow_the_id() {
+    let routes = Routes::parse(&["/a/{x}/n/{id}/runs/{run}"]).unwrap();
+    check_with(&routes, "GET /a/b/n/7/runs/3", "read: b:7:3");
+    let written = |target: &str| {
+        let Route::Write(scope) = routes.classify(&Request::put(target).body(()).unwrap()) else {
+            panic!("{target}")
+        };
+        assert!(scope.too_many, "{target}");
+        scope.all_jobs()
+    };
+    assert!(written("/a/b/n/7/runs/3").contains(&JobId::new("b:7:3", 0)));
+    assert!(written("/A/B/n/7/runs/3/").contains(&JobId::new("b:7:3", 0)));
+    assert!(written("/a/b/n/7/cancel").is_empty());
+}
+
+#[test]
+fn the_path_of_a_job_is_one_under_which_its_reads_are_cached() {
+    let route = |path: &str, key: &str| RouteConfig {
+        key: Some(key.to_owned()),
+        ids: Some(Ids::Opaque),
+        ..RouteConfig::at(path)
+    };
+    let routes = routes_of(vec![
+        RouteConfig::at("/jobs/{id}"),
+        RouteConfig::at("/t/{tenant}/jobs/{id}"),
+        route("/x/{a}/{id}", "x{id}-{a}"),
+    ]);
+    let check = |key: &str, want: Option<&str>| {
+        assert_eq!(routes.path_of(&JobId::new(key, 0)).as_deref(), want, "{key}");
+    };
+    check("7", Some("/jobs/7"));
+    check("a:7", Some("/t/a/jobs/7"));
+    check("x7-a b", Some("/x/a%20b/7"));
+    for key in ["007", "latest", "a:007", "a;b:7", "a/b:7", "..:7", ""] {
+        check(key, None);
+    }
 }
