@@ -8,7 +8,7 @@ SECONDS_EACH=${1-60}
 [[ $SECONDS_EACH =~ ^[1-9][0-9]*$ ]] || { echo "usage: bash tests/fuzz/run.sh [SECONDS [TARGET...]]" >&2; exit 2; }
 [ $# -eq 0 ] || shift
 TARGETS=("$@")
-[ $# -gt 0 ] || TARGETS=(route purge webhook entry policy rules location query config)
+[ $# -gt 0 ] || TARGETS=(route templates purge webhook entry policy rules location query config)
 
 command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 # Coverage needs unstable compiler flags, which RUSTC_BOOTSTRAP enables in a stable compiler. No sanitizer: the

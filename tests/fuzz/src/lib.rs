@@ -11,13 +11,14 @@ pub mod purge;
 pub mod query;
 pub mod route;
 pub mod rules;
+pub mod templates;
 pub mod webhook;
 
 /// A check of one input.
 pub type Check = fn(&[u8]);
 
 /// All checks, by the names of their targets.
-pub const CHECKS: [(&str, Check); 9] = [
+pub const CHECKS: [(&str, Check); 10] = [
     ("config", config::run),
     ("entry", entry::run),
     ("location", location::run),
@@ -26,6 +27,7 @@ pub const CHECKS: [(&str, Check); 9] = [
     ("query", query::run),
     ("route", route::run),
     ("rules", rules::run),
+    ("templates", templates::run),
     ("webhook", webhook::run),
 ];
 

@@ -141,10 +141,10 @@ impl Model {
 
 /// The steps that a gateway or a framework applies to a path, with a bit for each step.
 #[derive(Clone, Copy, Debug)]
-struct Stage(u8);
+pub(super) struct Stage(pub(super) u8);
 
 impl Stage {
-    fn apply(self, path: &str) -> String {
+    pub(super) fn apply(self, path: &str) -> String {
         match self.0 >> 6 {
             0 => self.walk(path),
             1 => self.walk(&decoded(path)),
@@ -174,12 +174,12 @@ impl Stage {
     }
 }
 
-fn decoded(text: &str) -> String {
+pub(super) fn decoded(text: &str) -> String {
     percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 /// Parses an integer as Python's `int` does.
-fn integer(text: &str) -> Option<String> {
+pub(super) fn integer(text: &str) -> Option<String> {
     let text = text.trim();
     let (sign, digits) = match text.as_bytes().first()? {
         b'-' => ("-", &text[1..]),
@@ -193,7 +193,7 @@ fn integer(text: &str) -> Option<String> {
 }
 
 /// Parses a UUID as Python's `UUID` does.
-fn uuid(text: &str) -> Option<String> {
+pub(super) fn uuid(text: &str) -> Option<String> {
     let hex = text.replace("urn:", "").replace("uuid:", "");
     let hex = hex.trim_matches(['{', '}']).replace('-', "").to_ascii_lowercase();
     let is_uuid = hex.len() == 32 && hex.bytes().all(|b| b.is_ascii_hexdigit());
