@@ -65,6 +65,7 @@ mod shared_keys;
 mod sidecars;
 mod silent_changes;
 mod states;
+mod status_races;
 mod store_tls;
 mod systemd;
 mod tls;
