@@ -36,6 +36,7 @@ mod prefetch;
 mod proxy_context;
 mod read;
 pub mod repeat_hit;
+mod route_advice;
 mod verify;
 mod write;
 
@@ -180,6 +181,7 @@ impl Proxy {
             draining: CancellationToken::new(),
             comparisons: verify::quota(&metrics),
             inspector: Arc::new(BodyInspector::new(inspected, registry)),
+            advice: Arc::default(),
             metrics: Arc::new(metrics),
         };
         Self::of_context(context, requests)

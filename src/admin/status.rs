@@ -9,7 +9,7 @@
 //! policy enforces it: only the script with this hash runs, no string becomes markup
 //! (`require-trusted-types-for`), and nothing is fetched from other hosts.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -48,7 +48,7 @@ const WINDOWS_S: [(&str, usize); 2] = [("last_minute", 60), ("last_10_minutes", 
 type ReadUse = fn(&StatusSources, &Cache) -> i64;
 
 /// The part of the configuration that `/status` shows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct StatusConfig {
     cache: config::CacheMode,
     store: &'static str,
@@ -57,6 +57,7 @@ pub(super) struct StatusConfig {
     /// Each limit with its value and its current use.
     limits: [(Limit, usize, ReadUse); 7],
     near_bytes: usize,
+    routes: Arc<[String]>,
 }
 
 impl StatusConfig {
@@ -91,6 +92,7 @@ impl StatusConfig {
                 }),
             ],
             near_bytes: config.cache.near.max_bytes,
+            routes: config.api.routes().into_iter().map(|route| route.path).collect(),
         }
     }
 
@@ -120,6 +122,7 @@ pub(super) fn status(
             "near": mode.near,
             "credentials": mode.credentials,
         },
+        "routes": *mode.routes,
         "requests": requests(recent, &proxy.requests.totals()),
         "reasons": reasons(&reason_counts, |reason| reason.total),
         "reasons_last_minute": reasons(&reason_counts, |reason| reason.last_minute),

@@ -15,10 +15,15 @@ use std::{
     time::Duration,
 };
 
+use hyper::{Method, Request, Uri};
 use jobcache::{
     RunError,
     config::{Config, ListenAddress, LoadedConfig, StoreUrl},
     observe::metrics::Registry,
+    semantics::{
+        job_id::JobId,
+        route::{Route, Routes, invalidation_rules::RuleMatch},
+    },
     store::{self, RecordMismatch, StoreError},
     tls,
     upstream::Upstream,
@@ -46,12 +51,70 @@ pub(crate) struct Unreachable(Vec<&'static str>);
 /// Prints the loaded configuration, and what can be reached. Only a strict check fails because of that:
 /// jobcache starts without Redis and the API.
 pub(crate) async fn run(loaded: &LoadedConfig, args: &CheckArgs) -> Result<(), Failure> {
+    if !args.path.is_empty() {
+        return Ok(print_at_once(paths(&loaded.config, &args.path)?.as_bytes())?);
+    }
     tls::verify(&loaded.config).map_err(RunError::Tls)?;
     let missing = print(loaded).await?;
     if missing.is_empty() || !args.strict {
         return Ok(());
     }
     Err(Failure::Unreachable(Unreachable(missing)))
+}
+
+/// Says what a GET and a PUT of each path mean to the cache, as far as the path tells.
+fn paths(config: &Config, paths: &[Uri]) -> Result<String, RunError> {
+    let routes = Routes::new(&config.api)?;
+    let prefixes = config.prefixes();
+    let mut out = String::new();
+    for path in paths {
+        let request = |method: Method| {
+            let mut request = Request::new(());
+            *request.method_mut() = method;
+            *request.uri_mut() = path.clone();
+            request
+        };
+        let (get, put) = (request(Method::GET), request(Method::PUT));
+        let key = |job: &JobId| format!("{}{job}", prefixes[job.prefix()]);
+        let _ = writeln!(out, "GET {path}: {}", read(&routes, &get, key));
+        let _ = writeln!(out, "PUT {path}: {}", write(&routes, &put, key));
+    }
+    Ok(out)
+}
+
+fn read(routes: &Routes, request: &Request<()>, key: impl Fn(&JobId) -> String) -> String {
+    let path = request.uri().path();
+    match routes.classify(request) {
+        Route::Read(job) => {
+            let route = routes.route_of(path).unwrap_or_default();
+            format!("cached under {}, by the route {route}", key(&job.id()))
+        }
+        Route::Pass(why) => {
+            let setting = routes.setting_for(path, why);
+            let remedy = setting.map(|setting| format!("; {setting} would take it"));
+            format!("passes, and is not cached (detail={why}){}", remedy.unwrap_or_default())
+        }
+        Route::Write(_) => "is a write: a parameter names another method".to_owned(),
+    }
+}
+
+fn write(routes: &Routes, request: &Request<()>, key: impl Fn(&JobId) -> String) -> String {
+    /// Most keys that are shown.
+    const SHOWN: usize = 20;
+    match routes.classify(request) {
+        Route::Write(scope) if scope.too_many || scope.rules.iter().any(RuleMatch::is_all) => {
+            "forgets every job".to_owned()
+        }
+        Route::Write(scope) => {
+            let jobs = scope.all_jobs();
+            let shown: Vec<_> = jobs.iter().take(SHOWN).map(key).collect();
+            let more = jobs.len().saturating_sub(SHOWN);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let rules = if scope.rules.is_empty() { "" } else { ", and what its rules name" };
+            format!("forgets {}{more}{rules}", shown.join(" "))
+        }
+        Route::Pass(_) | Route::Read(_) => "names no job, and forgets none".to_owned(),
+    }
 }
 
 /// Returns keywords of everything that could not be reached.

@@ -64,7 +64,7 @@ fn value(spec: &SettingSpec, matches: &ArgMatches) -> Option<RawValue> {
         let items = matches.get_many::<String>(name)?;
         return Some(RawValue::Many(items.cloned().collect()));
     }
-    matches.get_one::<String>(name).cloned().map(RawValue::One)
+    matches.get_one::<String>(name).map(|text| spec.split(text))
 }
 
 fn arg(spec: &'static SettingSpec) -> Option<Arg> {

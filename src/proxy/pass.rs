@@ -73,6 +73,10 @@ pub(super) async fn forward(
         context.cache.record_pass(&job, why);
     }
     let setting = context.routes.setting_for(request.uri().path(), why);
+    if *request.method() == Method::GET {
+        let totals = || context.metrics.requests.totals();
+        context.advice.note(request.uri().path(), why, setting, totals);
+    }
     let upgrade = Upgrade::of(&mut request);
     let may_change = is_unsafe(&request);
     let overridden = overrides_method(&request);

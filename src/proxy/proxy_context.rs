@@ -18,7 +18,7 @@ use hyper::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
-use super::{body_rules::BodyInspector, framing, metrics::ProxyMetrics};
+use super::{body_rules::BodyInspector, framing, metrics::ProxyMetrics, route_advice::RouteAdvice};
 use crate::{
     cache::Cache,
     config::{CacheMode, Config, SampleRate, ServerConfig},
@@ -81,6 +81,7 @@ pub(super) struct ProxyContext {
     /// Limits the comparisons that run in the background.
     pub(super) comparisons: Arc<Quota>,
     pub(super) inspector: Arc<BodyInspector>,
+    pub(super) advice: Arc<RouteAdvice>,
     pub(super) metrics: Arc<ProxyMetrics>,
 }
 

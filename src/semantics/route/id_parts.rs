@@ -12,7 +12,7 @@ use std::{borrow::Cow, collections::HashSet};
 use percent_encoding::percent_decode_str;
 
 use super::{path_pattern::is_cut, template::Namer};
-use crate::semantics::job_id::{Ids, JobId, MAX_DECODES, is_canonical, is_word};
+use crate::semantics::job_id::{Ids, JobId, MAX_DECODES, is_canonical, is_key, is_word};
 
 /// Largest number of jobs that one body or one target may name. Each costs a fence and an
 /// invalidation.
@@ -75,7 +75,8 @@ impl NamedIds {
             match namer.template.ids {
                 Ids::Auto => for_each_part(&text, &mut |part| self.add_part(namer, part, effort)),
                 Ids::Opaque => {
-                    for_each_range(&text, &mut |part| self.add_readings(namer, part, effort));
+                    self.add_readings(namer, &text, effort);
+                    for_each_range(&text, &mut |part| self.add_range(namer, part, effort));
                 }
             }
             if !text.contains('%') {
@@ -123,6 +124,17 @@ impl NamedIds {
         }
     }
 
+    /// Adds a part of a text that is an id as it is, or before a suffix.
+    fn add_range(&mut self, namer: &Namer, part: &str, effort: &mut Effort) {
+        if self.has_more || !effort.spend(PART_COST + PART_BYTE_COST * part.len()) {
+            return;
+        }
+        let stem = part.rsplit_once('.').map(|(stem, _)| stem);
+        for id in [Some(part), stem].into_iter().flatten().filter(|id| is_key(id)) {
+            namer.jobs(id).into_iter().for_each(|job| self.add(job));
+        }
+    }
+
     fn add_readings(&mut self, namer: &Namer, part: &str, effort: &mut Effort) {
         let is_cheap = namer.template.ids == Ids::Auto && is_canonical(part);
         let cost = if is_cheap { PART_COST } else { SPELLING_COST };
@@ -158,8 +170,8 @@ fn for_each_part(text: &str, each: &mut impl FnMut(&str)) {
     }
 }
 
-/// Calls `each` with every part of a text that may be an id which is any text: the whole text, and
-/// every contiguous range of the parts that [`is_cut`] leaves.
+/// Calls `each` with every part of a text that may be an id which is any text: every contiguous range
+/// of the parts that [`is_cut`] leaves, except the whole text.
 fn for_each_range(text: &str, each: &mut impl FnMut(&str)) {
     let starts = |at: usize| at == 0 || text[..at].ends_with(is_cut);
     let parts: Vec<(usize, usize)> = text
@@ -167,7 +179,6 @@ fn for_each_range(text: &str, each: &mut impl FnMut(&str)) {
         .filter(|(at, _)| starts(*at))
         .map(|(at, _)| (at, text[at..].find(is_cut).map_or(text.len(), |length| at + length)))
         .collect();
-    each(text);
     let most = if parts.len() > MAX_RANGE_PARTS { 1 } else { parts.len() };
     for (at, &(start, _)) in parts.iter().enumerate() {
         for &(_, end) in parts[at..].iter().take(most) {
