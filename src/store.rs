@@ -87,7 +87,7 @@ mod write;
 pub use self::{
     barrier::BarrierWait,
     errors::{Budget, NodeAddress, Redirect, StoreError},
-    metrics::NearMetrics,
+    metrics::{NearMetrics, NearMiss},
     pending::JournalStatus,
     sidecar_record::{RecordMismatch, SidecarRecord},
     words::{

@@ -58,7 +58,7 @@ use crate::{
         policy::Bypass,
         route::{Route, Routes},
     },
-    store::{KeyState, StoreError},
+    store::KeyState,
 };
 
 /// Longest head, in bytes. It has room for more fields than any limit allows.
@@ -330,7 +330,7 @@ impl<'t> Explanation<'t> {
             }),
             store: json!({
                 "answered": state.is_ok(),
-                "error": state.err().map(StoreError::as_str),
+                "error": state.err().map(|error| error.kind().as_str()),
                 "pending": explained.pending,
                 "slot": explained.cluster_slot.as_ref().map(|(slot, _)| slot),
                 "node": explained.cluster_slot.as_ref().and_then(|(_, node)| node.as_ref()),

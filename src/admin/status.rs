@@ -239,7 +239,7 @@ fn request_counts(totals: &RequestTotals) -> Value {
 
 /// Comparisons with the upstream by result.
 fn comparison_counts(counts: &Counters<1>) -> Value {
-    let results = ComparisonResult::ALL.map(ComparisonResult::as_str).into_iter();
+    let results = ComparisonResult::WORDS.into_iter();
     let counts = results.map(|result| (result.to_owned(), counts.get([result]).into()));
     counts.collect::<Map<_, _>>().into()
 }
@@ -337,8 +337,7 @@ mod tests {
     #[test]
     fn the_page_and_the_documentation_say_what_each_reason_means() {
         let documentation = include_str!("../../docs/troubleshooting.md");
-        let bypasses = Bypass::ALL.iter().map(|why| why.as_str());
-        for why in bypasses.chain(NoStore::ALL.iter().map(|why| why.as_str())) {
+        for why in Bypass::WORDS.into_iter().chain(NoStore::WORDS) {
             let entries = [format!("\n  {why}: ["), format!("\n  '{why}': [")];
             assert!(entries.iter().any(|entry| SCRIPT.contains(entry)), "{why} is not explained");
             let is_documented = [format!("`{why}`"), format!("detail={why}`")];

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     mutants::{self, Mutant},
-    semantics::policy::Bypass,
+    semantics::{labels::labels, policy::Bypass},
     store::{Budget, Epoch, Grant, Lease, Seen, StoreError, Token},
 };
 
@@ -29,30 +29,22 @@ const OTHER_FILL_WAIT: Duration = Duration::from_millis(250);
 /// First pause between two reads of the store while waiting for another sidecar's fill. Doubles.
 const FIRST_OTHER_FILL_PAUSE: Duration = Duration::from_millis(5);
 
-/// How a read is answered.
-pub enum Lookup {
-    /// The entry is the answer.
-    Hit(Arc<Entry>),
-    /// The reader reads the upstream, for itself and all that join.
-    Lead(Box<LeaderRead>),
-    /// The reader shares another reader's upstream read. The reason is the one for `Cache-Status`, if
-    /// there is one.
-    Join(Flight, Option<Bypass>),
-    /// The reader reads the upstream for itself only.
-    Pass(Bypass),
+labels! {
+    /// How a read is answered.
+    pub enum Lookup {
+        /// The entry is the answer.
+        Hit(Arc<Entry>) = "hit",
+        /// The reader reads the upstream, for itself and all that join.
+        Lead(Box<LeaderRead>) = "lead",
+        /// The reader shares another reader's upstream read. The reason is the one for
+        /// `Cache-Status`, if there is one.
+        Join(Flight, Option<Bypass>) = "join",
+        /// The reader reads the upstream for itself only.
+        Pass(Bypass) = "pass",
+    }
 }
 
 impl Lookup {
-    /// Returns the word for spans.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Hit(_) => "hit",
-            Self::Lead(_) => "lead",
-            Self::Join(..) => "join",
-            Self::Pass(_) => "pass",
-        }
-    }
-
     /// Whether other callers of the job may have an entry that this caller did not get.
     pub(super) fn may_be_split(&self) -> bool {
         match self {

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     mutants::{self, Mutant},
     observe::spans,
-    store::{BarrierWait, Budget, Seen, StoreError, near::Noted},
+    store::{BarrierWait, Budget, NearMiss, Seen, StoreError, near::Noted},
 };
 
 /// Looks up reads.
@@ -48,31 +48,6 @@ impl NearLookup {
     /// Returns how long the lookup has waited for the barrier.
     pub fn waited(&self) -> Duration {
         self.wait.lasted()
-    }
-}
-
-/// Why there is no near hit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NearMiss {
-    /// Near entries were not looked at: there are none, or the store is not trusted for the key.
-    Unasked,
-    /// There is no entry that is a hit for the request.
-    NoEntry,
-    /// The barrier is down, so changes are not known here.
-    Untracked,
-    /// The entry was changed while the request waited for the barrier.
-    Evicted,
-}
-
-impl NearMiss {
-    /// Returns the word for metrics and spans.
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Unasked => "unasked",
-            Self::NoEntry => "miss",
-            Self::Untracked => "untracked",
-            Self::Evicted => "evicted",
-        }
     }
 }
 

@@ -50,10 +50,6 @@ use crate::{
 /// A parsed body, `None` if it is empty, or why it could not be parsed.
 type Inspected = Result<Option<ParsedBody>, RuleMiss>;
 
-/// Why a rule may have missed jobs: the words of [`RuleMiss`] that are counted.
-const MISSES: &str = "too-large encoded slow not-json content-type ambiguous event-stream not-found \
-                      not-id too-many";
-
 /// Inspects the bodies of writes.
 pub(super) struct BodyInspector {
     warnings: HourlyPerName,
@@ -101,7 +97,7 @@ impl NamedInBody {
 impl BodyInspector {
     pub(super) fn new(room: Arc<Quota>, registry: &mut Registry) -> Self {
         let misses =
-            MISSES.split(' ').flat_map(|reason| ["request", "response"].map(|body| [body, reason]));
+            RuleMiss::WORDS.map(|reason| ["request", "response"].map(|body| [body, reason]));
         Self {
             warnings: HourlyPerName::default(),
             room,
@@ -109,7 +105,7 @@ impl BodyInspector {
                 "rule_misses",
                 "Bodies in which a rule of [[invalidate]] did not find the ids it looked for",
                 ["body", "reason"],
-                misses,
+                misses.into_iter().flatten(),
             ),
             fallbacks: registry.counter(
                 "rule_fallbacks",

@@ -113,14 +113,8 @@ impl ProxyMetrics {
 
 impl ComparisonMetrics {
     fn register(r: &mut Registry) -> Self {
-        let mut by_result = |name, help| {
-            r.counters_by(
-                "outcome",
-                name,
-                help,
-                ComparisonResult::ALL.map(ComparisonResult::as_str),
-            )
-        };
+        let mut by_result =
+            |name, help| r.counters_by("outcome", name, help, ComparisonResult::WORDS);
         Self {
             shadow: by_result(
                 "shadow",

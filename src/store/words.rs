@@ -17,6 +17,8 @@ use std::{
 
 use bytes::Bytes;
 
+use crate::semantics::labels::labels;
+
 /// The name of a job's entry in the store: prefix and id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key(pub(super) Box<str>);
@@ -148,25 +150,17 @@ pub enum Fill {
     Revoked,
 }
 
-/// The outcome of an invalidation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// The store has confirmed it.
-    Confirmed {
-        /// Number of entries that were removed.
-        entries: usize,
-    },
-    /// The store has not confirmed it. The jobs are bypassed here until it has.
-    Pending,
-}
-
-impl Ended {
-    /// Returns the label for metrics and spans.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Confirmed { .. } => "confirmed",
-            Self::Pending => "pending",
-        }
+labels! {
+    /// The outcome of an invalidation.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Ended {
+        /// The store has confirmed it.
+        Confirmed {
+            /// Number of entries that were removed.
+            entries: usize,
+        } = "confirmed",
+        /// The store has not confirmed it. The jobs are bypassed here until it has.
+        Pending = "pending",
     }
 }
 

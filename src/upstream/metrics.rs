@@ -12,7 +12,7 @@ use std::{
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 use tracing::{info, warn};
 
-use super::error::UpstreamError;
+use super::error::{UpstreamError, UpstreamErrorKind};
 use crate::{
     limits::{Limit, LimitHits},
     observe::{
@@ -70,7 +70,7 @@ impl UpstreamMetrics {
                 "outcome",
                 "upstream_requests",
                 "Upstream exchanges by outcome",
-                ["answered"],
+                ["answered"].into_iter().chain(UpstreamErrorKind::WORDS),
             ),
             response_seconds: r.seconds(
                 "upstream_response",

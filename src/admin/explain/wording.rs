@@ -340,9 +340,7 @@ pub(super) fn usual_outcome(past: &JobHistory) -> Option<(&JobEvent, String)> {
 /// Returns why the last answer could not be stored, if the reason lies in the answer itself.
 fn last_refusal(past: &JobHistory) -> Option<&'static str> {
     let refused = past.events.iter().rev().filter(|event| event.what == EventKind::FillRefused);
-    refused
-        .map(|event| event.why)
-        .find(|why| NoStore::ALL.iter().any(|no_store| no_store.as_str() == *why))
+    refused.map(|event| event.why).find(|why| NoStore::WORDS.contains(why))
 }
 
 /// Returns the begin or the end of the last write through this sidecar, and how long ago it was.

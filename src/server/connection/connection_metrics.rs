@@ -8,24 +8,33 @@ use prometheus_client::metrics::gauge::Gauge;
 use crate::{
     limits::{Limit, LimitHits},
     observe::metrics::{Counters, Registry},
+    semantics::labels::labels,
     tls::TlsMetrics,
 };
 
-/// The kinds of errors: `malformed` and `head-too-large` (answered with a bare 400, 414 or 431),
-/// `timeout`, `unread` (the client read nothing of its response for too long), `flood` (HTTP/2
-/// resets, continuations and the like), `incomplete` (the client hung up within a message), `tls`
-/// and `proxy-protocol` (the handshake or the header is missing or malformed) or `broken`.
-const KINDS: [&str; 9] = [
-    "malformed",
-    "head-too-large",
-    "timeout",
-    "unread",
-    "flood",
-    "incomplete",
-    "tls",
-    "proxy-protocol",
-    "broken",
-];
+labels! {
+    /// The kinds of errors of client connections.
+    pub(super) enum ConnectionErrorKind {
+        /// The head is no HTTP; answered with a bare 400.
+        Malformed = "malformed",
+        /// Answered with a bare 414 or 431.
+        HeadTooLarge = "head-too-large",
+        /// No handshake or head came in time.
+        Timeout = "timeout",
+        /// The client read nothing of its response for too long.
+        Unread = "unread",
+        /// HTTP/2 resets, continuations and the like.
+        Flood = "flood",
+        /// The client hung up within a message.
+        Incomplete = "incomplete",
+        /// The handshake failed.
+        Tls = "tls",
+        /// The header is missing or malformed.
+        ProxyProtocol = "proxy-protocol",
+        /// Any other failure.
+        Broken = "broken",
+    }
+}
 
 /// The metrics of the client connections of all listeners.
 #[derive(Debug)]
@@ -46,7 +55,7 @@ impl ServerMetrics {
                 "kind",
                 "connection_errors",
                 "Client connections that ended with an error, by kind",
-                KINDS,
+                ConnectionErrorKind::WORDS,
             ),
             limits: LimitHits::shared(r),
             tls: TlsMetrics::shared(r),
@@ -55,7 +64,7 @@ impl ServerMetrics {
 
     /// Counts the error of a connection, and the limit that it reached.
     pub(super) fn record_error(&self, error: &ConnectionError) {
-        self.errors.inc([error.as_str()]);
+        self.errors.inc([error.kind().as_str()]);
         error.limit().inspect(|&limit| self.limits.count(limit));
     }
 }
@@ -83,27 +92,27 @@ pub(super) enum ConnectionError {
 
 impl ConnectionError {
     /// The `kind` label in metrics.
-    pub(super) fn as_str(&self) -> &'static str {
+    pub(super) fn kind(&self) -> ConnectionErrorKind {
         match self {
-            Self::Timeout(_) => "timeout",
-            Self::UntrustedPeer | Self::ProxyHeader(_) => "proxy-protocol",
-            Self::Tls(_) => "tls",
-            Self::Http(error) if error.is_timeout() => "timeout",
-            Self::Http(error) if error.is_parse_too_large() => "head-too-large",
-            Self::Http(error) if error.is_parse() => "malformed",
-            Self::Http(error) if error.is_incomplete_message() => "incomplete",
-            Self::Http(error) if is_unread(error) => "unread",
-            Self::Http(error) if is_flood(error) => "flood",
-            Self::Http(_) | Self::Io(_) => "broken",
+            Self::Timeout(_) => ConnectionErrorKind::Timeout,
+            Self::UntrustedPeer | Self::ProxyHeader(_) => ConnectionErrorKind::ProxyProtocol,
+            Self::Tls(_) => ConnectionErrorKind::Tls,
+            Self::Http(error) if error.is_timeout() => ConnectionErrorKind::Timeout,
+            Self::Http(error) if error.is_parse_too_large() => ConnectionErrorKind::HeadTooLarge,
+            Self::Http(error) if error.is_parse() => ConnectionErrorKind::Malformed,
+            Self::Http(error) if error.is_incomplete_message() => ConnectionErrorKind::Incomplete,
+            Self::Http(error) if is_unread(error) => ConnectionErrorKind::Unread,
+            Self::Http(error) if is_flood(error) => ConnectionErrorKind::Flood,
+            Self::Http(_) | Self::Io(_) => ConnectionErrorKind::Broken,
         }
     }
 
     /// The limit that was reached, if it has a setting.
     pub(super) fn limit(&self) -> Option<Limit> {
-        match self.as_str() {
-            "timeout" => Some(Limit::HeaderTimeout),
-            "head-too-large" => Some(Limit::HeaderBytes),
-            "unread" => Some(Limit::WriteTimeout),
+        match self.kind() {
+            ConnectionErrorKind::Timeout => Some(Limit::HeaderTimeout),
+            ConnectionErrorKind::HeadTooLarge => Some(Limit::HeaderBytes),
+            ConnectionErrorKind::Unread => Some(Limit::WriteTimeout),
             _ => None,
         }
     }
