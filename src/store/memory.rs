@@ -13,9 +13,11 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    CredentialKey, Ended, Epoch, Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState, Purged,
-    RemovedEntry, Replacement, Seen, StoredValue, Token,
+    CredentialKey, Ended, Epoch, Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState,
+    RemovedEntry, Replacement, Seen, StoredValue, Token, Write,
+    errors::Result,
     words::{EntryChange, LeaseGuard, MAX_PAIRS_OF_CREDENTIAL, millis, unix_ms},
+    write::Begun,
 };
 use crate::{clock, config};
 
@@ -166,17 +168,28 @@ impl Memory {
         self.slots().release(&lease.key, &lease.token);
     }
 
-    pub(super) fn begin(&self, keys: &[Key], write: &Token, fence: Duration) {
+    pub(super) fn begin(&self, write: &mut Write) {
+        self.fence(&write.keys, write);
+        write.begun = Begun::Confirmed;
+    }
+
+    /// Fences some keys of a write, as its begin does.
+    pub(super) fn fence(&self, keys: &[Key], write: &Write) {
         let now = now_ms();
         let mut slots = self.slots();
         for key in keys {
             slots.sweep(now);
             slots.drop_entry(key);
-            slots.slot(key).add_fence(write, now + millis(fence));
+            slots.slot(key).add_fence(&write.id, now + millis(write.fence));
         }
     }
 
-    pub(super) fn end(&self, keys: &[Key], write: &Token, linger: Duration) -> Purged {
+    /// Returns the outcome for all keys, and the receipt of each.
+    pub(super) fn end(
+        &self,
+        Write { keys, id, .. }: &Write,
+        linger: Duration,
+    ) -> (Result<Ended>, Vec<Option<KeyReceipt>>) {
         let now = now_ms();
         let mut slots = self.slots();
         let mut was = Vec::with_capacity(keys.len());
@@ -185,13 +198,13 @@ impl Memory {
             was.push(Some(slots.live(key, now).map(|slot| slot.receipt(now)).unwrap_or_default()));
             slots.drop_entry(key);
             if linger > Duration::ZERO {
-                slots.slot(key).add_fence(write, now + millis(linger));
+                slots.slot(key).add_fence(id, now + millis(linger));
             } else if let Some(slot) = slots.by_key.get_mut(key) {
-                slot.fence.retain(|(other, _)| other != write);
+                slot.fence.retain(|(other, _)| other != id);
             }
         }
         let entries = was.iter().flatten().filter(|was| was.entry.is_some()).count();
-        Purged { ended: Ended::Confirmed { entries }, receipts: was }
+        (Ok(Ended::Confirmed { entries }), was)
     }
 
     pub(super) fn purge_all(&self) -> Ended {
@@ -366,11 +379,12 @@ mod tests {
     #[test]
     fn writes_alone_do_not_make_it_grow() {
         let memory = Memory::new(&config::Config::default());
-        let write = Token("w".into());
+        let (fence, begun) = (Duration::from_secs(1), Begun::NotSent);
         for id in 0..1_000 {
-            let keys = [Key::new("job_status:", &id.to_string())];
-            memory.begin(&keys, &write, Duration::from_secs(1));
-            memory.end(&keys, &write, Duration::ZERO);
+            let keys = vec![Key::new("job_status:", &id.to_string())];
+            let mut write = Write { keys, elsewhere: 0, id: Token::named("w"), fence, begun };
+            memory.begin(&mut write);
+            let _ = memory.end(&write, Duration::ZERO);
         }
         assert!(memory.slots().by_key.len() <= SWEEP, "{}", memory.slots().by_key.len());
     }
