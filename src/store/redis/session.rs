@@ -14,8 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
     dial::{RedisConnection, Target},
-    sentinel::Term,
-    server_info::{ServerInfo, claimed_epoch, config_epoch_of},
+    server_info::{ServerEpoch, ServerInfo, claimed_epoch},
 };
 use crate::{
     clock,
@@ -34,11 +33,10 @@ pub(super) struct Session {
     pub(super) connection: RedisConnection,
     /// The server of this session.
     pub(super) target: Target,
-    /// The term of the master, if sentinels name it.
-    pub(super) term: Option<Term>,
     /// Whether the master is one of a cluster.
     pub(super) is_in_cluster: bool,
-    /// The epoch in which an entry must have been stored to be trusted on this connection.
+    pub(super) server: ServerEpoch,
+    /// Its name: the epoch in which an entry must have been stored to be trusted on this connection.
     pub(super) epoch: Epoch,
     /// The server's clock minus ours, in ms.
     pub(super) clock_ahead_ms: AtomicI64,
@@ -107,6 +105,12 @@ impl Session {
         is_over
     }
 
+    /// The epoch as `shared_keys` marks it: without the config epoch of a cluster, which also
+    /// changes with every slot that a master takes in.
+    pub(super) fn marked_epoch(&self) -> String {
+        if self.is_in_cluster { self.server.server() } else { self.epoch.as_str().to_owned() }
+    }
+
     fn seen(&self, stored: Option<StoredValue>, in_grace: bool) -> Seen {
         Seen { stored, epoch: self.epoch.clone(), now_ms: self.now_ms(), in_grace }
     }
@@ -141,12 +145,12 @@ impl Session {
         let ((info, time), claim) = timeout(PROBE_TIMEOUT, calls).await??;
         let info = ServerInfo(info);
         info.check_role()?;
-        if !self.epoch.as_str().contains(info.replid()) {
+        if *self.server.replid != *info.replid() {
             return Err(StoreError::Unusable(
                 "the server has started a new replication history".into(),
             ));
         }
-        if claim.is_some() && claim != config_epoch_of(&self.epoch) {
+        if claim.is_some() && claim != self.server.term {
             return Err(StoreError::Unusable("the master has taken over slots".into()));
         }
         self.clock_ahead_ms.store(clock_ahead_ms(time, sent), Ordering::Relaxed);

@@ -26,7 +26,6 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     dial::ClusterReplies,
     master_source::MasterSource,
-    server_info::config_epoch_of,
     session::Session,
     state::{SessionHandle, ShardState},
     supervisor::{connect_once, supervise},
@@ -252,7 +251,7 @@ impl Shard {
         }
         // A lower epoch than the master's own is only outdated.
         if let Ok(session) = self.state.session()
-            && config_epoch_of(&session.epoch).is_some_and(|held| held < epoch)
+            && session.server.term.is_some_and(|held| held < epoch)
         {
             session.fail();
             self.state.failed.notify_one();

@@ -52,7 +52,7 @@ pub(super) async fn keep_record(shard: &ShardState, session: &Session) -> Infall
 async fn renew_epoch_mark(shard: &ShardState, session: &Session) -> Result<()> {
     let mark = shard.source.epoch_mark(&shard.context.config);
     let Some(name) = mark else { return Ok(()) };
-    let mark = format!("0 {}", shard.source.marked_epoch(&session.epoch));
+    let mark = format!("0 {}", session.marked_epoch());
     session.query::<Value>(redis::cmd("SET").arg(name).arg(mark).arg("NX")).await?;
     Ok(())
 }
@@ -104,7 +104,7 @@ pub(super) async fn grace_end(
     let grace = shard.context.config.reconnect_grace;
     let is_new = info.uptime_secs() <= grace.as_secs() + 1 + UPTIME_ERROR_SECS;
     let mut script = EPOCH.key(name);
-    script.arg(shard.source.marked_epoch(&session.epoch)).arg(if is_new { "new" } else { "old" });
+    script.arg(session.marked_epoch()).arg(if is_new { "new" } else { "old" });
     let mut requests = session.requests();
     let known = timeout(DETACHED_TIMEOUT, script.invoke_async::<i64>(&mut requests)).await;
     let known_ms = match known {

@@ -94,7 +94,7 @@ async fn connect<'t>(
     let info: String = wire.call(&cmd("INFO")).await?;
     let info = ServerInfo(info);
     info.check()?;
-    if !info.matches(&session.epoch) {
+    if !info.epoch(None).is_of(&session.server) {
         return Err(StoreError::Unusable("this is not the server of the session".into()));
     }
     let pings = pings_per_round(&mut wire, &info).await;

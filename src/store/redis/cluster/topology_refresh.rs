@@ -19,7 +19,10 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout},
+};
 use tracing::{info, warn};
 
 use super::{
@@ -64,9 +67,11 @@ const BELIEVE_BEHIND_AFTER: Duration = Duration::from_secs(5);
 /// Refreshes the slot map for ever.
 pub(in crate::store::redis) async fn refresh_topology(cluster: Arc<Cluster>) -> Infallible {
     let mut learned_at = Instant::now();
+    // Dropped with this task, so that nothing waits for nodes that are gone.
+    let mut dials = JoinSet::new();
     loop {
         let number = cluster.refreshes.begin();
-        let (views, error) = cluster.query_nodes().await;
+        let (views, error) = cluster.query_nodes(&mut dials).await;
         let is_late = learned_at.elapsed() > BELIEVE_BEHIND_AFTER;
         if let Some((plan, witnesses)) = cluster.choose_topology(views, is_late) {
             learned_at = Instant::now();
@@ -85,8 +90,11 @@ pub(in crate::store::redis) async fn refresh_topology(cluster: Arc<Cluster>) -> 
 
 impl Cluster {
     /// Returns the views of the nodes that answer in time, and the last error.
-    async fn query_nodes(self: &Arc<Self>) -> (Vec<(NodeAddress, NodeView)>, StoreError) {
-        let asked = self.nodes_to_query();
+    async fn query_nodes(
+        self: &Arc<Self>,
+        dials: &mut JoinSet<()>,
+    ) -> (Vec<(NodeAddress, NodeView)>, StoreError) {
+        let asked = self.nodes_to_query(dials);
         let mut answers: FuturesUnordered<_> =
             asked.iter().map(|node| self.query_node(node)).collect();
         let mut views = Vec::new();
@@ -110,7 +118,8 @@ impl Cluster {
         }
     }
 
-    fn nodes_to_query(self: &Arc<Self>) -> Vec<NodeAddress> {
+    /// Others to which no connection is kept are dialled for the next refresh, a few at a time.
+    fn nodes_to_query(self: &Arc<Self>, dials: &mut JoinSet<()>) -> Vec<NodeAddress> {
         let is_amiss = self.is_degraded();
         let (mut masters, mut others) = self.masters_and_others();
         fastrand::shuffle(&mut masters);
@@ -125,9 +134,10 @@ impl Cluster {
             let kept = self.temp_connections.lock().unwrap_or_else(PoisonError::into_inner);
             others.into_iter().partition(|node| kept.contains_key(node))
         };
-        for node in unconnected {
+        while dials.try_join_next().is_some() {}
+        for node in unconnected.into_iter().take(OTHERS.0.saturating_sub(dials.len())) {
             let cluster = Arc::clone(self);
-            self.context.tasks.spawn(async move {
+            dials.spawn(async move {
                 if let Ok(connection) = cluster.temp_connection(&node).await {
                     cluster.keep_connection(node, connection);
                 }
