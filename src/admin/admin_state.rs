@@ -162,7 +162,7 @@ impl AdminMetrics {
 
 #[cfg(test)]
 mod tests {
-    use super::WebhookRefusal;
+    use super::{AdminMetrics, Registry, WebhookRefusal};
 
     #[test]
     fn each_refusal_is_counted_under_its_own_reason() {

@@ -147,7 +147,7 @@ impl Filler {
         let freshness = freshness.limited_by_state(&body, &self.config.policy);
         let asked_at_ms = match &lead.target {
             FillTarget::Nowhere => self.state.store.now_ms(),
-            FillTarget::Lease(lease) => lease.granted_at_ms(),
+            FillTarget::Lease(lease) => lease.granted_at_ms,
             FillTarget::Entry(known) => known.seen.now_ms,
         };
         let head = StoredHead::of(head, &self.config.policy.volatile, asked_at_ms);
@@ -200,10 +200,9 @@ impl Filler {
         lease: Lease,
         ttl: Duration,
     ) -> Result<Fill, StoreError> {
-        let (entry, token, granted_at_ms) =
-            (read.entry, lease.token().clone(), lease.granted_at_ms());
+        let (entry, token, granted_at_ms) = (read.entry, lease.token.clone(), lease.granted_at_ms);
         let compressed = self.compressed(entry).await;
-        let meta = entry.meta(&read.identity, &token, lease.epoch(), compressed.as_ref());
+        let meta = entry.meta(&read.identity, &token, &lease.epoch, compressed.as_ref());
         let body = compressed.as_ref().unwrap_or(entry.body());
         let filled = self.state.store.fill(lease, body, &meta, ttl).await?;
         if filled == Fill::Stored {

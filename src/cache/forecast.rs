@@ -244,7 +244,7 @@ impl CacheReader {
             let reason = reject.map_or(MissReason::NoEntry, MissReason::Rejected);
             return Forecast::Miss { bypass: None, reason };
         };
-        let version = JobVersion { token: lease.token.clone(), epoch: state.epoch().clone() };
+        let version = JobVersion { token: lease.token.clone(), epoch: state.seen.epoch.clone() };
         match decide::leased(facts, self.lease_holder(request, &version, &version.epoch)) {
             OtherLease::Join(_) => Forecast::Join,
             OtherLease::Wait => Forecast::Wait,

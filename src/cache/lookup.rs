@@ -193,7 +193,7 @@ impl CacheReader {
     }
 
     async fn lead(&self, request: &LookupRequest, lease: Lease) -> Lookup {
-        let version = JobVersion { token: lease.token().clone(), epoch: lease.epoch().clone() };
+        let version = JobVersion { token: lease.token.clone(), epoch: lease.epoch.clone() };
         let flights = &self.state.flights;
         let role = flights.join_or_lead(&request.key, version, request.coalesce_key);
         if let FlightRole::Full = role {
@@ -294,7 +294,7 @@ impl StoreLookup<'_> {
     /// Asks for the lease of a job that has no entry, and decides how the read goes on.
     async fn ask_for_lease(&mut self, facts: &Facts, seen: &Seen) -> Result<LeaseStep, StoreError> {
         Ok(match self.lease(seen).await? {
-            Grant::Lease(lease) => match decide::granted(facts, *lease.epoch() != seen.epoch) {
+            Grant::Lease(lease) => match decide::granted(facts, lease.epoch != seen.epoch) {
                 None => LeaseStep::Fill(lease),
                 Some(uncached) => {
                     self.reader.state.store.release(lease).await;

@@ -215,46 +215,44 @@ const NON_LOCAL: &str = "non local key";
 /// not.
 impl From<RedisError> for StoreError {
     fn from(error: RedisError) -> Self {
+        use ErrorKind::{
+            AuthenticationFailed, Extension, InvalidClientConfig, Io, Parse, Server,
+            UnexpectedReturnType,
+        };
+        use ServerErrorKind::{
+            Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly, TryAgain,
+        };
         match error.kind() {
             // The `redis` crate has no kind for BUSY: a script has been running for too long, and
             // the server answers no commands.
-            _ if error.code() == Some("BUSY") => StoreError::Timeout,
-            ErrorKind::Server(
-                ServerErrorKind::ReadOnly
-                | ServerErrorKind::MasterDown
-                | ServerErrorKind::BusyLoading,
-            ) => StoreError::Unusable(error.to_string()),
-            ErrorKind::Server(ServerErrorKind::Moved) => StoreError::Redirected(Redirect::Moved),
-            ErrorKind::Server(ServerErrorKind::Ask) => {
+            _ if error.code() == Some("BUSY") => Self::Timeout,
+            Server(ReadOnly | MasterDown | BusyLoading) => Self::Unusable(error.to_string()),
+            Server(Moved) => Self::Redirected(Redirect::Moved),
+            Server(Ask) => {
                 let to = error.redirect_node().and_then(|(to, _)| NodeAddress::parse(to));
-                StoreError::Redirected(Redirect::Ask(to))
+                Self::Redirected(Redirect::Ask(to))
             }
-            ErrorKind::Server(ServerErrorKind::TryAgain) => {
-                StoreError::Redirected(Redirect::TryAgain)
-            }
-            ErrorKind::Server(ServerErrorKind::ClusterDown) => {
-                StoreError::Redirected(Redirect::Down)
-            }
+            Server(TryAgain) => Self::Redirected(Redirect::TryAgain),
+            Server(ClusterDown) => Self::Redirected(Redirect::Down),
             // A script in a migrating slot has deleted a key and then accesses it.
-            ErrorKind::Server(_) if error.to_string().contains(NON_LOCAL) => {
-                StoreError::Redirected(Redirect::TryAgain)
+            Server(_) if error.to_string().contains(NON_LOCAL) => {
+                Self::Redirected(Redirect::TryAgain)
             }
             // The last two are replies that cannot be decoded. If the stream itself is corrupt, the
             // connection ends with it, and the next operation reports that.
-            ErrorKind::Server(_)
-            | ErrorKind::Extension
-            | ErrorKind::UnexpectedReturnType
-            | ErrorKind::Parse => StoreError::Refused(error.to_string()),
-            ErrorKind::AuthenticationFailed => StoreError::Refused(format!(
+            Server(_) | Extension | UnexpectedReturnType | Parse => {
+                Self::Refused(error.to_string())
+            }
+            AuthenticationFailed => Self::Refused(format!(
                 "{error}; check the user and the password in `store.url`, `store.username` and \
                  `store.password`"
             )),
             // Permanent: the settings do not fit together.
-            ErrorKind::InvalidClientConfig => StoreError::Refused(error.to_string()),
-            ErrorKind::Io => StoreError::Lost(error.to_string()),
+            InvalidClientConfig => Self::Refused(error.to_string()),
+            Io => Self::Lost(error.to_string()),
             // Most are `Client`: found before the command was sent, or in the replies to a login.
             // They say nothing about the operation, so it is safe to begin anew.
-            _ => StoreError::Unusable(error.to_string()),
+            _ => Self::Unusable(error.to_string()),
         }
     }
 }

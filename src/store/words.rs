@@ -221,9 +221,12 @@ pub enum Grant {
 #[derive(Debug)]
 pub struct Lease {
     pub(super) key: Key,
-    pub(super) token: Token,
-    pub(super) epoch: Epoch,
-    pub(super) granted_at_ms: i64,
+    /// Becomes the generation of the entry.
+    pub token: Token,
+    /// The epoch to which the entry will belong.
+    pub epoch: Epoch,
+    /// When the lease was asked for, in ms since 1970 by the store's clock.
+    pub granted_at_ms: i64,
     pub(super) hold: LeaseGuard,
 }
 
@@ -257,23 +260,6 @@ impl Drop for LeaseGuard {
     }
 }
 
-impl Lease {
-    /// Returns when the lease was asked for, in ms since 1970 by the store's clock.
-    pub fn granted_at_ms(&self) -> i64 {
-        self.granted_at_ms
-    }
-
-    /// Returns its token, which becomes the generation of the entry.
-    pub fn token(&self) -> &Token {
-        &self.token
-    }
-
-    /// Returns the epoch to which the entry will belong.
-    pub fn epoch(&self) -> &Epoch {
-        &self.epoch
-    }
-}
-
 /// Everything that stands under the keys of a job.
 #[derive(Clone, Debug)]
 pub struct KeyState {
@@ -296,13 +282,6 @@ pub struct LeaseState {
     pub token: Token,
     /// Time until it expires, in ms; -1 if it never does.
     pub left_ms: i64,
-}
-
-impl KeyState {
-    /// Returns the epoch of the connection that read the state.
-    pub fn epoch(&self) -> &Epoch {
-        &self.seen.epoch
-    }
 }
 
 /// A master of a cluster.

@@ -136,17 +136,14 @@ impl SpanExport {
         let collector = Collector::new(&self.traces, tls_renew_interval, metrics)?;
         info!(to = ?self.traces, "sending spans");
         let (stop, stopped) = oneshot::channel();
-        let Self { spans, attributes, traces, counts } = self;
         let outlet = SpanSender {
             collector,
-            attributes,
-            traces,
-            counts,
+            export: self,
             reported_drops: 0,
             failure_warnings: Throttle::default(),
             drop_warnings: Throttle::default(),
         };
-        Ok(SpanExportTask { stop, task: tokio::spawn(outlet.run(spans, stopped)) })
+        Ok(SpanExportTask { stop, task: tokio::spawn(outlet.run(stopped)) })
     }
 }
 
@@ -163,9 +160,7 @@ impl SpanExportTask {
 
 struct SpanSender {
     collector: Collector,
-    attributes: ResourceAttributesWithSchema,
-    traces: TracesConfig,
-    counts: Counters<1>,
+    export: SpanExport,
     /// Number of dropped spans that a warning has reported.
     reported_drops: u64,
     failure_warnings: Throttle,
@@ -173,29 +168,29 @@ struct SpanSender {
 }
 
 impl SpanSender {
-    async fn run(mut self, mut spans: mpsc::Receiver<SpanData>, mut stop: oneshot::Receiver<()>) {
+    async fn run(mut self, mut stop: oneshot::Receiver<()>) {
         let mut batch = Vec::new();
         let mut due = Instant::now();
         loop {
-            let room = self.traces.batch - batch.len();
+            let room = self.export.traces.batch - batch.len();
             let was_empty = batch.is_empty();
             tokio::select! {
-                received = spans.recv_many(&mut batch, room) => match received {
+                received = self.export.spans.recv_many(&mut batch, room) => match received {
                     0 => break,
-                    _ if was_empty => due = Instant::now() + self.traces.delay,
+                    _ if was_empty => due = Instant::now() + self.export.traces.delay,
                     _ => {}
                 },
                 () = sleep_until(due), if !was_empty => {}
                 // A dropped sender is a stop, too.
                 _ = &mut stop => break,
             }
-            if batch.len() >= self.traces.batch || Instant::now() >= due {
+            if batch.len() >= self.export.traces.batch || Instant::now() >= due {
                 self.deliver(std::mem::take(&mut batch)).await;
             }
         }
         loop {
-            while batch.len() < self.traces.batch
-                && let Ok(span) = spans.try_recv()
+            while batch.len() < self.export.traces.batch
+                && let Ok(span) = self.export.spans.try_recv()
             {
                 batch.push(span);
             }
@@ -208,7 +203,7 @@ impl SpanSender {
 
     async fn deliver(&mut self, batch: Vec<SpanData>) {
         let count = batch.len() as u64;
-        let resource_spans = group_spans_by_resource_and_scope(batch, &self.attributes);
+        let resource_spans = group_spans_by_resource_and_scope(batch, &self.export.attributes);
         let message = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
         let rejected = match self.send(message.into()).await {
             Ok(answer) => rejected_spans(&answer.body).min(count),
@@ -224,14 +219,14 @@ impl SpanSender {
                 count
             }
         };
-        self.counts.add(["exported"], count - rejected);
-        self.counts.add(["failed"], rejected);
+        self.export.counts.add(["exported"], count - rejected);
+        self.export.counts.add(["failed"], rejected);
         self.warn_of_dropped();
     }
 
     /// Warns of dropped spans. The queue does not warn itself, because it runs while a span ends.
     fn warn_of_dropped(&mut self) {
-        let dropped = self.counts.get(["dropped"]);
+        let dropped = self.export.counts.get(["dropped"]);
         if dropped > self.reported_drops
             && let Some(suppressed) = self.drop_warnings.admit("dropped")
         {
@@ -243,17 +238,19 @@ impl SpanSender {
 
     /// Sends a message. Retries until it is accepted, fails for good, or times out.
     async fn send(&self, message: Bytes) -> Result<CollectorReply, String> {
-        let end = Instant::now() + self.traces.timeout;
+        let end = Instant::now() + self.export.traces.timeout;
         let mut pause = FIRST_RETRY_DELAY;
         loop {
             let attempt = timeout_at(end, self.collector.post(message.clone())).await;
-            let wait = match &attempt {
-                Ok(Ok(answer)) if answer.status.is_success() => None,
-                Ok(Ok(answer)) if is_retryable(answer.status) => {
-                    Some(answer.retry_after.unwrap_or(pause).max(pause))
+            let (error, wait) = match attempt {
+                Ok(Ok(answer)) if answer.status.is_success() => return Ok(answer),
+                Ok(Ok(answer)) => {
+                    let wait = answer.retry_after.unwrap_or(pause).max(pause);
+                    let wait = is_retryable(answer.status).then_some(wait);
+                    (format!("the answer is {}", answer.status), wait)
                 }
-                Ok(Err(_)) => Some(pause),
-                Ok(Ok(_)) | Err(_) => None,
+                Ok(Err(error)) => (error, Some(pause)),
+                Err(_) => (format!("no answer within {:?}", self.export.traces.timeout), None),
             };
             match wait {
                 Some(wait) if Instant::now() + wait < end => {
@@ -261,20 +258,8 @@ impl SpanSender {
                     sleep(wait).await;
                     pause *= 2;
                 }
-                _ => return self.outcome(attempt),
+                _ => return Err(error),
             }
-        }
-    }
-
-    fn outcome(
-        &self,
-        attempt: Result<Result<CollectorReply, String>, tokio::time::error::Elapsed>,
-    ) -> Result<CollectorReply, String> {
-        match attempt {
-            Ok(Ok(answer)) if answer.status.is_success() => Ok(answer),
-            Ok(Ok(answer)) => Err(format!("the answer is {}", answer.status)),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(format!("no answer within {:?}", self.traces.timeout)),
         }
     }
 }

@@ -18,7 +18,11 @@ use super::{
 };
 use crate::{
     clock,
-    store::{Epoch, Redirect, Seen, StoreError, StoredValue, errors::Result, words::unix_ms},
+    store::{
+        Epoch, Redirect, Seen, StoreError, StoredValue,
+        errors::{Result, StoreErrorKind},
+        words::unix_ms,
+    },
 };
 
 /// Number of consecutive timeouts after which the session is given up.
@@ -68,6 +72,14 @@ impl Session {
         future::pending().await
     }
 
+    /// Fails if the session has been given up.
+    pub(super) fn check_alive(&self) -> Result<()> {
+        if self.has_failed() {
+            return Err(StoreError::Lost("the session ended before the answer came".into()));
+        }
+        Ok(())
+    }
+
     /// Gives up the session.
     pub(super) fn fail(&self) {
         self.failed.store(true, Ordering::Relaxed);
@@ -82,21 +94,11 @@ impl Session {
                 0
             }
             Err(StoreError::Timeout) => self.timeouts.fetch_add(1, Ordering::Relaxed) + 1,
-            Err(
-                StoreError::Unreachable(_)
-                | StoreError::Lost(_)
-                | StoreError::Unusable(_)
-                | StoreError::Tls(_)
-                | StoreError::Redirected(Redirect::Down),
-            ) => TIMEOUTS_IN_A_ROW,
-            Err(
-                StoreError::Down
-                | StoreError::Pending
-                | StoreError::Grace
-                | StoreError::Spent
-                | StoreError::Redirected(_)
-                | StoreError::Journal { .. },
-            ) => 0,
+            Err(StoreError::Redirected(Redirect::Down)) => TIMEOUTS_IN_A_ROW,
+            Err(error) if matches!(error.kind(), StoreErrorKind::Lost | StoreErrorKind::Tls) => {
+                TIMEOUTS_IN_A_ROW
+            }
+            Err(_) => 0,
         };
         let is_over = timeouts >= TIMEOUTS_IN_A_ROW;
         if is_over {

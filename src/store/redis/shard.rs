@@ -106,8 +106,7 @@ impl Shard {
 
     pub(crate) async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen> {
         let session = self.state.session()?;
-        let result = budget.spend(session.read(key)).await;
-        self.state.judge(&session, result)
+        self.state.judge(&session, budget.spend(session.read(key)).await)
     }
 
     pub(crate) async fn inspect(&self, key: &Key, budget: &mut Budget) -> Result<KeyState> {
@@ -123,11 +122,9 @@ impl Shard {
         budget: &mut Budget,
     ) -> Result<Grant> {
         let session = self.state.session()?;
-        let hold = self.lease_guard(&session, key, token);
-        let lease = self.state.context.config.lease;
-        let result =
-            budget.spend(session.lease((key.clone(), token.clone(), hold), lease, refused)).await;
-        self.state.judge(&session, result)
+        let held = (key.clone(), token.clone(), self.lease_guard(&session, key, token));
+        let lease = session.lease(held, self.state.context.config.lease, refused);
+        self.state.judge(&session, budget.spend(lease).await)
     }
 
     /// Releases the lease in the background if it is dropped before it is spent.
@@ -184,8 +181,7 @@ impl Shard {
         let stored = seen.stored.as_ref().filter(|_| session.epoch == seen.epoch);
         let Some(stored) = stored else { return Ok(Fill::Revoked) };
         let changed = session.change(key, stored, generation, seen.now_ms, change);
-        let result = Budget::new(DETACHED_TIMEOUT).spend(changed).await;
-        self.state.judge(&session, result)
+        self.state.judge(&session, Budget::new(DETACHED_TIMEOUT).spend(changed).await)
     }
 
     pub(crate) async fn release(&self, lease: Lease) {
@@ -202,11 +198,8 @@ impl Shard {
         let mut result = session.run(op).await;
         // After a failover this may still be the deposed master, so the session must have outlived
         // the end.
-        if op.step == WriteStep::End
-            && result.is_ok()
-            && let Err(error) = self.state.note_confirmed(&session, op.key)
-        {
-            result = Err(error);
+        if op.step == WriteStep::End && result.is_ok() {
+            result = self.state.note_confirmed(&session, op.key).and(result);
         }
         self.state.judge(&session, result)
     }
@@ -214,15 +207,13 @@ impl Shard {
     /// Runs one command.
     pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
         let session = self.state.session()?;
-        let result = session.query(command).await;
-        self.state.judge(&session, result)
+        self.state.judge(&session, session.query(command).await)
     }
 
     /// Runs one command on a key in a slot that is migrating to this master.
     pub(super) async fn asking<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
         let session = self.state.session()?;
-        let result = session.connection.asking(command).await;
-        self.state.judge(&session, result)
+        self.state.judge(&session, session.connection.asking(command).await)
     }
 
     /// The master's view of the cluster.

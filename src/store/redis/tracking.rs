@@ -102,7 +102,7 @@ async fn connect<'t>(
     let question = shared.source.question(prefix, &info)?;
     let mut track = cmd("CLIENT");
     track.arg("TRACKING").arg("ON");
-    if shared.context.tracking == NearTracking::Broadcast {
+    if tracked.mode == NearTracking::Broadcast {
         track.arg("BCAST").arg("PREFIX").arg(prefix);
     }
     wire.call::<Value>(&track).await?;
@@ -202,7 +202,7 @@ impl TrackingConnection<'_> {
                 }
                 Some(value) if self.question.is_answered_by(&value) => self.answered().await?,
                 // LOADING, BUSY and the like are not answers.
-                Some(other) => return Err(no_answer(&other)),
+                Some(other) => return Err(no_answer(other)),
             }
         }
     }

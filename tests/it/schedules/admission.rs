@@ -65,7 +65,7 @@ impl Before {
 /// Fills an entry and reads it.
 async fn entry(store: &Store) -> (Seen, String) {
     let lease = granted(store).await;
-    let generation = lease.token().as_str().to_owned();
+    let generation = lease.token.as_str().to_owned();
     assert_eq!(fill(store, lease).await.unwrap(), Fill::Stored);
     (store.read(&key(), &mut budget()).await.unwrap(), generation)
 }

@@ -4,12 +4,12 @@
 use std::{io, sync::Arc};
 
 use bytes::{Buf as _, BytesMut};
-use redis::{Cmd, FromRedisValue, Value, ValueCodec, cmd, from_redis_value};
+use redis::{Cmd, FromRedisValue, RedisError, Value, ValueCodec, cmd, from_redis_value};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::codec::Decoder as _;
 
 use crate::{
-    store::{Redirect, StoreError, errors::Result, slots::OwnedSlots},
+    store::{StoreError, errors::Result, slots::OwnedSlots},
     transport::ClientStream,
 };
 
@@ -75,15 +75,10 @@ impl Question {
 }
 
 /// Error for a reply that is not an answer.
-pub(super) fn no_answer(reply: &Value) -> StoreError {
-    match reply {
-        Value::ServerError(error) if error.code() == "MOVED" => {
-            StoreError::Redirected(Redirect::Moved)
-        }
-        Value::ServerError(error) if error.code() == "CLUSTERDOWN" => {
-            StoreError::Redirected(Redirect::Down)
-        }
-        other => StoreError::Unusable(format!("not an answer: {other:?}")),
+pub(super) fn no_answer(reply: Value) -> StoreError {
+    match reply.extract_error() {
+        Ok(other) => StoreError::Unusable(format!("not an answer: {other:?}")),
+        Err(error) => error.into(),
     }
 }
 
@@ -113,12 +108,8 @@ impl Wire {
         loop {
             match self.next()? {
                 Some(Value::Push { .. }) => {}
-                Some(Value::ServerError(error)) => {
-                    return Err(StoreError::Refused(error.to_string()));
-                }
                 Some(value) => {
-                    return from_redis_value(value)
-                        .map_err(|error| StoreError::Refused(error.to_string()));
+                    return Ok(from_redis_value(value.extract_error()?).map_err(RedisError::from)?);
                 }
                 None => self.fill().await?,
             }
@@ -169,6 +160,7 @@ fn lost(error: io::Error) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Redirect;
 
     #[test]
     fn a_master_that_has_lost_the_slot_or_the_majority_does_not_answer() {
@@ -188,11 +180,11 @@ mod tests {
             [("MOVED 1 127.0.0.1:2", Redirect::Moved), ("CLUSTERDOWN x", Redirect::Down)]
         {
             assert!(!question.is_answered_by(&error(line)));
-            let reason = no_answer(&error(line));
+            let reason = no_answer(error(line));
             assert!(matches!(reason, StoreError::Redirected(is) if is == redirect), "{line}");
         }
         assert!(!question.is_answered_by(&error("LOADING")));
-        assert!(matches!(no_answer(&error("LOADING")), StoreError::Unusable(_)));
+        assert!(matches!(no_answer(error("LOADING")), StoreError::Unusable(_)));
     }
 
     #[test]
