@@ -4,7 +4,14 @@
 use std::{fmt, future::Future, time::Duration};
 
 use futures_util::future::join_all;
-use redis::{ErrorKind, RedisError, ServerErrorKind};
+use redis::{
+    ErrorKind::{
+        AuthenticationFailed, Extension, InvalidClientConfig, Io, Parse, Server,
+        UnexpectedReturnType,
+    },
+    RedisError,
+    ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly, TryAgain},
+};
 use tokio::time::{Instant, error::Elapsed};
 
 use crate::semantics::labels::labels;
@@ -215,13 +222,6 @@ const NON_LOCAL: &str = "non local key";
 /// not.
 impl From<RedisError> for StoreError {
     fn from(error: RedisError) -> Self {
-        use ErrorKind::{
-            AuthenticationFailed, Extension, InvalidClientConfig, Io, Parse, Server,
-            UnexpectedReturnType,
-        };
-        use ServerErrorKind::{
-            Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly, TryAgain,
-        };
         match error.kind() {
             // The `redis` crate has no kind for BUSY: a script has been running for too long, and
             // the server answers no commands.
@@ -265,6 +265,8 @@ impl From<Elapsed> for StoreError {
 
 #[cfg(test)]
 mod tests {
+    use redis::ErrorKind;
+
     use super::*;
 
     #[test]

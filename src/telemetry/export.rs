@@ -47,7 +47,9 @@ const FIRST_RETRY_DELAY: Duration = Duration::from_millis(200);
 /// Creates the tracer, and the export of its spans.
 pub(super) fn pipeline(traces: &TracesConfig) -> (SdkTracer, SpanExport) {
     let (sender, spans) = mpsc::channel(traces.queue);
-    let counts = span_counts(["exported", "failed", "dropped"].map(|outcome| [outcome]));
+    // Counted before the registry exists. `failed`: the collector did not accept them; `dropped`: the
+    // queue was full.
+    let counts = Counters::new(["outcome"], [["exported"], ["failed"], ["dropped"]]);
     let queue = SpanQueue { sender, dropped: counts.handle(["dropped"]) };
     let resource = resource();
     let attributes = ResourceAttributesWithSchema::from(&resource);
@@ -55,12 +57,6 @@ pub(super) fn pipeline(traces: &TracesConfig) -> (SdkTracer, SpanExport) {
         SdkTracerProvider::builder().with_resource(resource).with_span_processor(queue).build();
     let traces = traces.clone();
     (provider.tracer("jobcache"), SpanExport { spans, attributes, traces, counts })
-}
-
-/// Spans by outcome: `exported`, `failed` (the collector did not accept them) or `dropped` (the
-/// queue was full). They are counted before the registry exists.
-fn span_counts<const N: usize>(outcomes: [[&'static str; 1]; N]) -> Counters<1> {
-    Counters::new(["outcome"], outcomes)
 }
 
 /// The resource attributes from the environment. The default of `service.name` is `jobcache`.
@@ -121,7 +117,7 @@ pub(crate) struct SpanExportTask {
 impl SpanExport {
     /// Registers the counts of spans, which are empty if none are exported.
     pub(crate) fn register(export: Option<&Self>, registry: &mut Registry) {
-        let none = span_counts([]);
+        let none = Counters::new(["outcome"], []);
         let counts = export.map_or(&none, |export| &export.counts);
         registry.add_counters("spans", "Spans for a collector by outcome", counts);
     }

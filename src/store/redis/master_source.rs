@@ -97,11 +97,6 @@ impl MasterSource {
         }
     }
 
-    /// Whether the master is one of several.
-    pub(super) fn is_cluster(&self) -> bool {
-        matches!(self, Self::Cluster(_))
-    }
-
     /// The name of the mark of the epoch, in a slot of this server; `None` if it has no slot, or no
     /// mark is needed.
     pub(super) fn epoch_mark(&self, config: &StoreConfig) -> Option<String> {

@@ -247,11 +247,9 @@ impl SentinelWatch {
         // the old epoch, and the next poll notices.
         pipeline.cmd("SENTINEL").arg("MASTER").arg(&self.master);
         pipeline.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
+        let reply = pipeline.query_async(&mut connection.requests).await;
         let (state, master): (HashMap<String, String>, Option<(String, u16)>) =
-            match pipeline.query_async(&mut connection.requests).await {
-                Ok(reply) => reply,
-                Err(error) => return Err(at(&target, target.explain_first_error(error).await)),
-            };
+            target.first_reply(reply).await.map_err(|error| at(&target, error))?;
         let epoch = state.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
         let (host, port) = master.ok_or_else(|| {
             StoreError::Refused(format!(

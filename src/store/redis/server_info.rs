@@ -54,9 +54,12 @@ impl ServerInfo {
         self.field("uptime_in_seconds").parse().unwrap_or(0)
     }
 
-    /// Valkey's own version; empty for Redis.
-    fn valkey(&self) -> &str {
-        self.field("valkey_version")
+    /// The version of Redis or of Valkey, and the first one that can migrate whole slots.
+    fn version(&self) -> ((u32, u32), (u32, u32)) {
+        match self.field("valkey_version") {
+            "" => (version(self.field("redis_version")), WHOLE_SLOTS),
+            valkey => (version(valkey), WHOLE_SLOTS_OF_VALKEY),
+        }
     }
 
     pub(super) fn epoch(&self, term: Option<u64>) -> ServerEpoch {
@@ -68,11 +71,8 @@ impl ServerInfo {
     /// about their keys come only afterwards, and a barrier round, which asks about one slot,
     /// proves nothing about another.
     pub(super) fn check_slots_move_by_key(&self) -> Result<()> {
-        let moves_whole_slots = match self.valkey() {
-            "" => version(self.field("redis_version")) >= WHOLE_SLOTS,
-            valkey => version(valkey) >= WHOLE_SLOTS_OF_VALKEY,
-        };
-        if moves_whole_slots {
+        let (version, whole_slots) = self.version();
+        if version >= whole_slots {
             return Err(StoreError::Refused(
                 "Redis 8.4, Valkey 9.0 and newer can migrate whole slots of a cluster, and report the changed \
                  keys too late for entries in this process"
@@ -96,12 +96,8 @@ impl ServerInfo {
     /// Whether this server can be configured to send a reply before the invalidation messages that
     /// should precede it: I/O threads that write on their own came with version 8.
     pub(super) fn may_reorder(&self) -> bool {
-        let major = |version: &str| version.split('.').next().and_then(|part| part.parse().ok());
-        let version = match self.valkey() {
-            "" => self.field("redis_version"),
-            valkey => valkey,
-        };
-        major(version).is_none_or(|major: u32| major >= 8)
+        // Also if the server does not say its version.
+        matches!(self.version(), ((0 | 8.., _), _))
     }
 
     /// The eviction policy, if it allows the server to evict a fence.

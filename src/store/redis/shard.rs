@@ -26,7 +26,6 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     dial::ClusterReplies,
     master_source::MasterSource,
-    session::Session,
     state::{SessionHandle, ShardState},
     supervisor::{connect_once, supervise},
 };
@@ -76,7 +75,7 @@ impl Shard {
 
     /// The time by the server's clock; `None` while it is down.
     pub(super) fn now_ms(&self) -> Option<i64> {
-        self.state.with_session(Session::now_ms).ok()
+        self.state.with_session(|session| session.now_ms()).ok()
     }
 
     /// Polls the read barrier. The tracking connection limits the wait, so the caller sets no

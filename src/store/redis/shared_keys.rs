@@ -106,15 +106,10 @@ pub(super) async fn grace_end(
     let mut script = EPOCH.key(name);
     script.arg(session.marked_epoch()).arg(if is_new { "new" } else { "old" });
     let mut requests = session.requests();
-    let known = timeout(DETACHED_TIMEOUT, script.invoke_async::<i64>(&mut requests)).await;
-    let known_ms = match known {
-        Ok(Ok(known_ms)) => u64::try_from(known_ms).unwrap_or(0),
-        Ok(Err(error)) => {
-            debug!(error = %StoreError::from(error), "cannot note the epoch of the store");
-            0
-        }
-        Err(_) => 0,
-    };
+    let known: Result<i64> =
+        async { Ok(timeout(DETACHED_TIMEOUT, script.invoke_async(&mut requests)).await??) }.await;
+    let known = known.inspect_err(|error| debug!(%error, "cannot note the epoch of the store"));
+    let known_ms = u64::try_from(known.unwrap_or(0)).unwrap_or(0);
     let left = grace.checked_sub(Duration::from_millis(known_ms))?;
     (!left.is_zero()).then(|| {
         info!(

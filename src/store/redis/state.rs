@@ -149,16 +149,15 @@ impl ShardState {
 
     /// The published session.
     pub(super) fn session(&self) -> Result<SessionHandle> {
-        let session = self.session.read().unwrap_or_else(PoisonError::into_inner).clone();
-        session.filter(|session| !session.has_failed()).ok_or(StoreError::Down)
+        self.with_session(Arc::clone)
     }
 
     /// Applies `look` to the published session. Hits do not clone the handle: its reference count
     /// would move from core to core.
-    pub(super) fn with_session<T>(&self, look: impl Fn(&Session) -> T) -> Result<T> {
+    pub(super) fn with_session<T>(&self, look: impl Fn(&SessionHandle) -> T) -> Result<T> {
         let session = self.session.read().unwrap_or_else(PoisonError::into_inner);
         let session = session.as_ref().filter(|session| !session.has_failed());
-        session.map(|session| look(session)).ok_or(StoreError::Down)
+        session.map(look).ok_or(StoreError::Down)
     }
 
     /// Whether the keys that all sidecars share, apart from those of jobs, are on this server.

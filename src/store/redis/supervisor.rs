@@ -166,12 +166,9 @@ pub(super) async fn connect_master(source: &MasterSource) -> Result<(Session, Se
         let connection = target.connect().await?;
         let sent = clock::now();
         let commands = redis::pipe().cmd("INFO").cmd("TIME").to_owned();
-        match commands.query_async(&mut connection.requests.clone()).await {
-            Ok((info, time)) => {
-                Ok::<(_, String, _), _>((connection, info, clock_ahead_ms(time, sent)))
-            }
-            Err(error) => Err(target.explain_first_error(error).await),
-        }
+        let reply = commands.query_async(&mut connection.requests.clone()).await;
+        let (info, time): (String, _) = target.first_reply(reply).await?;
+        Ok::<_, StoreError>((connection, info, clock_ahead_ms(time, sent)))
     };
     let (connection, info, clock_ahead_ms) = timeout(DETACHED_TIMEOUT, open).await??;
     let info = ServerInfo(info);
@@ -181,7 +178,7 @@ pub(super) async fn connect_master(source: &MasterSource) -> Result<(Session, Se
     let session = Session {
         connection,
         target,
-        is_in_cluster: source.is_cluster(),
+        is_in_cluster: matches!(source, MasterSource::Cluster(_)),
         epoch: server.name(),
         server,
         clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
