@@ -29,7 +29,7 @@ use crate::{
         identity::{Identity, RouteIndex, Scopes},
         job_id::JobId,
         labels::labels,
-        policy::{Policy, RequestDirectives},
+        policy::{NoStore, Policy, RequestDirectives},
     },
     store::{
         Budget, Ended, IdentityHash, Key, NearMetrics, Store, StoreError, Token,
@@ -287,7 +287,7 @@ impl CacheMetrics {
                 "outcome",
                 "fills",
                 "Fills by outcome",
-                ["stored", "revoked", "failed"],
+                ["stored", "revoked", "failed"].into_iter().chain(NoStore::WORDS),
             ),
             invalidations: r.counters(
                 "invalidations",
