@@ -17,7 +17,7 @@ use super::{
     RemovedEntry, Replacement, Seen, StoredValue, Token, Write,
     errors::Result,
     words::{EntryChange, LeaseGuard, MAX_PAIRS_OF_CREDENTIAL, millis, unix_ms},
-    write::Begun,
+    write::{Begun, combined},
 };
 use crate::{clock, config};
 
@@ -192,10 +192,11 @@ impl Memory {
     ) -> (Result<Ended>, Vec<Option<KeyReceipt>>) {
         let now = now_ms();
         let mut slots = self.slots();
-        let mut was = Vec::with_capacity(keys.len());
+        let mut results = Vec::with_capacity(keys.len());
         for key in keys {
             slots.sweep(now);
-            was.push(Some(slots.live(key, now).map(|slot| slot.receipt(now)).unwrap_or_default()));
+            results
+                .push(Ok(slots.live(key, now).map(|slot| slot.receipt(now)).unwrap_or_default()));
             slots.drop_entry(key);
             if linger > Duration::ZERO {
                 slots.slot(key).add_fence(id, now + millis(linger));
@@ -203,8 +204,7 @@ impl Memory {
                 slot.fence.retain(|(other, _)| other != id);
             }
         }
-        let entries = was.iter().flatten().filter(|was| was.entry.is_some()).count();
-        (Ok(Ended::Confirmed { entries }), was)
+        combined(results)
     }
 
     pub(super) fn purge_all(&self) -> Ended {

@@ -191,7 +191,7 @@ impl Store {
         self.expect(&write.keys);
         let end = async {
             match &self.engine {
-                Engine::Redis(redis) => redis.end(write, linger, budget).await,
+                Engine::Redis(redis) => redis.end(write, linger, budget).await.0,
                 Engine::Memory(memory) => memory.end(write, linger).0,
             }
         };

@@ -248,7 +248,7 @@ async fn an_inspection_shows_all_that_stands_and_changes_none_of_it() {
             let shown = inspect(&lease).await;
             let held = shown.lease.unwrap();
             assert!(shown.is_placeholder && shown.seen.stored.is_none());
-            assert_eq!(&held.token, granted.token());
+            assert_eq!(&held.token, &granted.token);
             assert!((1..=600_000).contains(&held.left_ms), "{} ms", held.left_ms);
             let shown = inspect(&fence).await;
             assert!(shown.fence_left_ms.is_some_and(|ms| (1..=600_000).contains(&ms)));

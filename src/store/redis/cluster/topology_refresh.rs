@@ -71,9 +71,14 @@ pub(in crate::store::redis) async fn refresh_topology(cluster: Arc<Cluster>) -> 
     let mut dials = JoinSet::new();
     loop {
         let number = cluster.refreshes.begin();
-        let (views, error) = cluster.query_nodes(&mut dials).await;
-        let is_late = learned_at.elapsed() > BELIEVE_BEHIND_AFTER;
-        if let Some((plan, witnesses)) = cluster.choose_topology(views, is_late) {
+        let (mut views, error) = cluster.query_nodes(&mut dials).await;
+        if learned_at.elapsed() <= BELIEVE_BEHIND_AFTER {
+            let epoch = cluster.slot_map().plan.current_epoch;
+            views.retain(|(_, view)| view.current_epoch >= epoch);
+        }
+        let (witnesses, views): (Vec<_>, Vec<_>) = views.into_iter().unzip();
+        let plan = Plan::of(&views);
+        if !plan.masters.is_empty() {
             learned_at = Instant::now();
             let is_alone = plan.is_alone;
             cluster.context.metrics.cluster.refreshes.inc();
@@ -177,21 +182,6 @@ impl Cluster {
         let replies = connection.cluster_replies().await?;
         self.keep_connection(node.clone(), connection);
         Ok(replies)
-    }
-
-    /// Returns the plan that follows from the views that we believe, and the nodes they came from.
-    fn choose_topology(
-        &self,
-        mut views: Vec<(NodeAddress, NodeView)>,
-        is_late: bool,
-    ) -> Option<(Plan, Vec<NodeAddress>)> {
-        let epoch = self.slot_map().plan.current_epoch;
-        if !is_late {
-            views.retain(|(_, view)| view.current_epoch >= epoch);
-        }
-        let (witnesses, views): (Vec<_>, Vec<_>) = views.into_iter().unzip();
-        let plan = Plan::of(&views);
-        (!plan.masters.is_empty()).then_some((plan, witnesses))
     }
 
     async fn apply_topology(&self, plan: Plan) {
