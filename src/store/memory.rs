@@ -50,7 +50,7 @@ struct MemorySlot {
     entry: Option<StoredValue>,
     lease: Option<MemoryLease>,
     /// Writes in flight, each with its deadline.
-    fence: Vec<(Token, i64)>,
+    fence: HashMap<Token, i64>,
 }
 
 struct MemoryLease {
@@ -82,7 +82,7 @@ impl Memory {
         let slot = slots.live(key, now);
         let slot = slot.as_deref();
         let held = slot.and_then(|slot| slot.lease.as_ref());
-        let fence = slot.and_then(|slot| slot.fence.iter().map(|(_, deadline)| *deadline).max());
+        let fence = slot.and_then(|slot| slot.fence.values().copied().max());
         KeyState {
             seen: self.seen(slot.and_then(|slot| slot.entry.clone()), now),
             is_alien: false,
@@ -180,7 +180,7 @@ impl Memory {
         for key in keys {
             slots.sweep(now);
             slots.drop_entry(key);
-            slots.slot(key).add_fence(&write.id, now + millis(write.fence));
+            slots.slot(key).fence.insert(write.id.clone(), now + millis(write.fence));
         }
     }
 
@@ -199,9 +199,9 @@ impl Memory {
                 .push(Ok(slots.live(key, now).map(|slot| slot.receipt(now)).unwrap_or_default()));
             slots.drop_entry(key);
             if linger > Duration::ZERO {
-                slots.slot(key).add_fence(id, now + millis(linger));
+                slots.slot(key).fence.insert(id.clone(), now + millis(linger));
             } else if let Some(slot) = slots.by_key.get_mut(key) {
-                slot.fence.retain(|(other, _)| other != id);
+                slot.fence.remove(id);
             }
         }
         combined(results)
@@ -241,7 +241,7 @@ impl MemorySlots {
             self.bytes -= size(&entry);
         }
         slot.lease.take_if(|held| held.expires_ms <= now);
-        slot.fence.retain(|(_, deadline)| *deadline > now);
+        slot.fence.retain(|_, deadline| *deadline > now);
         Some(slot)
     }
 
@@ -303,11 +303,6 @@ impl MemorySlots {
 }
 
 impl MemorySlot {
-    fn add_fence(&mut self, write: &Token, deadline: i64) {
-        self.fence.retain(|(other, _)| other != write);
-        self.fence.push((write.clone(), deadline));
-    }
-
     /// Describes the contents, for the receipt of an end.
     fn receipt(&self, now_ms: i64) -> KeyReceipt {
         let entry = self.entry.as_ref().map(|entry| {
