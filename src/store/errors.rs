@@ -1,7 +1,7 @@
 //! Errors of the store and of its cluster nodes, and the budget: how long a request waits for an
 //! answer.
 
-use std::{fmt, future::Future, time::Duration};
+use std::{fmt, future::Future, io, time::Duration};
 
 use futures_util::future::join_all;
 use redis::{
@@ -101,7 +101,7 @@ pub enum StoreError {
         /// The path in `pending.journal`.
         path: std::path::PathBuf,
         /// The error of the operating system.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -254,6 +254,13 @@ impl From<RedisError> for StoreError {
             // They say nothing about the operation, so it is safe to begin anew.
             _ => Self::Unusable(error.to_string()),
         }
+    }
+}
+
+/// A socket that was in use broke.
+impl From<io::Error> for StoreError {
+    fn from(error: io::Error) -> Self {
+        Self::Lost(error.to_string())
     }
 }
 

@@ -35,10 +35,8 @@ impl Store {
         wait: &mut BarrierWait,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), BarrierDown>> {
-        match &self.engine {
-            Engine::Redis(redis) => redis.poll_barrier(key, staleness, wait, cx),
-            Engine::Memory(_) => Poll::Ready(Err(BarrierDown)),
-        }
+        let Some(redis) = self.redis() else { return Poll::Ready(Err(BarrierDown)) };
+        redis.poll_barrier(key, staleness, wait, cx)
     }
 
     /// Reads a key: one round trip, no script.
@@ -158,7 +156,10 @@ impl Store {
         let begin = async {
             match &self.engine {
                 Engine::Redis(redis) => redis.begin(&mut write, budget).await,
-                Engine::Memory(memory) => Ok(memory.begin(&mut write)),
+                Engine::Memory(memory) => {
+                    memory.begin(&mut write);
+                    Ok(())
+                }
             }
         };
         // Without a fence the end of the write runs twice.

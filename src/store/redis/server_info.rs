@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(claim("ok", 7).unwrap(), 7);
         let info = ServerInfo("run_id:r\r\nmaster_replid:m\r\n".to_owned());
         let (old, new) = (info.epoch(Some(7)), info.epoch(Some(17)));
-        assert_eq!([&old, &new].map(|epoch| epoch.name()), ["r-m-7", "r-m-17"].map(Epoch::named));
+        assert_eq!([&old, &new].map(ServerEpoch::name), ["r-m-7", "r-m-17"].map(Epoch::named));
         assert!(old != new && old.is_of(&new));
     }
 

@@ -1,7 +1,7 @@
 //! The socket of a tracking connection, the command of a barrier round, and the replies that answer
 //! it.
 
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
 use bytes::{Buf as _, BytesMut};
 use redis::{Cmd, FromRedisValue, RedisError, Value, ValueCodec, cmd, from_redis_value};
@@ -118,16 +118,15 @@ impl Wire {
 
     /// Flushes as well, because TLS may hold back the last bytes until then.
     pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        self.stream.write_all(bytes).await.map_err(lost)?;
-        self.stream.flush().await.map_err(lost)
+        self.stream.write_all(bytes).await?;
+        Ok(self.stream.flush().await?)
     }
 
     /// Reads more bytes from the socket.
     pub(super) async fn fill(&mut self) -> Result<()> {
-        match self.stream.read_buf(&mut self.read_buffer).await {
-            Ok(0) => Err(StoreError::Lost("the server closed the tracking connection".into())),
-            Ok(_) => Ok(()),
-            Err(error) => Err(lost(error)),
+        match self.stream.read_buf(&mut self.read_buffer).await? {
+            0 => Err(StoreError::Lost("the server closed the tracking connection".into())),
+            _ => Ok(()),
         }
     }
 
@@ -150,11 +149,6 @@ impl Wire {
         }
         answered
     }
-}
-
-#[allow(clippy::needless_pass_by_value, reason = "it is passed to `map_err`")]
-fn lost(error: io::Error) -> StoreError {
-    StoreError::Lost(error.to_string())
 }
 
 #[cfg(test)]
