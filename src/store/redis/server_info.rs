@@ -21,8 +21,8 @@ impl ServerEpoch {
 
     /// The name that entries have of it.
     pub(super) fn name(&self) -> Epoch {
-        let server = self.server();
-        Epoch(self.term.map_or_else(|| server.clone(), |term| format!("{server}-{term}")).into())
+        let term = self.term.map(|term| format!("-{term}")).unwrap_or_default();
+        Epoch((self.server() + &term).into())
     }
 
     /// Whether it is the same server, in whatever term.
