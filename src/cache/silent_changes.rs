@@ -361,7 +361,6 @@ fn generation(token: &str) -> Option<u64> {
 
 /// Passes the changes that the store reports on to the near entries and to the memory of silent
 /// changes.
-#[derive(Debug)]
 pub(super) struct ChangeWatcher {
     pub(super) near: Arc<dyn Watcher>,
     pub(super) silent_changes: Arc<SilentChanges>,

@@ -16,10 +16,10 @@ use super::{
     CredentialKey, Ended, Epoch, Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState,
     RemovedEntry, Replacement, Seen, StoredValue, Token, Write,
     errors::Result,
-    words::{EntryChange, LeaseGuard, MAX_PAIRS_OF_CREDENTIAL, millis, unix_ms},
+    words::{EntryChange, LeaseGuard, MAX_PAIRS_OF_CREDENTIAL, millis, now_ms},
     write::{Begun, combined},
 };
-use crate::{clock, config};
+use crate::config;
 
 /// Approximate bytes that an entry costs in addition to its body and meta.
 const ENTRY_OVERHEAD: usize = 512;
@@ -328,10 +328,6 @@ fn stored(body: &Bytes, meta: &str, expires_at_ms: i64) -> StoredValue {
 
 fn size(entry: &StoredValue) -> usize {
     entry.body.len() + entry.meta.len() + ENTRY_OVERHEAD
-}
-
-fn now_ms() -> i64 {
-    unix_ms(clock::now())
 }
 
 /// Returns meta with this caller in its audience: renewed in its place, else added in front. Then

@@ -17,7 +17,7 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::semantics::labels::labels;
+use crate::{clock, semantics::labels::labels};
 
 /// The name of a job's entry in the store: prefix and id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -166,6 +166,11 @@ labels! {
 
 pub(super) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The time by the clock of this process, in ms since 1970.
+pub(super) fn now_ms() -> i64 {
+    unix_ms(clock::now())
 }
 
 /// A time in ms since 1970.

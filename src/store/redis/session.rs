@@ -21,7 +21,7 @@ use crate::{
     store::{
         Epoch, Redirect, Seen, StoreError, StoredValue,
         errors::{Result, StoreErrorKind},
-        words::unix_ms,
+        words::{now_ms, unix_ms},
     },
 };
 
@@ -118,7 +118,7 @@ impl Session {
     }
 
     pub(super) fn now_ms(&self) -> i64 {
-        unix_ms(clock::now()) + self.clock_ahead_ms.load(Ordering::Relaxed)
+        now_ms() + self.clock_ahead_ms.load(Ordering::Relaxed)
     }
 
     pub(super) fn requests(&self) -> MultiplexedConnection {

@@ -30,7 +30,6 @@ use super::{
     plan::{NodeView, Plan},
 };
 use crate::{
-    clock,
     config::{ClusterSeeds, Config},
     observe::metrics::Registry,
     store::{
@@ -41,7 +40,7 @@ use crate::{
             shared_keys::live_records,
         },
         slots::slot_of,
-        words::unix_ms,
+        words::now_ms,
     },
     tls::TlsMetrics,
 };
@@ -235,7 +234,7 @@ async fn records(prefix: &str, target: &Target, view: NodeView) -> Vec<String> {
     let Some(master) = master else { return Vec::new() };
     let records = async {
         let connection = target.at(&master.address).connect().await?;
-        connection.asking(&live_records(prefix, unix_ms(clock::now()))).await
+        connection.asking(&live_records(prefix, now_ms())).await
     };
     let records = timeout(DETACHED_TIMEOUT, records).await;
     records.ok().and_then(Result::ok).unwrap_or_default()
