@@ -91,8 +91,8 @@ pub use self::{
     pending::JournalStatus,
     sidecar_record::{RecordMismatch, SidecarRecord},
     words::{
-        CredentialKey, Ended, Epoch, Fill, Grant, IdentityHash, Key, KeyState, Lease, LeaseState,
-        MAX_PAIRS_OF_CREDENTIAL, NodeStatus, Replacement, Seen, StoredValue, Token,
+        CredentialKey, Ended, EntryChange, Epoch, Fill, Grant, IdentityHash, Key, KeyState, Lease,
+        LeaseState, MAX_PAIRS_OF_CREDENTIAL, NodeStatus, Seen, StoredValue, Token,
     },
     write::{KeyReceipt, Purged, RemovedEntry, Write},
 };

@@ -23,7 +23,7 @@ use crate::{
         identity::{Identity, RouteIndex},
         policy::{self, Bypass, Freshness, NoStore, StoredHead},
     },
-    store::{Fill, Key, Lease, Replacement, Seen, StoreError},
+    store::{EntryChange, Fill, Key, Lease, Seen, StoreError},
 };
 
 /// Held by a reader that reads the upstream for itself and all that join.
@@ -251,7 +251,8 @@ impl Filler {
         let &FilledRead { key, identity, caller, entry } = read;
         let (generation, seen) = (known.entry.generation(), &known.seen);
         let Some(members) = self.audience_of_replacement(read, known, is_refresh) else {
-            let admitted = store.admit(key, seen, generation, &caller.to_hex()).await;
+            let caller = caller.to_hex();
+            let admitted = store.change(key, seen, generation, EntryChange::Admit(&caller)).await;
             if let Ok(Fill::Stored) = admitted {
                 silent_changes.seen(&self.observed(read, &known.entry));
             }
@@ -264,8 +265,9 @@ impl Filler {
         let token = store.token(identity.hash());
         let meta = entry.meta_for(&members, &identity, &token, &seen.epoch, compressed.as_ref());
         let body = compressed.as_ref().unwrap_or(entry.body());
-        let new = Replacement { body, meta: &meta, expires_at_ms: entry.expires_at_ms() };
-        let replaced = store.replace(key, seen, generation, new).await;
+        let expires_at_ms = entry.expires_at_ms();
+        let new = EntryChange::Replace { body, meta: &meta, expires_at_ms };
+        let replaced = store.change(key, seen, generation, new).await;
         if let Ok(Fill::Stored) = replaced {
             silent_changes.replaced(&self.observed(read, entry));
         }

@@ -13,10 +13,10 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    CredentialKey, Ended, Epoch, Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState,
-    RemovedEntry, Replacement, Seen, StoredValue, Token, Write,
+    CredentialKey, Ended, EntryChange, Epoch, Fill, Grant, Key, KeyReceipt, KeyState, Lease,
+    LeaseState, RemovedEntry, Seen, StoredValue, Token, Write,
     errors::Result,
-    words::{EntryChange, LeaseGuard, MAX_PAIRS_OF_CREDENTIAL, millis, now_ms},
+    words::{LeaseGuard, MAX_PAIRS_OF_CREDENTIAL, millis, now_ms},
     write::{Begun, combined},
 };
 use crate::config;
@@ -151,12 +151,10 @@ impl Memory {
                 let meta = String::from_utf8_lossy(&entry.meta);
                 entry.meta = admitted(&meta, caller, seen.now_ms).into();
             }
-            EntryChange::Replace(Replacement { body, meta, expires_at_ms })
-                if expires_at_ms > now =>
-            {
+            EntryChange::Replace { body, meta, expires_at_ms } if expires_at_ms > now => {
                 *entry = stored(body, meta, expires_at_ms);
             }
-            EntryChange::Replace(_) => return Fill::Revoked,
+            EntryChange::Replace { .. } => return Fill::Revoked,
         }
         let after = size(entry);
         slots.bytes = slots.bytes + after - before;

@@ -10,9 +10,9 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    BarrierWait, Budget, Ended, Engine, Fill, Grant, IdentityHash, Key, KeyState, Lease, Purged,
-    Replacement, Seen, Store, StoreError, StoredValue, Write, barrier::BarrierDown, errors::Result,
-    memory::Memory, metrics::StoreOp, redis::Shard, words::EntryChange, write::Begun,
+    BarrierWait, Budget, Ended, Engine, EntryChange, Fill, Grant, IdentityHash, Key, KeyState,
+    Lease, Purged, Seen, Store, StoreError, StoredValue, Write, barrier::BarrierDown,
+    errors::Result, memory::Memory, metrics::StoreOp, redis::Shard, write::Begun,
 };
 
 impl Store {
@@ -96,39 +96,21 @@ impl Store {
         self.timed(StoreOp::Fill, fill).await
     }
 
-    /// Adds a caller to the audience of an entry, if that is still the very entry that was seen.
-    /// Meta records the time at which it was seen; the upstream served it to the caller no earlier.
-    pub async fn admit(
+    /// Changes an entry, if it is still the very entry that was seen.
+    pub async fn change(
         &self,
-        key: &Key,
-        seen: &Seen,
-        generation: &str,
-        caller: &str,
-    ) -> Result<Fill> {
-        self.change(StoreOp::Admit, key, seen, generation, EntryChange::Admit(caller)).await
-    }
-
-    /// Replaces an entry with a newer body, if it is still the very entry that was seen. `meta` is
-    /// a JSON object without its closing brace, as for [`Store::fill`].
-    pub async fn replace(
-        &self,
-        key: &Key,
-        seen: &Seen,
-        generation: &str,
-        new: Replacement<'_>,
-    ) -> Result<Fill> {
-        self.expect([key]);
-        self.change(StoreOp::Replace, key, seen, generation, EntryChange::Replace(new)).await
-    }
-
-    async fn change(
-        &self,
-        op: StoreOp,
         key: &Key,
         seen: &Seen,
         generation: &str,
         change: EntryChange<'_>,
     ) -> Result<Fill> {
+        let op = match change {
+            EntryChange::Admit(_) => StoreOp::Admit,
+            EntryChange::Replace { .. } => {
+                self.expect([key]);
+                StoreOp::Replace
+            }
+        };
         let changed = async |shard: Arc<Shard>| shard.change(key, seen, generation, change).await;
         let changed = self.on_key(key, changed, |memory| Ok(memory.change(key, seen, change)));
         self.timed(op, changed).await

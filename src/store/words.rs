@@ -120,24 +120,21 @@ pub struct Seen {
     pub in_grace: bool,
 }
 
-/// The newer body with which [`Store::replace`](super::Store::replace) replaces an entry.
+/// A change of an entry that has been seen, by [`Store::change`](super::Store::change).
 #[derive(Clone, Copy, Debug)]
-pub struct Replacement<'r> {
-    /// The newer body.
-    pub body: &'r Bytes,
-    /// A JSON object without its closing brace.
-    pub meta: &'r str,
-    /// When it expires, in ms since 1970 by the store's clock.
-    pub expires_at_ms: i64,
-}
-
-/// A change of an entry that has been seen.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum EntryChange<'c> {
-    /// Adds this caller to its audience.
+pub enum EntryChange<'c> {
+    /// Adds this caller to its audience. Meta records the time at which the entry was seen; the
+    /// upstream served it to the caller no earlier.
     Admit(&'c str),
-    /// Replaces its body.
-    Replace(Replacement<'c>),
+    /// Replaces it with a newer body.
+    Replace {
+        /// The newer body.
+        body: &'c Bytes,
+        /// A JSON object without its closing brace.
+        meta: &'c str,
+        /// When it expires, in ms since 1970 by the store's clock.
+        expires_at_ms: i64,
+    },
 }
 
 /// The outcome of a fill, an admission or a replacement.

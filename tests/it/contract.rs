@@ -11,7 +11,7 @@ use jobcache::{
     config::{Config, StoreUrl},
     observe::metrics::Registry,
     store::{
-        Budget, Ended, Fill, Grant, IdentityHash, Key, KeyReceipt, Lease, Replacement, Seen, Store,
+        Budget, Ended, EntryChange, Fill, Grant, IdentityHash, Key, KeyReceipt, Lease, Seen, Store,
         StoredValue,
     },
 };
@@ -457,7 +457,7 @@ fn at(pair: &str, seen: &(Seen, String)) -> String {
 }
 
 async fn admit(store: &Store, key: &Key, seen: &(Seen, String), pair: &str) -> Fill {
-    store.admit(key, &seen.0, &seen.1, pair).await.unwrap()
+    store.change(key, &seen.0, &seen.1, EntryChange::Admit(pair)).await.unwrap()
 }
 
 async fn replace(store: &Store, key: &Key, seen: &(Seen, String), body: &'static str) -> Fill {
@@ -465,8 +465,8 @@ async fn replace(store: &Store, key: &Key, seen: &(Seen, String), body: &'static
     let meta = format!(r#"{{"generation":"{generation}","audience":["b"]"#);
     let body = Bytes::from_static(body.as_bytes());
     let expires_at_ms = seen.0.now_ms + 300_000;
-    let new = Replacement { body: &body, meta: &meta, expires_at_ms };
-    store.replace(key, &seen.0, &seen.1, new).await.unwrap()
+    let new = EntryChange::Replace { body: &body, meta: &meta, expires_at_ms };
+    store.change(key, &seen.0, &seen.1, new).await.unwrap()
 }
 
 #[tokio::test]

@@ -32,11 +32,11 @@ use super::{
 use crate::{
     mutants::{self, Mutant},
     store::{
-        BarrierWait, Budget, Fill, Grant, Key, KeyReceipt, KeyState, Lease, Seen, StoreError,
-        StoredValue, Token,
+        BarrierWait, Budget, EntryChange, Fill, Grant, Key, KeyReceipt, KeyState, Lease, Seen,
+        StoreError, StoredValue, Token,
         barrier::BarrierDown,
         errors::{DETACHED_TIMEOUT, Result},
-        words::{EntryChange, LeaseGuard},
+        words::LeaseGuard,
         write::{KeyOp, WriteStep},
     },
 };
