@@ -52,7 +52,7 @@ pub use self::{
     connect::to_origin_form,
     error::{BodyError, UploadError, UpstreamError},
     pool::ConnectionPermit,
-    request_body::{RequestBody, UploadEnd, UploadOutcome, relay_informational},
+    request_body::{BodyOutcome, RequestBody, UploadEnd, relay_informational},
     response_body::ResponseBody,
 };
 

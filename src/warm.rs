@@ -246,27 +246,23 @@ struct WarmMetrics {
     waiting: Gauge,
 }
 
-/// The final outcomes of a read.
-const FINAL_OUTCOMES: [&str; 8] =
-    ["stored", "present", "joined", "status", "unstorable", "passed", "overflow", "died"];
-/// The outcomes that postpone a read, or end it when it has been postponed too long.
-const POSTPONING_OUTCOMES: [&str; 6] = ["fenced", "leased", "revoked", "store", "upstream", "busy"];
-
 impl WarmMetrics {
     fn register(r: &mut Registry) -> Self {
+        let outcomes = PrefetchOutcome::ALL.iter();
+        let postponing = outcomes.clone().filter(|outcome| outcome.is_transient());
         let sources = [FILE, LIST].map(|source| ["read", "failed"].map(|read| [source, read]));
         Self {
             outcomes: r.counters_by(
                 "outcome",
                 "warm",
                 "Jobs to be read ahead, by outcome",
-                FINAL_OUTCOMES.into_iter().chain(POSTPONING_OUTCOMES),
+                outcomes.map(|outcome| outcome.as_str()),
             ),
             postponed: r.counters_by(
                 "outcome",
                 "warm_postponed",
                 "Attempts to read a job ahead that are to be repeated, by cause",
-                POSTPONING_OUTCOMES,
+                postponing.map(|outcome| outcome.as_str()),
             ),
             sources: r.counters(
                 "warm_sources",

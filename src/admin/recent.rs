@@ -221,7 +221,10 @@ fn outcome_reasons() -> impl Iterator<Item = (&'static str, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{observe::metrics::Registry, proxy::metrics::ProxyMetrics};
+    use crate::{
+        observe::{events::EventKind, metrics::Registry},
+        proxy::metrics::ProxyMetrics,
+    };
 
     fn recent() -> Recent {
         let proxy = ProxyMetrics::register(&mut Registry::default());
@@ -267,11 +270,11 @@ mod tests {
             let counts = history.counts(&requests);
             counts.iter().map(|it| (it.reason, it.total, it.last_minute)).collect()
         };
-        requests.count("pass", "query");
-        requests.count("miss", "fenced");
+        requests.count(EventKind::Pass, "query");
+        requests.count(EventKind::Miss, "fenced");
         assert_eq!(counts(), [("fenced", 1, 1), ("query", 1, 1)]);
         history.sample(&requests);
-        requests.count("pass", "query");
+        requests.count(EventKind::Pass, "query");
         for _ in 1..MAX_SAMPLES {
             assert_eq!(counts(), [("fenced", 1, 1), ("query", 2, 2)], "of less than a minute");
             history.sample(&requests);

@@ -239,7 +239,7 @@ fn request_counts(totals: &RequestTotals) -> Value {
 
 /// Comparisons with the upstream by result.
 fn comparison_counts(counts: &Counters<1>) -> Value {
-    let results = ComparisonResult::ALL.map(ComparisonResult::as_str).into_iter();
+    let results = ComparisonResult::ALL.iter().map(|result| result.as_str());
     let counts = results.map(|result| (result.to_owned(), counts.get([result]).into()));
     counts.collect::<Map<_, _>>().into()
 }

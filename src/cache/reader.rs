@@ -24,6 +24,7 @@ use super::{
 use crate::{
     mutants::{self, Mutant},
     observe::spans,
+    semantics::policy::reasons,
     store::{BarrierWait, Budget, Seen, StoreError, near::Noted},
 };
 
@@ -51,28 +52,17 @@ impl NearLookup {
     }
 }
 
-/// Why there is no near hit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NearMiss {
-    /// Near entries were not looked at: there are none, or the store is not trusted for the key.
-    Unasked,
-    /// There is no entry that is a hit for the request.
-    NoEntry,
-    /// The barrier is down, so changes are not known here.
-    Untracked,
-    /// The entry was changed while the request waited for the barrier.
-    Evicted,
-}
-
-impl NearMiss {
-    /// Returns the word for metrics and spans.
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Unasked => "unasked",
-            Self::NoEntry => "miss",
-            Self::Untracked => "untracked",
-            Self::Evicted => "evicted",
-        }
+reasons! {
+    /// Why there is no near hit.
+    pub enum NearMiss {
+        /// Near entries were not looked at: there are none, or the store is not trusted for the key.
+        Unasked = "unasked",
+        /// There is no entry that is a hit for the request.
+        NoEntry = "miss",
+        /// The barrier is down, so changes are not known here.
+        Untracked = "untracked",
+        /// The entry was changed while the request waited for the barrier.
+        Evicted = "evicted",
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{
         audience::{Caller, Fingerprinter},
         identity::{Identity, RouteIndex, Scopes},
         job_id::JobId,
-        policy::{Policy, RequestDirectives},
+        policy::{Policy, RequestDirectives, reasons},
     },
     store::{
         Budget, IdentityHash, Key, NearMetrics, Store, StoreError, Token,
@@ -240,43 +240,21 @@ impl CacheConfig {
     }
 }
 
-/// Cause of an invalidation; a label of its metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InvalidationSource {
-    /// A write, before it is answered.
-    Write,
-    /// A write, after one of its bodies has ended.
-    WriteBody,
-    /// A write or a reload that changes every job.
-    WriteAll,
-    /// A purge of some jobs on request.
-    Purge,
-    /// A purge of all jobs on request.
-    PurgeAll,
-    /// A comparison with the upstream, which has found a wrong entry.
-    Comparison,
-}
-
-impl InvalidationSource {
-    pub(super) const ALL: [Self; 6] = [
-        Self::Write,
-        Self::WriteBody,
-        Self::WriteAll,
-        Self::Purge,
-        Self::PurgeAll,
-        Self::Comparison,
-    ];
-
-    /// Returns the word for metrics, logs and spans.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Write => "write",
-            Self::WriteBody => "write-body",
-            Self::WriteAll => "write-all",
-            Self::Purge => "purge",
-            Self::PurgeAll => "purge-all",
-            Self::Comparison => "evidence",
-        }
+reasons! {
+    /// Cause of an invalidation; a label of its metric.
+    pub enum InvalidationSource {
+        /// A write, before it is answered.
+        Write = "write",
+        /// A write, after one of its bodies has ended.
+        WriteBody = "write-body",
+        /// A write or a reload that changes every job.
+        WriteAll = "write-all",
+        /// A purge of some jobs on request.
+        Purge = "purge",
+        /// A purge of all jobs on request.
+        PurgeAll = "purge-all",
+        /// A comparison with the upstream, which has found a wrong entry.
+        Comparison = "evidence",
     }
 }
 
@@ -302,7 +280,7 @@ pub(crate) struct CacheMetrics {
 
 impl CacheMetrics {
     pub(super) fn register(r: &mut Registry) -> Self {
-        let sources = InvalidationSource::ALL.map(InvalidationSource::as_str);
+        let sources = InvalidationSource::ALL.iter().map(|source| source.as_str());
         let outcomes = |source| ["confirmed", "pending"].map(|ended| [source, ended]);
         Self {
             fills: r.counters_by(
@@ -315,7 +293,7 @@ impl CacheMetrics {
                 "invalidations",
                 "Invalidations by source and outcome",
                 ["source", "outcome"],
-                sources.into_iter().flat_map(outcomes),
+                sources.flat_map(outcomes),
             ),
             foreign_values: r
                 .counter("foreign_values", "Values under jobcache keys that another program wrote"),

@@ -50,10 +50,6 @@ use crate::{
 /// A parsed body, `None` if it is empty, or why it could not be parsed.
 type Inspected = Result<Option<ParsedBody>, RuleMiss>;
 
-/// Why a rule may have missed jobs: the words of [`RuleMiss`] that are counted.
-const MISSES: &str = "too-large encoded slow not-json content-type ambiguous event-stream not-found \
-                      not-id too-many";
-
 /// Inspects the bodies of writes.
 pub(super) struct BodyInspector {
     warnings: HourlyPerName,
@@ -100,8 +96,10 @@ impl NamedInBody {
 
 impl BodyInspector {
     pub(super) fn new(room: Arc<Quota>, registry: &mut Registry) -> Self {
+        // A body without room is refused, and nothing is missed.
+        let misses = RuleMiss::ALL.iter().filter(|why| **why != RuleMiss::Memory);
         let misses =
-            MISSES.split(' ').flat_map(|reason| ["request", "response"].map(|body| [body, reason]));
+            misses.flat_map(|why| ["request", "response"].map(|body| [body, why.as_str()]));
         Self {
             warnings: HourlyPerName::default(),
             room,

@@ -21,7 +21,7 @@ use crate::{
     semantics::{
         identity::RouteIndex,
         job_id::JobId,
-        policy::{Bypass, NoStore},
+        policy::{Bypass, NoStore, reasons},
         route::Route,
     },
     store::Budget,
@@ -32,61 +32,42 @@ use crate::{
 /// The peer of a prefetch. Its host and scheme come from the configuration, so they are trusted.
 const PREFETCH_PEER: Peer = Peer { ip: None, is_tls: false, is_trusted: true, connection: None };
 
-/// The result of a prefetch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PrefetchOutcome {
-    /// The job was read and stored.
-    Stored,
-    /// There was already an entry.
-    Present,
-    /// Another read of the job was under way and brought a response.
-    Joined,
-    /// The upstream answered with another status than 200, below 500.
-    Status,
-    /// The response may not be stored.
-    Unstorable,
-    /// The cache does not serve this read.
-    Passed,
-    /// A write is in flight, or was just answered.
-    Fenced,
-    /// Another sidecar, or a caller here that does not share, is reading the job.
-    Leased,
-    /// The job changed during the read.
-    Revoked,
-    /// The store was not available, or did not take the response.
-    Store,
-    /// The upstream gave no whole response, or answered 5xx.
-    Upstream,
-    /// A limit on shared reads or captured bytes was met, or the read that was joined brought
-    /// nothing to share.
-    Busy,
-    /// The queue was full, or nothing reads it any more, as in a drain.
-    Overflow,
-    /// The task failed, which is a bug in jobcache.
-    Died,
+reasons! {
+    /// The result of a prefetch.
+    pub enum PrefetchOutcome {
+        /// The job was read and stored.
+        Stored = "stored",
+        /// There was already an entry.
+        Present = "present",
+        /// Another read of the job was under way and brought a response.
+        Joined = "joined",
+        /// The upstream answered with another status than 200, below 500.
+        Status = "status",
+        /// The response may not be stored.
+        Unstorable = "unstorable",
+        /// The cache does not serve this read.
+        Passed = "passed",
+        /// A write is in flight, or was just answered.
+        Fenced = "fenced",
+        /// Another sidecar, or a caller here that does not share, is reading the job.
+        Leased = "leased",
+        /// The job changed during the read.
+        Revoked = "revoked",
+        /// The store was not available, or did not take the response.
+        Store = "store",
+        /// The upstream gave no whole response, or answered 5xx.
+        Upstream = "upstream",
+        /// A limit on shared reads or captured bytes was met, or the read that was joined brought
+        /// nothing to share.
+        Busy = "busy",
+        /// The queue was full, or nothing reads it any more, as in a drain.
+        Overflow = "overflow",
+        /// The task failed, which is a bug in jobcache.
+        Died = "died",
+    }
 }
 
 impl PrefetchOutcome {
-    /// Returns the outcome for metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stored => "stored",
-            Self::Present => "present",
-            Self::Joined => "joined",
-            Self::Status => "status",
-            Self::Unstorable => "unstorable",
-            Self::Passed => "passed",
-            Self::Fenced => "fenced",
-            Self::Leased => "leased",
-            Self::Revoked => "revoked",
-            Self::Store => "store",
-            Self::Upstream => "upstream",
-            Self::Busy => "busy",
-            Self::Overflow => "overflow",
-            Self::Died => "died",
-        }
-    }
-
     /// Whether a later attempt may have another outcome.
     pub fn is_transient(self) -> bool {
         matches!(

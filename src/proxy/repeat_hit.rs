@@ -135,7 +135,7 @@ impl RepeatFastPath for RepeatHits {
         let (entry, now_ms) = near.map_err(|_| miss)?;
         let body = entry.write_hit(head, now_ms, repeat.coding).cloned().ok_or(miss)?;
         cache.metrics().near.count_lookup("hit");
-        metrics.requests.count("hit", "");
+        metrics.requests.count(EventKind::Hit, "");
         metrics.repeats.inc();
         cache.record_answer(&repeat.lookup, EventKind::Hit, "", repeat.sample.as_ref());
         Poll::Ready(Ok(body))

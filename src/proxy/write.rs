@@ -22,7 +22,7 @@ use tracing::{Instrument as _, Span, error};
 
 use super::{
     answer::{Answer, Verdict, close_if_spent, refuse_retryable, refuse_with, upstream_failure},
-    body::{Body, BodyEnd, BodyEndFuture, InvalidatingBody},
+    body::{Body, BodyEndFuture, InvalidatingBody},
     body_rules::{InspectError, InspectedResponse, RuleFinding, misses_unknown_response},
     proxy_context::{ProxyContext, Requester, prepare_response},
 };
@@ -36,7 +36,7 @@ use crate::{
         route::{WriteScope, WriteTarget},
     },
     store::{Ended, Write},
-    upstream::{RequestBody, ResponseBody, RetryPolicy, UploadEnd, UploadOutcome, UpstreamError},
+    upstream::{BodyOutcome, RequestBody, ResponseBody, RetryPolicy, UploadEnd, UpstreamError},
 };
 
 /// Forwards a write in a task of its own, and answers it once its jobs are invalidated.
@@ -214,9 +214,7 @@ impl WriteInvalidation {
 
     /// Invalidates when the response has ended. If the upload has not, the fence is kept.
     async fn end_after_response(mut self, end: BodyEndFuture, fence: FenceEnd) {
-        if end.await == BodyEnd::Truncated {
-            self.note_unknown();
-        }
+        self.note_end(end.await);
         self.response_has_ended = true;
         self.check_upload();
         let kept = self.upload.is_some().then_some(fence);
@@ -229,7 +227,7 @@ impl WriteInvalidation {
         let Some(upload) = self.upload.take() else { return };
         let tasks = self.context.tasks.clone();
         tasks.spawn(async move {
-            self.note_upload(upload.outcome().await);
+            self.note_end(upload.outcome().await);
             self.end_again(None).await;
         });
     }
@@ -259,9 +257,9 @@ impl WriteInvalidation {
         }
     }
 
-    /// Notes how the upload ended. The upstream may act on the part of it that has arrived.
-    fn note_upload(&mut self, outcome: UploadOutcome) {
-        if outcome == UploadOutcome::Truncated {
+    /// Notes how a body ended. The upstream may act on the part of an upload that has arrived.
+    fn note_end(&mut self, outcome: BodyOutcome) {
+        if outcome == BodyOutcome::Truncated {
             self.note_unknown();
         }
     }
@@ -270,7 +268,7 @@ impl WriteInvalidation {
     fn check_upload(&mut self) {
         if let Some(outcome) = self.upload.as_mut().and_then(UploadEnd::try_outcome) {
             self.upload = None;
-            self.note_upload(outcome);
+            self.note_end(outcome);
         }
     }
 

@@ -24,7 +24,7 @@ use hyper::{
 pub use directives::RequestDirectives;
 pub use freshness::{Freshness, StatedLifetimes, freshness, stated_lifetimes};
 pub use reason::{Bypass, NoStore};
-pub(crate) use reason::{CacheStatus, Forward, cache_status};
+pub(crate) use reason::{CacheStatus, Forward, cache_status, reasons};
 pub use storable::{is_endless, storable};
 pub use stored_head::{LastModified, StoredHead};
 

@@ -130,7 +130,7 @@ impl ClientUpload {
                     guard.broken_off = Some(BrokenOff { error, grace });
                 }
                 (frame, Some(guard)) if is_last => {
-                    guard.outcome = UploadOutcome::Complete;
+                    guard.outcome = BodyOutcome::Complete;
                     return Poll::Ready(frame);
                 }
                 (frame, _) => return Poll::Ready(frame),
@@ -238,24 +238,24 @@ pub fn relay_informational(
 /// Time that the upstream has to answer after the client broke off its upload.
 const BROKEN_OFF_GRACE: Duration = Duration::from_secs(1);
 
-/// How an upload ended.
+/// How a body of a write ended: the upload, or the body of its response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UploadOutcome {
-    /// The whole body was passed to the connection.
+pub enum BodyOutcome {
+    /// The whole body was passed on.
     Complete,
-    /// The client broke it off, or the connection to the upstream closed before its end.
+    /// It was broken off, or the connection to the upstream closed before its end.
     Truncated,
 }
 
 /// Resolves when an upload has ended.
 #[derive(Debug)]
-pub struct UploadEnd(oneshot::Receiver<UploadOutcome>);
+pub struct UploadEnd(oneshot::Receiver<BodyOutcome>);
 
 /// Held by the body of a request. The connection drops the body as soon as it has passed it on.
 #[derive(Debug)]
 struct UploadGuard {
-    outcome: UploadOutcome,
-    end: Option<oneshot::Sender<UploadOutcome>>,
+    outcome: BodyOutcome,
+    end: Option<oneshot::Sender<BodyOutcome>>,
     broken_off: Option<BrokenOff>,
 }
 
@@ -269,7 +269,7 @@ struct BrokenOff {
 impl UploadGuard {
     fn new() -> (Self, UploadEnd) {
         let (sender, end) = oneshot::channel();
-        let outcome = UploadOutcome::Truncated;
+        let outcome = BodyOutcome::Truncated;
         (Self { outcome, end: Some(sender), broken_off: None }, UploadEnd(end))
     }
 
@@ -296,17 +296,17 @@ impl Drop for UploadGuard {
 
 impl UploadEnd {
     /// Returns how the upload ended, if it has ended by now.
-    pub fn try_outcome(&mut self) -> Option<UploadOutcome> {
+    pub fn try_outcome(&mut self) -> Option<BodyOutcome> {
         match self.0.try_recv() {
             Ok(outcome) => Some(outcome),
             Err(oneshot::error::TryRecvError::Empty) => None,
-            Err(oneshot::error::TryRecvError::Closed) => Some(UploadOutcome::Truncated),
+            Err(oneshot::error::TryRecvError::Closed) => Some(BodyOutcome::Truncated),
         }
     }
 
     /// Waits until the upload has ended.
-    pub async fn outcome(self) -> UploadOutcome {
-        self.0.await.unwrap_or(UploadOutcome::Truncated)
+    pub async fn outcome(self) -> BodyOutcome {
+        self.0.await.unwrap_or(BodyOutcome::Truncated)
     }
 }
 
@@ -318,13 +318,13 @@ mod tests {
     async fn an_upload_ends_when_its_body_is_dropped() {
         let (mut guard, mut end) = UploadGuard::new();
         assert_eq!(end.try_outcome(), None);
-        guard.outcome = UploadOutcome::Complete;
+        guard.outcome = BodyOutcome::Complete;
         assert_eq!(end.try_outcome(), None);
         drop(guard);
-        assert_eq!(end.outcome().await, UploadOutcome::Complete);
+        assert_eq!(end.outcome().await, BodyOutcome::Complete);
 
         let (guard, mut end) = UploadGuard::new();
         drop(guard);
-        assert_eq!(end.try_outcome(), Some(UploadOutcome::Truncated));
+        assert_eq!(end.try_outcome(), Some(BodyOutcome::Truncated));
     }
 }

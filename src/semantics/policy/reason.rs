@@ -11,36 +11,41 @@ use hyper::{
 /// Declares a reason enum with the word of each variant, so that every variant has one and is in
 /// `ALL`.
 macro_rules! reasons {
-    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }) => {
+    (
+        $(#[$meta:meta])*
+        $vis:vis enum $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }
+    ) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $name {
+        $vis enum $name {
             $($(#[$doc])* $variant,)+
         }
 
         impl $name {
             /// All reasons in the order of declaration: the label values of the metric.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+            $vis const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
             /// Returns the reason in kebab-case, which is also a valid token of a structured field.
-            pub fn as_str(self) -> &'static str {
+            $vis fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word,)+
                 }
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(self.as_str())
             }
         }
     };
 }
 
+pub(crate) use reasons;
+
 reasons! {
     /// Why a request bypasses the cache.
-    Bypass {
+    pub enum Bypass {
         /// The path is not a job path.
         Path = "path",
         /// The method neither reads nor changes a job.
@@ -109,7 +114,7 @@ reasons! {
 
 reasons! {
     /// Why a response is not stored.
-    NoStore {
+    pub enum NoStore {
         /// The status is not 200.
         Status = "status",
         /// The response has `Persistent-Auth`: it belongs to the login of its connection.
@@ -199,10 +204,35 @@ impl Forward {
 
 impl From<Bypass> for Forward {
     fn from(why: Bypass) -> Self {
-        match why {
-            Bypass::Method | Bypass::MethodOverride => Self::Method,
-            Bypass::NoCache | Bypass::NoStore => Self::Request,
-            _ => Self::Bypass,
+        why.shown().0
+    }
+}
+
+impl Bypass {
+    /// Whether the reason depends on what other clients have read: it shows that there is an entry,
+    /// or a read under way.
+    pub(crate) fn reveals_others(self) -> bool {
+        self.shown().1
+    }
+
+    /// Returns `fwd`, and whether the reason reveals others.
+    fn shown(self) -> (Forward, bool) {
+        use Bypass::{
+            Alone, Audience, BoundConnection, Credentials, Fenced, Flights, Foreign, Grace, Leased,
+            Method, MethodOverride, NoCache, NoStore, Off, OnlyIfCached, Path, Pending,
+            Precondition, Query, Range, RequestBody, Shadow, ShadowHit, Spelling, StoreDown,
+            StoreError, StoreTimeout, Uncacheable, Upgrade, UrlOverride, Word,
+        };
+        match self {
+            Method | MethodOverride => (Forward::Method, false),
+            NoStore => (Forward::Request, false),
+            NoCache => (Forward::Request, true),
+            Audience | Leased | Shadow | ShadowHit | Uncacheable => (Forward::Bypass, true),
+            Path | Query | Spelling | Word | RequestBody | Upgrade | Range | Precondition
+            | UrlOverride | Credentials | BoundConnection | OnlyIfCached | Fenced | Pending
+            | StoreDown | StoreTimeout | StoreError | Grace | Foreign | Flights | Alone | Off => {
+                (Forward::Bypass, false)
+            }
         }
     }
 }
