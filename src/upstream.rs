@@ -22,9 +22,7 @@ mod upload;
 
 use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
-use hyper::{
-    Request, Response, Version, body::Incoming, client::conn::TrySendError, http::uri::Scheme,
-};
+use hyper::{Request, Response, Version, body::Incoming, client::conn::TrySendError};
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout, timeout_at},
@@ -40,7 +38,7 @@ use self::{
     upload::{Expectation, UploadActivity},
 };
 use crate::{
-    config::{self, Config, Endpoint},
+    config::{self, Config},
     limits::{GaugeGuard, Limit},
     observe::{events::Events, metrics::Registry},
     semantics::headers::is_login,
@@ -157,7 +155,7 @@ impl Upstream {
             _ => UpstreamProtocol::Http1,
         };
         if protocol == UpstreamProtocol::Http2 {
-            to_absolute_form(&mut request, self.scheme(), self.authority());
+            to_absolute_form(&mut request, self.connector.scheme(), self.authority());
         }
         let result = self.exchange(request, protocol, repeat).await;
         self.metrics.record(&result, started.elapsed());
@@ -267,13 +265,6 @@ impl Upstream {
         connection.home = self.bound.home_after(connection.home, client, &response);
         let body = |body| ResponseBody::new(body, connection, limit, unrequested);
         Ok(response.map(body))
-    }
-
-    fn scheme(&self) -> Scheme {
-        match self.config.endpoint() {
-            Endpoint::Tls { .. } => Scheme::HTTPS,
-            Endpoint::Tcp(_) | Endpoint::Unix(_) => Scheme::HTTP,
-        }
     }
 
     /// Waits for the response head.

@@ -90,6 +90,10 @@ impl Connector {
         }
     }
 
+    pub(super) fn scheme(&self) -> Scheme {
+        if self.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP }
+    }
+
     /// The name of the endpoint in messages.
     fn name(&self) -> String {
         match &self.endpoint {
