@@ -13,9 +13,8 @@
 //! `HEAD` is answered where `GET` is, except for `/events` and `/explain`.
 
 use hyper::{Method, StatusCode};
-use serde_json::json;
 
-use super::reply::{Reply, json_reply, method_not_allowed};
+use super::reply::{Reply, error_reply, method_not_allowed};
 use crate::semantics::route::Routes;
 
 /// The list of pages for the 404 answer.
@@ -139,7 +138,7 @@ impl NoRoute {
             Self::MethodNotAllowed(allowed) => method_not_allowed(allowed),
             Self::NotFound => {
                 let error = format!("page {path:?} does not exist; the pages are {PAGES}");
-                json_reply(StatusCode::NOT_FOUND, &json!({ "error": error }))
+                error_reply(StatusCode::NOT_FOUND, &error)
             }
         }
     }

@@ -24,11 +24,10 @@ use hyper::{
         uri::Authority,
     },
 };
-use serde_json::json;
 
 use super::{
     admin_route::Access,
-    reply::{Reply, json_reply},
+    reply::{Reply, error_reply},
 };
 use crate::transport::Peer;
 
@@ -130,13 +129,13 @@ fn rebinding_rejected(name: &str) -> Reply {
         "the host name {name:?} may belong to another site (DNS rebinding); use an IP address or \
          localhost, such as http://127.0.0.1:9090, or configure a webhook_secret"
     );
-    json_reply(StatusCode::FORBIDDEN, &json!({ "error": error }))
+    error_reply(StatusCode::FORBIDDEN, &error)
 }
 
 fn cross_site_rejected() -> Reply {
     let error = "cross-site request rejected; use the status page of this listener, or configure a \
                  webhook_secret and send it";
-    json_reply(StatusCode::FORBIDDEN, &json!({ "error": error }))
+    error_reply(StatusCode::FORBIDDEN, error)
 }
 
 #[cfg(test)]

@@ -18,10 +18,7 @@
 mod request_head;
 mod wording;
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use http_body_util::{BodyExt as _, Limited};
 use hyper::{
@@ -40,15 +37,18 @@ use self::{
         shadow_text, splitting_text, wait_text, write_text,
     },
 };
-use super::reply::{Reply, json_reply};
+use super::{
+    Admin,
+    reply::{Reply, error_reply, json_reply},
+};
 use crate::{
     cache::{
-        BeforeLookup, Cache,
+        BeforeLookup,
         entry::{Entry, Reject},
         forecast::{Forecast, ForecastReport, MissReason, VariantOrigin},
     },
     clock,
-    config::{self, CacheMode},
+    config::CacheMode,
     observe::events::jobs::JobHistory,
     proxy::framing::{self, Refusal},
     semantics::{
@@ -56,7 +56,7 @@ use crate::{
         headers::{self, CacheStatus, Forward},
         job_id::{self, JobId},
         policy::Bypass,
-        route::{Route, Routes},
+        route::Route,
     },
     store::{KeyState, StoreError},
 };
@@ -78,15 +78,7 @@ struct ExplainVerdict {
     why: String,
 }
 
-/// The parts of this sidecar that decide about a request.
-pub(super) struct Explainer<'s> {
-    pub(super) cache: &'s Arc<Cache>,
-    pub(super) routes: &'s Routes,
-    pub(super) mode: CacheMode,
-    pub(super) limits: &'s config::ServerConfig,
-}
-
-impl Explainer<'_> {
+impl Admin {
     /// Explains what a request with the head in this body would get. The body may be empty.
     pub(super) async fn explain(&self, id: &str, body: Incoming) -> Reply {
         let explained = match timeout(BODY_TIMEOUT, Limited::new(body, MAX_HEAD).collect()).await {
@@ -95,8 +87,7 @@ impl Explainer<'_> {
                 "cannot read the body; send the head of a request, at most {MAX_HEAD} bytes"
             )),
         };
-        explained
-            .unwrap_or_else(|error| json_reply(StatusCode::BAD_REQUEST, &json!({ "error": error })))
+        explained.unwrap_or_else(|error| error_reply(StatusCode::BAD_REQUEST, &error))
     }
 
     async fn try_explain(&self, id: &str, head: &[u8]) -> Result<Reply, String> {
@@ -115,10 +106,10 @@ impl Explainer<'_> {
         let method = if *method == Method::HEAD { method } else { &Method::GET };
         let job = (&id, self.routes.index_of(uri.path()));
         let ask = self.cache.lookup_request(job, method, uri, headers);
-        let ask = if self.mode == CacheMode::Shadow { ask.solo() } else { ask };
+        let ask = if self.status_config.cache == CacheMode::Shadow { ask.solo() } else { ask };
         let explained = self.cache.reader.explain(ask, form).await;
         let now = clock::now();
-        let mut verdict = match framing::check(&request, self.limits) {
+        let mut verdict = match framing::check(&request, &self.limits) {
             Err(refusal) => ExplainVerdict::refused(refusal),
             Ok(()) => self.verdict(&request, &route, &explained, now),
         };
@@ -163,10 +154,10 @@ impl Explainer<'_> {
                         .cache
                         .fingerprinter()
                         .must_bypass(request.headers()),
-                    is_off: self.mode == CacheMode::Off,
+                    is_off: self.status_config.cache == CacheMode::Off,
                     ..BeforeLookup::default()
                 };
-                let in_mode = || ExplainVerdict::in_mode(self.mode, explained, now);
+                let in_mode = || ExplainVerdict::in_mode(self.status_config.cache, explained, now);
                 facts.bypass().map_or_else(in_mode, ExplainVerdict::pass)
             }
             Route::Write(_) => ExplainVerdict::write(request.method()),

@@ -26,7 +26,7 @@ use serde_json::{Map, Value, json};
 use super::{
     admin_state::{AdminState, StatusSources},
     recent::{CounterSnapshot, ReasonCount, Recent},
-    reply::{Reply, ReplyBody, typed_reply},
+    reply::{Reply, complete, typed_reply},
 };
 use crate::{
     cache::{Cache, ComparisonResult},
@@ -50,7 +50,7 @@ type ReadUse = fn(&StatusSources, &Cache) -> i64;
 /// The part of the configuration that `/status` shows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StatusConfig {
-    cache: config::CacheMode,
+    pub(super) cache: config::CacheMode,
     store: &'static str,
     near: &'static str,
     credentials: &'static str,
@@ -86,11 +86,6 @@ impl StatusConfig {
             ],
             near_bytes: config.near.max_bytes,
         }
-    }
-
-    /// The mode of the cache.
-    pub(super) fn cache_mode(&self) -> config::CacheMode {
-        self.cache
     }
 }
 
@@ -309,7 +304,7 @@ impl StatusPage {
     }
 
     pub(super) fn reply(&self) -> Reply {
-        let page = ReplyBody::Complete(self.page.clone());
+        let page = complete(self.page.clone());
         let mut response = typed_reply(StatusCode::OK, "text/html; charset=utf-8", page);
         let headers = response.headers_mut();
         headers.insert(CONTENT_SECURITY_POLICY, self.policy.clone());
