@@ -179,7 +179,10 @@ impl Admin {
             AdminRoute::Live => json_reply(StatusCode::OK, &json!({ "status": "alive" })),
             AdminRoute::Ready => self.ready(),
             AdminRoute::Metrics => self.metrics_page(),
-            AdminRoute::Status => self.status(),
+            AdminRoute::Status => {
+                let body = status::status(&self.cache, &self.state, &self.status_config);
+                json_reply(StatusCode::OK, &body)
+            }
             AdminRoute::History => {
                 json_reply(StatusCode::OK, &status::history(&self.state.status.recent))
             }
@@ -195,12 +198,6 @@ impl Admin {
             AdminRoute::PurgeOne { id } => Box::pin(self.purge_one(id, caller(&request))).await,
             AdminRoute::PurgePath(path) => Box::pin(self.purge_path(path, caller(&request))).await,
         }
-    }
-
-    fn status(&self) -> Reply {
-        let draining = *self.state.drain.borrow();
-        let body = status::status(&self.cache, &self.state, &self.status_config, draining);
-        json_reply(StatusCode::OK, &body)
     }
 
     fn events(&self, headers: &HeaderMap) -> Reply {

@@ -24,7 +24,7 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::{
     Request, StatusCode,
     body::Incoming,
-    http::{HeaderName, Method, header::HOST},
+    http::{Method, header::HOST},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -33,8 +33,8 @@ use tokio::time::timeout;
 use self::{
     request_head::parse,
     wording::{
-        bypass_reason_text, bypass_text, differing_headers_text, hit_text, miss_text, refused_text,
-        shadow_text, splitting_text, wait_text, write_text,
+        bypass_reason_text, bypass_text, differing_headers_text, hit_text, lease_left_ms,
+        miss_text, refused_text, shadow_text, splitting_text, wait_text, write_text,
     },
 };
 use super::{
@@ -45,7 +45,7 @@ use crate::{
     cache::{
         BeforeLookup,
         entry::{Entry, Reject},
-        forecast::{Forecast, ForecastReport, MissReason, VariantOrigin},
+        forecast::{Forecast, ForecastReport, JobMarks, MissReason, VariantOrigin},
     },
     clock,
     config::CacheMode,
@@ -116,7 +116,7 @@ impl Admin {
         if head.trim_ascii().is_empty() {
             verdict = verdict.without_headers(&explained.history);
         }
-        verdict.why.push_str(&splitting_text(&explained.splitting_headers));
+        verdict.why.push_str(&splitting_text(&explained.marks.splitting_headers));
         Ok(json_reply(StatusCode::OK, &Explanation::of(&id, &request, form, &explained, verdict)))
     }
 
@@ -286,16 +286,23 @@ struct Explanation<'t> {
     verdict: ExplainVerdict,
     job: &'t str,
     request: Value,
+    #[serde(flatten)]
+    key: ExplainedKey,
+    marks: &'t JobMarks,
+    events: Value,
+    all_purged: Option<Value>,
+    now: String,
+}
+
+/// The state of the key.
+#[derive(Debug, Serialize)]
+struct ExplainedKey {
     store: Value,
     value: Option<&'static str>,
     entry: Option<Value>,
     lease: Option<Value>,
     fence: Option<Value>,
     near: bool,
-    marks: Value,
-    events: Value,
-    all_purged: Option<Value>,
-    now: String,
 }
 
 impl<'t> Explanation<'t> {
@@ -303,14 +310,9 @@ impl<'t> Explanation<'t> {
         id: &'t JobId,
         request: &Request<()>,
         form: VariantOrigin,
-        explained: &ForecastReport,
+        explained: &'t ForecastReport,
         verdict: ExplainVerdict,
     ) -> Self {
-        let state = explained.state.as_ref();
-        let lease = state.ok().and_then(|state| state.lease.as_ref());
-        let lease_left_ms = lease.map(|lease| lease.left_ms);
-        let fence_left_ms = state.ok().and_then(|state| state.fence_left_ms);
-        let left = |left_ms| json!({ "left_ms": left_ms });
         Self {
             verdict,
             job: id.as_str(),
@@ -319,29 +321,33 @@ impl<'t> Explanation<'t> {
                 "path": request.uri().path(),
                 "form_assumed": form == VariantOrigin::Assumed,
             }),
+            key: ExplainedKey::of(explained),
+            marks: &explained.marks,
+            events: wording::events_json(&explained.history),
+            all_purged: explained.history.all_purged.as_ref().map(wording::event_json),
+            now: wording::rfc3339(clock::now()),
+        }
+    }
+}
+
+impl ExplainedKey {
+    fn of(explained: &ForecastReport) -> Self {
+        let state = explained.state.as_ref();
+        let left = |left_ms: i64| json!({ "left_ms": left_ms });
+        let place = explained.cluster_slot.as_ref();
+        Self {
             store: json!({
                 "answered": state.is_ok(),
                 "error": state.err().map(StoreError::as_str),
                 "pending": explained.pending,
-                "slot": explained.cluster_slot.as_ref().map(|(slot, _)| slot),
-                "node": explained.cluster_slot.as_ref().and_then(|(_, node)| node.as_ref()),
+                "slot": place.map(|(slot, _)| slot),
+                "node": place.and_then(|(_, node)| node.as_ref()),
             }),
             value: value_kind(explained),
             entry: entry_json(explained),
-            lease: lease_left_ms.map(left),
-            fence: fence_left_ms.map(left),
+            lease: lease_left_ms(explained).map(left),
+            fence: state.ok().and_then(|state| state.fence_left_ms).map(left),
             near: explained.near,
-            marks: json!({
-                "uncacheable": explained.hit_for_miss,
-                "replaced": explained.replacements,
-                "foreign": explained.foreign_values,
-                "splitting_headers": explained.splitting_headers,
-                "differing_headers":
-                    explained.differing_headers.iter().map(HeaderName::as_str).collect::<Vec<_>>(),
-            }),
-            events: wording::events_json(&explained.history),
-            all_purged: explained.history.all_purged.as_ref().map(wording::event_json),
-            now: wording::rfc3339(clock::now()),
         }
     }
 }

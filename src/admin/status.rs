@@ -90,19 +90,14 @@ impl StatusConfig {
 }
 
 /// The body of `/status`.
-pub(super) fn status(
-    cache: &Cache,
-    state: &AdminState,
-    mode: &StatusConfig,
-    draining: bool,
-) -> Value {
+pub(super) fn status(cache: &Cache, state: &AdminState, mode: &StatusConfig) -> Value {
     let StatusSources { proxy, upstream, recent, .. } = &state.status;
     let reason_counts = recent.reasons();
     let near = &cache.metrics().near;
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_s": recent.uptime().as_secs(),
-        "draining": draining,
+        "draining": *state.drain.borrow(),
         "mode": {
             "cache": mode.cache.as_str(),
             "store": mode.store,

@@ -146,10 +146,10 @@ impl JobNotes {
     }
 
     /// Returns the headers in which recent answers for a job differed.
-    pub(super) fn differing_headers(&self, key: &Key) -> Vec<HeaderName> {
+    pub(super) fn differing_headers(&self, key: &Key) -> Vec<String> {
         let found = self.differing_headers.keys(|(job, _)| job == key).into_iter();
-        let mut names: Vec<HeaderName> = found.map(|(_, name)| name).collect();
-        names.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+        let mut names: Vec<String> = found.map(|(_, name)| name.to_string()).collect();
+        names.sort_unstable();
         names.truncate(MAX_DIFFERING);
         names
     }

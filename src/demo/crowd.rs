@@ -175,30 +175,21 @@ impl PurgeClient {
     }
 }
 
-/// Whether the store came up before the demo started.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum StoreState {
-    Up,
-    Down,
-}
-
-impl StoreState {
-    /// Asks the sidecar until the store is up, as a readiness probe would.
-    pub(super) async fn of(setup: &DemoSetup) -> Self {
-        let mut client = Client::new(setup.admin);
-        for _ in 0..STORE_CHECKS {
-            let request = Request::get("/readyz").header(HOST, setup.admin.to_string());
-            let Ok(request) = request.body(Full::<Bytes>::default()) else { break };
-            if let Ok(response) = client.send(request).await
-                && let Ok(body) = serde_json::from_slice::<serde_json::Value>(response.body())
-                && body["store"] == "up"
-            {
-                return Self::Up;
-            }
-            sleep(STORE_CHECK_EVERY).await;
+/// Asks the sidecar until the store is up, as a readiness probe would. Returns whether it is.
+pub(super) async fn is_store_up(setup: &DemoSetup) -> bool {
+    let mut client = Client::new(setup.admin);
+    for _ in 0..STORE_CHECKS {
+        let request = Request::get("/readyz").header(HOST, setup.admin.to_string());
+        let Ok(request) = request.body(Full::<Bytes>::default()) else { break };
+        if let Ok(response) = client.send(request).await
+            && let Ok(body) = serde_json::from_slice::<Value>(response.body())
+            && body["store"] == "up"
+        {
+            return true;
         }
-        Self::Down
+        sleep(STORE_CHECK_EVERY).await;
     }
+    false
 }
 
 /// Largest random change of the polling interval, as a fraction of it.

@@ -220,8 +220,11 @@ pub(super) fn entry_response(entry: &Entry, head: &Parts, now_ms: i64) -> Respon
 }
 
 /// Closes the client connection after this response if no request can follow it.
-pub(super) fn close_if_spent(response: &mut Response<Body>, requester: &Requester) {
-    let Some(body) = response.body().upstream() else { return };
+pub(super) fn close_if_spent(
+    mut response: Response<Body>,
+    requester: &Requester,
+) -> Response<Body> {
+    let Some(body) = response.body().upstream() else { return response };
     // The response came before the upload was asked for, and the client may or may not send it.
     // HTTP/2 has no such field and ends only the stream.
     let is_unread = body.upload_unrequested() && requester.informational.is_accepted();
@@ -229,4 +232,5 @@ pub(super) fn close_if_spent(response: &mut Response<Body>, requester: &Requeste
     if is_unread || body.ends_client_connection() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    response
 }

@@ -76,22 +76,18 @@ async fn forward_write(
     let result = result.map(|InspectedResponse { response, named }| {
         let mut jobs = named.jobs;
         jobs.extend(context.routes.location_targets(&target, &response));
-        // A job that is named elsewhere may be a limit in the query (`?limit=10`). `count` looks
-        // closer.
+        // A job that is named elsewhere may be a limit (`?limit=10`). `count` looks closer.
         let is_claimed = !scope.rules.is_empty()
             || scope.names_job_at_its_place()
             || jobs.iter().any(|job| !JobId::is_word(job.as_str()));
         if response.status().is_success() && !is_claimed {
             context.metrics.unclaimed.count(&context.routes, &method, &target);
         }
-        context.cache.invalidator.widen(&mut invalidation.write, &jobs);
-        invalidation.note_status(response.status());
+        invalidation.note_response(response.status(), &jobs);
         response
     });
-    let mut result = result.and_then(prepare_response);
-    if let Ok(response) = &mut result {
-        close_if_spent(response, &requester);
-    }
+    let result = result.and_then(prepare_response);
+    let result = result.map(|response| close_if_spent(response, &requester));
     invalidation.conclude(result).await
 }
 
@@ -149,7 +145,7 @@ pub(super) struct WriteInvalidation {
     context: Arc<ProxyContext>,
     /// The span of the request, which the later invalidations outlive.
     span: Span,
-    pub(super) write: Write,
+    write: Write,
     /// Whether the write changes every job.
     pub(super) all: bool,
     /// Outcome of the write as far as it has shown itself.
@@ -239,10 +235,11 @@ impl WriteInvalidation {
         self.invalidate(fence, InvalidationSource::WriteBody).await;
     }
 
-    /// Notes whether the status says that nothing was done. Then no other job is dropped, and the
-    /// fence is lifted at once: a client without permission to write must be able neither to purge
-    /// everything nor to keep a job uncached.
-    pub(super) fn note_status(&mut self, status: StatusCode) {
+    /// Notes the jobs that the response names, and whether its status says that nothing was done.
+    /// Then no other job is dropped, and the fence is lifted at once: a client without permission to
+    /// write must be able neither to purge everything nor to keep a job uncached.
+    pub(super) fn note_response(&mut self, status: StatusCode, named: &[JobId]) {
+        self.context.cache.invalidator.widen(&mut self.write, named);
         if matches!(status.as_u16(), 401 | 403 | 405 | 413 | 415 | 429) {
             self.outcome = WriteOutcome::Refused;
             self.all = false;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hyper::{Method, http::HeaderName};
+use hyper::Method;
 use serde_json::{Value, json};
 
 use crate::{
@@ -96,11 +96,10 @@ pub(super) fn differing_headers_text(because: MissReason, explained: &ForecastRe
 
 /// Names the headers in which recent answers with the same body differed, if there are any.
 fn differing_text(explained: &ForecastReport) -> String {
-    let names: Vec<_> = explained.differing_headers.iter().map(HeaderName::as_str).collect();
+    let names = explained.marks.differing_headers.join(", ");
     if names.is_empty() {
         return String::new();
     }
-    let names = names.join(", ");
     format!(
         "; the last answers for this job had the same body and differed in {names}, so callers do not \
          share them (if that says nothing about the job: responses.volatile)"
@@ -126,7 +125,7 @@ pub(super) fn wait_text(explained: &ForecastReport) -> String {
     with_time_left(text.to_owned(), lease_left_ms(explained))
 }
 
-fn lease_left_ms(explained: &ForecastReport) -> Option<i64> {
+pub(super) fn lease_left_ms(explained: &ForecastReport) -> Option<i64> {
     explained.state.as_ref().ok()?.lease.as_ref().map(|lease| lease.left_ms)
 }
 
@@ -140,10 +139,10 @@ fn with_time_left(text: String, left_ms: Option<i64>) -> String {
 /// Returns a more precise sentence if the marks or the events show the cause.
 fn bypass_cause(why: Bypass, explained: &ForecastReport, now: SystemTime) -> Option<String> {
     match why {
-        Bypass::Audience if explained.is_replaced_too_often => Some(format!(
+        Bypass::Audience if explained.marks.is_replaced_too_often => Some(format!(
             "would go to the API: it answers each client differently (one client's answer replaced \
              another's {} times recently){}",
-            explained.replacements,
+            explained.marks.replacements,
             differing_text(explained)
         )),
         Bypass::Audience => Some(
