@@ -171,7 +171,7 @@ impl Invalidator {
         if result.is_immediate() {
             return result;
         }
-        let wrong_entries = &self.state.notes.wrong_entries;
+        let wrong_entries = &self.state.wrong_entries;
         let generation = Token::named(comparison.entry.generation());
         for pause in [Duration::ZERO, PURGE_GRACE] {
             sleep(pause).await;

@@ -7,7 +7,7 @@
 
 use std::{
     future::poll_fn,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
@@ -152,10 +152,9 @@ impl CacheReader {
                 near.insert(key, Arc::clone(&known.entry), noted);
             }
             (Found::NoEntry(Some(Reject::Identity), seen), ..) => {
-                self.state
-                    .notes
-                    .shared_key_warning
-                    .call_once(|| self.warn_of_shared_key(request, seen));
+                if !self.state.notes.has_shared_key.swap(true, Ordering::Relaxed) {
+                    self.warn_of_shared_key(request, seen);
+                }
             }
             _ => {}
         }
