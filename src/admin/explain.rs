@@ -33,19 +33,20 @@ use tokio::time::timeout;
 use self::{
     request_head::parse,
     wording::{
-        bypass_reason_text, bypass_text, differing_headers_text, hit_text, lease_left_ms,
-        miss_text, refused_text, shadow_text, splitting_text, wait_text, write_text,
+        bypass_reason_text, bypass_text, hit_text, lease_left_ms, miss_text, refused_text,
+        shadow_text, splitting_text, wait_text, write_text,
     },
 };
 use super::{
     Admin,
+    purge_request::{job_ids, shortened},
     reply::{Reply, error_reply, json_reply},
 };
 use crate::{
     cache::{
         BeforeLookup,
         entry::{Entry, Reject},
-        forecast::{Forecast, ForecastReport, JobMarks, MissReason, VariantOrigin},
+        forecast::{Forecast, ForecastReport, JobMarks, VariantOrigin},
     },
     clock,
     config::CacheMode,
@@ -54,7 +55,7 @@ use crate::{
     semantics::{
         audience::Standing,
         headers::{self, CacheStatus, Forward},
-        job_id::{self, JobId},
+        job_id::JobId,
         policy::Bypass,
         route::Route,
     },
@@ -105,9 +106,10 @@ impl Admin {
         // Writes and bypassed requests do no lookup. Their job is shown as a GET would find it.
         let method = if *method == Method::HEAD { method } else { &Method::GET };
         let job = (&id, self.routes.index_of(uri.path()));
-        let ask = self.cache.lookup_request(job, method, uri, headers);
-        let ask = if self.status_config.cache == CacheMode::Shadow { ask.solo() } else { ask };
-        let explained = self.cache.reader.explain(ask, form).await;
+        let lookup = self.cache.lookup_request(job, method, uri, headers);
+        let is_shadow = self.status_config.cache == CacheMode::Shadow;
+        let lookup = if is_shadow { lookup.solo() } else { lookup };
+        let explained = self.cache.reader.explain(lookup, form).await;
         let now = clock::now();
         let mut verdict = match framing::check(&request, &self.limits) {
             Err(refusal) => ExplainVerdict::refused(refusal),
@@ -149,19 +151,17 @@ impl Admin {
     ) -> ExplainVerdict {
         match route {
             Route::Read(..) => {
+                let (mode, fingerprinter) = (self.status_config.cache, self.cache.fingerprinter());
                 let facts = BeforeLookup {
-                    has_barred_credential: self
-                        .cache
-                        .fingerprinter()
-                        .must_bypass(request.headers()),
-                    is_off: self.status_config.cache == CacheMode::Off,
+                    has_barred_credential: fingerprinter.must_bypass(request.headers()),
+                    is_off: mode == CacheMode::Off,
                     ..BeforeLookup::default()
                 };
-                let in_mode = || ExplainVerdict::in_mode(self.status_config.cache, explained, now);
-                facts.bypass().map_or_else(in_mode, ExplainVerdict::pass)
+                let in_mode = || ExplainVerdict::in_mode(mode, explained, now);
+                facts.bypass().map_or_else(in_mode, ExplainVerdict::bypass)
             }
             Route::Write(_) => ExplainVerdict::write(request.method()),
-            Route::Pass(why) => ExplainVerdict::pass(*why),
+            Route::Pass(why) => ExplainVerdict::bypass(*why),
         }
     }
 }
@@ -171,29 +171,23 @@ fn canonical_id(id: &str) -> Result<JobId, String> {
     if let Some(id) = JobId::canonical(id) {
         return Ok(id);
     }
-    let shown: String = id.chars().take(200).collect();
-    Err(match job_id::possible_ids(id).first() {
-        Some(other) => format!(
-            "reads of {shown:?} are not cached (detail=spelling); use the canonical spelling \
-             {other:?}",
-            other = other.as_str()
-        ),
-        None => format!(
-            "{shown:?} is not a job id: ids are 1 to 128 of A-Z a-z 0-9 . _ ~ -, and not . or .."
-        ),
-    })
+    let other = job_ids(id)?.swap_remove(0);
+    let (shown, other) = (shortened(id), other.as_str());
+    Err(format!(
+        "reads of {shown:?} are not cached (detail=spelling); use the canonical spelling {other:?}"
+    ))
 }
 
 impl ExplainVerdict {
     fn in_mode(mode: CacheMode, explained: &ForecastReport, now: SystemTime) -> Self {
         match (mode, explained.forecast) {
-            (CacheMode::Shadow, Forecast::Hit(_)) => Self::pass(Bypass::ShadowHit),
-            (CacheMode::Shadow, Forecast::Join) => Self::pass(Bypass::Shadow),
+            (CacheMode::Shadow, Forecast::Hit(_)) => Self::bypass(Bypass::ShadowHit),
+            (CacheMode::Shadow, Forecast::Join) => Self::bypass(Bypass::Shadow),
             // Shadow mode never refuses a request and never lets one wait.
             (CacheMode::Shadow, Forecast::Pass(why)) => {
                 let text =
                     shadow_text(why).map_or_else(|| bypass_text(why, explained, now), Into::into);
-                Self { why: text, ..Self::forwarded("pass", Some(why), false) }
+                Self::forwarded("pass", Some(why), false, text)
             }
             _ => Self::in_service(explained, now),
         }
@@ -207,28 +201,15 @@ impl ExplainVerdict {
                 cache_status: format!("jobcache; hit; ttl={}", ttl.as_secs()),
                 why: hit_text(explained, ttl),
             },
-            Forecast::Miss { bypass: why, reason } => {
-                let text = match reason {
-                    MissReason::Unconfirmed(why) => bypass_text(why, explained, now),
-                    reason => {
-                        format!(
-                            "{}{}",
-                            miss_text(reason),
-                            differing_headers_text(reason, explained)
-                        )
-                    }
-                };
-                Self { why: text, ..Self::forwarded("miss", why, false) }
+            Forecast::Miss { bypass, reason } => {
+                Self::forwarded("miss", bypass, false, miss_text(reason, explained, now))
             }
-            Forecast::Join => Self {
-                why: "would share the answer to a read of the API that is in flight here"
-                    .to_owned(),
-                ..Self::forwarded("miss", None, true)
-            },
-            Forecast::Wait => Self { why: wait_text(explained), ..Self::pass(Bypass::Leased) },
-            Forecast::Pass(why) => {
-                Self { why: bypass_text(why, explained, now), ..Self::pass(why) }
+            Forecast::Join => {
+                let text = "would share the answer to a read of the API that is in flight here";
+                Self::forwarded("miss", None, true, text)
             }
+            Forecast::Wait => Self::pass(Bypass::Leased, wait_text(explained)),
+            Forecast::Pass(why) => Self::pass(why, bypass_text(why, explained, now)),
         }
     }
 
@@ -243,40 +224,42 @@ impl ExplainVerdict {
         Self { why: format!("a request without headers {}{contrast}", self.why), ..self }
     }
 
-    fn pass(why: Bypass) -> Self {
-        if why == Bypass::OnlyIfCached {
-            return Self::answered_with_error(why.as_str(), bypass_reason_text(why));
-        }
-        Self {
-            why: bypass_reason_text(why).to_owned(),
-            ..Self::forwarded("pass", Some(why), false)
+    fn bypass(why: Bypass) -> Self {
+        Self::pass(why, bypass_reason_text(why))
+    }
+
+    fn pass(why: Bypass, text: impl Into<String>) -> Self {
+        match why {
+            Bypass::OnlyIfCached => Self::error(why.as_str(), text),
+            _ => Self::forwarded("pass", Some(why), false, text),
         }
     }
 
     fn refused(why: Refusal) -> Self {
-        let status = why.status().as_u16();
-        Self::answered_with_error(
-            why.as_str(),
-            &format!("would be answered {status}: {}", refused_text(why)),
-        )
+        let (status, text) = (why.status().as_u16(), refused_text(why));
+        Self::error(why.as_str(), format!("would be answered {status}: {text}"))
     }
 
-    fn answered_with_error(detail: &'static str, why: &str) -> Self {
+    fn error(detail: &'static str, text: impl Into<String>) -> Self {
         let cache_status = CacheStatus::Refused { detail }.to_string();
-        Self { outcome: "error", detail: Some(detail), cache_status, why: why.to_owned() }
+        Self { outcome: "error", detail: Some(detail), cache_status, why: text.into() }
     }
 
     fn write(method: &Method) -> Self {
-        let (cache_status, why) =
-            ("jobcache; fwd=method".to_owned(), write_text(method).to_owned());
-        Self { outcome: "write", detail: None, cache_status, why }
+        let cache_status = "jobcache; fwd=method".to_owned();
+        Self { outcome: "write", detail: None, cache_status, why: write_text(method).to_owned() }
     }
 
-    fn forwarded(outcome: &'static str, why: Option<Bypass>, collapsed: bool) -> Self {
+    fn forwarded(
+        outcome: &'static str,
+        why: Option<Bypass>,
+        collapsed: bool,
+        text: impl Into<String>,
+    ) -> Self {
         let detail = why.map(Bypass::as_str);
         let forward = why.map_or(Forward::Miss, Into::into);
         let status = CacheStatus::Forwarded { why: forward, collapsed, stored: false, detail };
-        Self { outcome, detail, cache_status: status.to_string(), why: String::new() }
+        Self { outcome, detail, cache_status: status.to_string(), why: text.into() }
     }
 }
 

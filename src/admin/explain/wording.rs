@@ -30,8 +30,12 @@ pub(super) fn hit_text(explained: &ForecastReport, ttl: Duration) -> String {
 }
 
 /// The sentence for a miss, whose answer is stored if that is allowed.
-pub(super) fn miss_text(because: MissReason) -> &'static str {
-    match because {
+pub(super) fn miss_text(
+    because: MissReason,
+    explained: &ForecastReport,
+    now: SystemTime,
+) -> String {
+    let text = match because {
         MissReason::NoEntry => {
             "would go to the API: there is no entry; the answer is stored if that is allowed"
         }
@@ -51,19 +55,31 @@ pub(super) fn miss_text(because: MissReason) -> &'static str {
             "would go to the API: the entry is older than the request accepts (its Cache-Control); the \
              answer replaces the entry"
         }
-        MissReason::Unconfirmed(why) => bypass_reason_text(why),
-        MissReason::Rejected(Reject::Foreign) => {
+        MissReason::Unconfirmed(why) => return bypass_text(why, explained, now),
+        MissReason::Rejected(why) => rejected_text(why),
+    };
+    match because {
+        MissReason::NotInAudience | MissReason::OtherVariant | MissReason::Lapsed => {
+            format!("{text}{}", differing_text(explained))
+        }
+        _ => text.to_owned(),
+    }
+}
+
+fn rejected_text(why: Reject) -> &'static str {
+    match why {
+        Reject::Foreign => {
             "would go to the API: the value in Redis was not stored by jobcache, so it is dropped and \
              the answer is stored"
         }
-        MissReason::Rejected(Reject::Corrupt) => {
+        Reject::Corrupt => {
             "would go to the API: this version cannot read the entry in Redis; the answer replaces it"
         }
-        MissReason::Rejected(Reject::Epoch) => {
+        Reject::Epoch => {
             "would go to the API: the entry is from before Redis restarted or failed over; the answer \
              replaces it"
         }
-        MissReason::Rejected(Reject::Identity) => {
+        Reject::Identity => {
             "would go to the API: the entry in Redis is of another route or API with the same key; the \
              answer replaces it (give one of them another store.prefix)"
         }
@@ -81,17 +97,6 @@ pub(super) fn splitting_text(headers: &[String]) -> String {
          it to credentials.headers",
         headers.join(", ")
     )
-}
-
-/// The rest of the sentence for a miss of a caller that does not share the entry, if a header is the
-/// reason.
-pub(super) fn differing_headers_text(because: MissReason, explained: &ForecastReport) -> String {
-    match because {
-        MissReason::NotInAudience | MissReason::OtherVariant | MissReason::Lapsed => {
-            differing_text(explained)
-        }
-        _ => String::new(),
-    }
 }
 
 /// Names the headers in which recent answers with the same body differed, if there are any.
