@@ -13,9 +13,7 @@ mod figures;
 mod show;
 
 use std::{
-    env,
-    future::Future,
-    io,
+    env, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::pin,
     sync::Arc,

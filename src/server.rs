@@ -9,12 +9,7 @@
 mod connection;
 pub mod listen;
 
-use std::{
-    future::{Future, ready},
-    io,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::ready, io, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore},

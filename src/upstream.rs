@@ -73,7 +73,8 @@ pub struct Upstream {
     config: config::UpstreamConfig,
     versions: HttpVersions,
     pool: Arc<Pool>,
-    bound: Arc<BoundConnections>,
+    /// The client connections, and what is bound to them.
+    pub(crate) bound: Arc<BoundConnections>,
     permits: Arc<Semaphore>,
     /// Permits to wait for a connection: `upstream.max_waiting`.
     wait_permits: Semaphore,
@@ -124,21 +125,6 @@ impl Upstream {
     /// Checks that a connection can be made now.
     pub async fn probe(&self) -> Result<(), UpstreamError> {
         self.connector.connect(UpstreamProtocol::Http1).await.map(drop)
-    }
-
-    /// Registers an open client connection. Its requests follow one another.
-    pub fn open_client(&self) -> ConnectionId {
-        self.bound.open()
-    }
-
-    /// Closes the connection that belongs to a client connection, if there is one.
-    pub fn close_client(&self, client: ConnectionId) {
-        self.bound.close(client);
-    }
-
-    /// Whether a connection belongs, or has belonged, to this client connection.
-    pub fn is_bound(&self, client: Option<ConnectionId>) -> bool {
-        self.bound.is_bound(client)
     }
 
     /// Sends a request in origin form and waits for the response head. The version of the request

@@ -34,6 +34,9 @@ use crate::transport::Peer;
 /// Characters of a host name that an error shows.
 const MAX_SHOWN_CHARS: usize = 200;
 
+const CROSS_SITE_TEXT: &str = "cross-site request rejected; use the status page of this listener, or \
+                               configure a webhook_secret and send it";
+
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Refuses the cross-site request of a browser. `access` is that of its route, if it has one. A
@@ -45,7 +48,7 @@ pub(super) fn reject<B>(
 ) -> Option<Reply> {
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     if !is_read && is_cross_site(request) {
-        return Some(cross_site_rejected());
+        return Some(error_reply(StatusCode::FORBIDDEN, CROSS_SITE_TEXT));
     }
     if client.ip.is_none() || access == Some(Access::Everyone) {
         return None;
@@ -130,12 +133,6 @@ fn rebinding_rejected(name: &str) -> Reply {
          localhost, such as http://127.0.0.1:9090, or configure a webhook_secret"
     );
     error_reply(StatusCode::FORBIDDEN, &error)
-}
-
-fn cross_site_rejected() -> Reply {
-    let error = "cross-site request rejected; use the status page of this listener, or configure a \
-                 webhook_secret and send it";
-    error_reply(StatusCode::FORBIDDEN, error)
 }
 
 #[cfg(test)]

@@ -306,7 +306,7 @@ impl<'t> Explanation<'t> {
             }),
             key: ExplainedKey::of(explained),
             marks: &explained.marks,
-            events: wording::events_json(&explained.history),
+            events: explained.history.events.iter().map(wording::event_json).collect(),
             all_purged: explained.history.all_purged.as_ref().map(wording::event_json),
             now: wording::rfc3339(clock::now()),
         }

@@ -104,26 +104,28 @@ impl Admin {
     }
 
     fn body_rejected(&self, unread: PurgeBodyError) -> Reply {
-        match unread {
-            PurgeBodyError::TooLarge => self.reject_purge(
+        let (refused, reason) = match unread {
+            PurgeBodyError::TooLarge => (
                 WebhookRefusal::TooLarge,
-                &format!("the body is larger than {MAX_BODY} bytes; split the purge"),
+                format!("the body is larger than {MAX_BODY} bytes; split the purge"),
             ),
-            PurgeBodyError::TimedOut => self.reject_purge(
+            PurgeBodyError::TimedOut => (
                 WebhookRefusal::Slow,
-                &format!(
+                format!(
                     "the body did not arrive within {BODY_TIMEOUT:?}, or stalled; send it again"
                 ),
             ),
-            PurgeBodyError::Broken(error) => self
-                .reject_purge(WebhookRefusal::Malformed, &format!("cannot read the body: {error}")),
-            PurgeBodyError::QuotaFull => self.reject_purge(WebhookRefusal::Busy, BUSY_TEXT),
+            PurgeBodyError::Broken(error) => {
+                (WebhookRefusal::Malformed, format!("cannot read the body: {error}"))
+            }
+            PurgeBodyError::QuotaFull => (WebhookRefusal::Busy, BUSY_TEXT.to_owned()),
             PurgeBodyError::ShareFull => {
                 self.state.metrics.limits.count(Limit::Inspected);
-                self.reject_purge(WebhookRefusal::Busy, ADDRESS_BUSY_TEXT)
+                (WebhookRefusal::Busy, ADDRESS_BUSY_TEXT.to_owned())
             }
-            PurgeBodyError::RateLimited(wait) => self.authorizer.reject_large_body(wait),
-        }
+            PurgeBodyError::RateLimited(wait) => return self.authorizer.reject_large_body(wait),
+        };
+        self.reject_purge(refused, &reason)
     }
 
     /// `POST /purge/<id>` of a caller with the token.

@@ -48,7 +48,8 @@ pub(crate) struct Recent {
     began: Instant,
     snapshots: Mutex<VecDeque<CounterSnapshot>>,
     reasons: ReasonHistory,
-    times: Times,
+    /// The recent times.
+    pub(super) times: Times,
     proxy: Arc<ProxyMetrics>,
     events: Arc<Events>,
 }
@@ -67,12 +68,8 @@ impl Recent {
     /// The totals of so many seconds ago. Zero if no sample is that old, as in a young process.
     pub(super) fn totals_before(&self, seconds: usize) -> RequestTotals {
         let samples = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
-        match samples.len().checked_sub(seconds) {
-            Some(index) => {
-                samples.get(index).map_or_else(RequestTotals::default, |sample| sample.totals)
-            }
-            None => RequestTotals::default(),
-        }
+        let index = samples.len().checked_sub(seconds);
+        index.and_then(|index| samples.get(index)).map(|sample| sample.totals).unwrap_or_default()
     }
 
     /// The last ten minutes in steps of so many seconds, oldest first: the requests in each step,
@@ -104,17 +101,6 @@ impl Recent {
         before.totals
     }
 
-    fn forget_times(&self) {
-        for times in &self.times {
-            times.rotate();
-        }
-    }
-
-    /// The recent times.
-    pub(super) fn times(&self) -> &Times {
-        &self.times
-    }
-
     /// Why requests were not hits.
     pub(super) fn reasons(&self) -> Vec<ReasonCount> {
         self.reasons.counts(&self.proxy.requests)
@@ -128,7 +114,7 @@ impl Recent {
             ticks.tick().await;
             self.sample();
             if tick % ROTATE_AFTER == 0 {
-                self.forget_times();
+                self.times.iter().for_each(|times| times.rotate());
             }
         }
     }

@@ -129,7 +129,7 @@ pub(super) fn status(cache: &Cache, state: &AdminState, mode: &StatusConfig) -> 
 }
 
 fn latencies(recent: &Recent) -> Value {
-    let [hit, miss, upstream, store] = recent.times().each_ref().map(|times| latency(times));
+    let [hit, miss, upstream, store] = recent.times.each_ref().map(|times| latency(times));
     json!({ "hit": hit, "miss": miss, "upstream": upstream, "store": store })
 }
 

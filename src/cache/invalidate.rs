@@ -4,7 +4,6 @@
 //! The callers in `proxy` and `admin` decide which jobs a write changes and who may purge.
 
 use std::{
-    future::Future,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},

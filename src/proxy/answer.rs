@@ -227,9 +227,9 @@ pub(super) fn close_if_spent(
     let Some(body) = response.body().upstream() else { return response };
     // The response came before the upload was asked for, and the client may or may not send it.
     // HTTP/2 has no such field and ends only the stream.
-    let is_unread = body.upload_unrequested() && requester.informational.is_accepted();
+    let is_unread = body.upload_unrequested && requester.informational.is_accepted();
     // The client has lost the connection that its login belongs to, and logs in again over its next.
-    if is_unread || body.ends_client_connection() {
+    if is_unread || body.ends_client {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response

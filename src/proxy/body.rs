@@ -5,7 +5,6 @@
 //! the response to a write: it holds its end back until the jobs are invalidated once more.
 
 use std::{
-    future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},

@@ -10,7 +10,6 @@
 //! ([`ComparedBody`]).
 
 use std::{
-    future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},

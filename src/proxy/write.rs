@@ -12,7 +12,7 @@
 //! that nothing was done. Whenever the fence has fallen before the bodies ended, the last end still
 //! drops what was stored meanwhile.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Instant};
+use std::{pin::Pin, sync::Arc, time::Instant};
 
 use hyper::{
     Request, Response, StatusCode,
@@ -36,7 +36,7 @@ use crate::{
         route::{WriteScope, WriteTarget},
     },
     store::{Ended, Write},
-    upstream::{BodyOutcome, RequestBody, ResponseBody, RetryPolicy, UploadEnd, UpstreamError},
+    upstream::{BodyOutcome, RequestBody, RetryPolicy, UploadEnd, UpstreamError},
 };
 
 /// Forwards a write in a task of its own, and answers it once its jobs are invalidated.
@@ -271,7 +271,7 @@ impl WriteInvalidation {
 
     /// Decides when the fence falls, and which ends are still to come.
     fn fence_at_head(&mut self, response: &Response<Body>) -> FenceEnd {
-        if response.body().upstream().is_some_and(ResponseBody::upload_unrequested)
+        if response.body().upstream().is_some_and(|body| body.upload_unrequested)
             || mutants::is(Mutant::EndOnce)
         {
             self.upload = None;

@@ -118,7 +118,7 @@ const BOUND_SHARE: usize = 4;
 const MIN_EXPIRY_CHECK: Duration = Duration::from_millis(10);
 
 /// The client connections that are open, and what belongs to those that are bound.
-pub(super) struct BoundConnections {
+pub(crate) struct BoundConnections {
     clients: Mutex<HashMap<ConnectionId, Option<Box<Binding>>>>,
     /// The number of bound client connections. While it is 0, no request takes the lock.
     count: AtomicUsize,
@@ -216,23 +216,23 @@ impl BoundConnections {
         }
     }
 
-    /// Registers an open client connection.
-    pub(super) fn open(&self) -> ConnectionId {
+    /// Registers an open client connection. Its requests follow one another.
+    pub(crate) fn open(&self) -> ConnectionId {
         let id = ConnectionId(self.next_id.fetch_add(1, Ordering::Relaxed));
         self.lock().insert(id, None);
         id
     }
 
     /// Closes what belongs to a client connection. A connection in use closes after its exchange.
-    pub(super) fn close(&self, client: ConnectionId) {
+    pub(crate) fn close(&self, client: ConnectionId) {
         let binding = self.lock().remove(&client).flatten();
         if binding.is_some() {
             self.count.fetch_sub(1, Ordering::Release);
         }
     }
 
-    /// Whether a client connection is bound.
-    pub(super) fn is_bound(&self, client: Option<ConnectionId>) -> bool {
+    /// Whether a connection belongs, or has belonged, to this client connection.
+    pub(crate) fn is_bound(&self, client: Option<ConnectionId>) -> bool {
         self.count.load(Ordering::Acquire) > 0
             && client.is_some_and(|id| self.lock().get(&id).is_some_and(Option::is_some))
     }

@@ -7,7 +7,6 @@
 //! jobs uncached by breaking off uploads.
 
 use std::{
-    future::Future as _,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},

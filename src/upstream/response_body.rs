@@ -22,12 +22,15 @@ pub struct ResponseBody {
     incoming: Incoming,
     /// Boxed, because bodies are moved often and the connection is not.
     connection: Option<Box<PooledConnection>>,
-    ends_client: bool,
+    /// Whether the client connection ends with this response, because it has lost the connection
+    /// that its login belongs to.
+    pub(crate) ends_client: bool,
     /// Released together with the connection.
     permit: Option<ConnectionPermit>,
     /// The upload that the upstream has not asked for, until the connection is dropped for it.
     unrequested: Option<UnrequestedUpload>,
-    upload_unrequested: bool,
+    /// Whether the upstream answered without asking for the upload that the client announced.
+    pub(crate) upload_unrequested: bool,
     limit: Duration,
     /// Created when the body first has to wait; most bodies never do.
     idle: Option<Pin<Box<Sleep>>>,
@@ -74,17 +77,6 @@ impl ResponseBody {
     /// Takes the permit for an upgrade, which uses the connection after the response has ended.
     pub fn take_permit(&mut self) -> Option<ConnectionPermit> {
         self.permit.take()
-    }
-
-    /// Whether the client connection ends with this response, because it has lost the connection
-    /// that its login belongs to.
-    pub fn ends_client_connection(&self) -> bool {
-        self.ends_client
-    }
-
-    /// Whether the upstream answered without asking for the upload that the client announced.
-    pub fn upload_unrequested(&self) -> bool {
-        self.upload_unrequested
     }
 
     fn release(&mut self) {

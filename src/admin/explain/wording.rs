@@ -292,11 +292,6 @@ pub(super) fn bypass_reason_text(why: Bypass) -> &'static str {
     }
 }
 
-/// The events of a job as JSON, oldest first.
-pub(super) fn events_json(past: &JobHistory) -> Value {
-    past.events.iter().map(event_json).collect()
-}
-
 /// One event as JSON, with the time of its last occurrence for programs and for people.
 pub(super) fn event_json(event: &JobEvent) -> Value {
     let mut object = json!({

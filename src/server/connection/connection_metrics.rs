@@ -15,17 +15,8 @@ use crate::{
 /// `timeout`, `unread` (the client read nothing of its response for too long), `flood` (HTTP/2
 /// resets, continuations and the like), `incomplete` (the client hung up within a message), `tls`
 /// and `proxy-protocol` (the handshake or the header is missing or malformed) or `broken`.
-const KINDS: [&str; 9] = [
-    "malformed",
-    "head-too-large",
-    "timeout",
-    "unread",
-    "flood",
-    "incomplete",
-    "tls",
-    "proxy-protocol",
-    "broken",
-];
+const KINDS: &str =
+    "malformed head-too-large timeout unread flood incomplete tls proxy-protocol broken";
 
 /// The metrics of the client connections of all listeners.
 #[derive(Debug)]
@@ -46,7 +37,7 @@ impl ServerMetrics {
                 "kind",
                 "connection_errors",
                 "Client connections that ended with an error, by kind",
-                KINDS,
+                KINDS.split(' '),
             ),
             limits: LimitHits::shared(r),
             tls: TlsMetrics::shared(r),
@@ -55,8 +46,9 @@ impl ServerMetrics {
 
     /// Counts the error of a connection, and the limit that it reached.
     pub(super) fn record_error(&self, error: &ConnectionError) {
-        self.errors.inc([error.as_str()]);
-        error.limit().inspect(|&limit| self.limits.count(limit));
+        let (kind, limit) = error.kind();
+        self.errors.inc([kind]);
+        limit.inspect(|&limit| self.limits.count(limit));
     }
 }
 
@@ -82,29 +74,21 @@ pub(super) enum ConnectionError {
 }
 
 impl ConnectionError {
-    /// The `kind` label in metrics.
-    pub(super) fn as_str(&self) -> &'static str {
+    /// The `kind` label in metrics, and the limit that was reached if it has a setting.
+    fn kind(&self) -> (&'static str, Option<Limit>) {
         match self {
-            Self::Timeout(_) => "timeout",
-            Self::UntrustedPeer | Self::ProxyHeader(_) => "proxy-protocol",
-            Self::Tls(_) => "tls",
-            Self::Http(error) if error.is_timeout() => "timeout",
-            Self::Http(error) if error.is_parse_too_large() => "head-too-large",
-            Self::Http(error) if error.is_parse() => "malformed",
-            Self::Http(error) if error.is_incomplete_message() => "incomplete",
-            Self::Http(error) if is_unread(error) => "unread",
-            Self::Http(error) if is_flood(error) => "flood",
-            Self::Http(_) | Self::Io(_) => "broken",
-        }
-    }
-
-    /// The limit that was reached, if it has a setting.
-    pub(super) fn limit(&self) -> Option<Limit> {
-        match self.as_str() {
-            "timeout" => Some(Limit::HeaderTimeout),
-            "head-too-large" => Some(Limit::HeaderBytes),
-            "unread" => Some(Limit::WriteTimeout),
-            _ => None,
+            Self::Timeout(_) => ("timeout", Some(Limit::HeaderTimeout)),
+            Self::UntrustedPeer | Self::ProxyHeader(_) => ("proxy-protocol", None),
+            Self::Tls(_) => ("tls", None),
+            Self::Http(error) if error.is_timeout() => ("timeout", Some(Limit::HeaderTimeout)),
+            Self::Http(error) if error.is_parse_too_large() => {
+                ("head-too-large", Some(Limit::HeaderBytes))
+            }
+            Self::Http(error) if error.is_parse() => ("malformed", None),
+            Self::Http(error) if error.is_incomplete_message() => ("incomplete", None),
+            Self::Http(error) if is_unread(error) => ("unread", Some(Limit::WriteTimeout)),
+            Self::Http(error) if is_flood(error) => ("flood", None),
+            Self::Http(_) | Self::Io(_) => ("broken", None),
         }
     }
 }

@@ -9,7 +9,7 @@
 use std::{
     convert::Infallible,
     error::Error,
-    future::{Future, poll_fn},
+    future::poll_fn,
     io,
     pin::{Pin, pin},
     sync::Arc,

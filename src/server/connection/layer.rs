@@ -9,7 +9,6 @@
 //! `server.write_timeout`.
 
 use std::{
-    future::Future as _,
     io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
