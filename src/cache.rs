@@ -26,7 +26,7 @@ pub use decide::{BeforeLookup, LookupRequest};
 pub use fill::{AbandonReason, FillResult, Filler, LeaderRead, PublishedRead};
 pub use invalidate::{
     EndStage, FenceEnd, Invalidator, OUTCOME_UNKNOWN, PurgeAllOutcome, PurgeOutcome, PurgeReceipt,
-    PurgeTaskFailed, WriteOutcome,
+    WriteOutcome,
 };
 pub use lookup::Lookup;
 pub use reader::{CacheReader, NearLookup};

@@ -182,7 +182,7 @@ impl Admin {
         }
         let span = spans::invalidate(&spans::current(), "purge");
         let purge = self.cache.invalidator.purge(&ids, caller.by()).instrument(span.clone());
-        let Ok(PurgeOutcome { ended, receipts }) = purge.await else { return purge_failed() };
+        let Some(PurgeOutcome { ended, receipts }) = purge.await else { return purge_failed() };
         spans::record_result(&span, ended.as_str());
         let names: Value = ids.iter().map(JobId::as_str).collect();
         let receipts: Value =
@@ -214,7 +214,7 @@ impl Admin {
         }
         let span = spans::invalidate(&spans::current(), "purge-all");
         let purge = self.cache.invalidator.purge_all(caller.by()).instrument(span.clone());
-        let Ok(PurgeAllOutcome { ended, flights, near }) = purge.await else {
+        let Some(PurgeAllOutcome { ended, flights, near }) = purge.await else {
             return purge_failed();
         };
         spans::record_result(&span, ended.as_str());

@@ -116,27 +116,32 @@ impl ClientUpload {
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> PolledFrame {
-        if self.guard.as_ref().is_none_or(|guard| guard.broken_off.is_none()) {
-            let frame = ready!(self.poll_next(cx));
-            // hyper does not ask for more than the announced length.
-            let is_last = match &frame {
-                Some(Ok(_)) => self.is_end_stream(),
-                end => end.is_none(),
-            };
-            match (frame, &mut self.guard) {
-                (Some(Err(UploadError::Client(error))), Some(guard)) => {
-                    let grace = Box::pin(sleep(BROKEN_OFF_GRACE));
-                    guard.broken_off = Some(BrokenOff { error, grace });
-                }
-                (frame, Some(guard)) if is_last => {
-                    guard.outcome = BodyOutcome::Complete;
-                    return Poll::Ready(frame);
-                }
-                (frame, _) => return Poll::Ready(frame),
-            }
+        // The end of the grace ends the exchange with the upstream.
+        if let Some(guard) = &mut self.guard
+            && let Some(BrokenOff { grace, .. }) = &mut guard.broken_off
+        {
+            ready!(grace.as_mut().poll(cx));
+            let error = guard.broken_off.take().map(|broken_off| broken_off.error);
+            return Poll::Ready(error.map(|error| Err(error.into())));
         }
-        let guard = self.guard.as_mut().map(|guard| guard.poll_broken_off(cx));
-        guard.unwrap_or(Poll::Pending).map(|error| Some(Err(error.into())))
+        let frame = ready!(self.poll_next(cx));
+        // hyper does not ask for more than the announced length.
+        let is_last = match &frame {
+            Some(Ok(_)) => self.is_end_stream(),
+            end => end.is_none(),
+        };
+        match (frame, &mut self.guard) {
+            (Some(Err(UploadError::Client(error))), Some(guard)) => {
+                let grace = Box::pin(sleep(BROKEN_OFF_GRACE));
+                guard.broken_off = Some(BrokenOff { error, grace });
+                return self.poll_frame(cx);
+            }
+            (frame, Some(guard)) if is_last => {
+                guard.outcome = BodyOutcome::Complete;
+                Poll::Ready(frame)
+            }
+            (frame, _) => Poll::Ready(frame),
+        }
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> PolledFrame {
@@ -270,17 +275,6 @@ impl UploadGuard {
         let (sender, end) = oneshot::channel();
         let outcome = BodyOutcome::Truncated;
         (Self { outcome, end: Some(sender), broken_off: None }, UploadEnd(end))
-    }
-
-    /// Waits for the end of the grace, which ends the exchange with the upstream.
-    fn poll_broken_off(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Error> {
-        if let Some(broken_off) = &mut self.broken_off {
-            ready!(broken_off.grace.as_mut().poll(cx));
-        }
-        match self.broken_off.take() {
-            Some(BrokenOff { error, .. }) => Poll::Ready(error),
-            None => Poll::Pending,
-        }
     }
 }
 
