@@ -34,7 +34,7 @@ use crate::{
     limits::Limit,
     observe::metrics::{Counters, RecentTimes},
     proxy::metrics::RequestTotals,
-    store::{JournalStatus, NodeStatus, Store},
+    store::{NodeStatus, Store},
 };
 
 /// Number of busiest jobs in `/status`.
@@ -140,17 +140,13 @@ fn store(cache: &Cache) -> Value {
         "breaker": if store.is_up() { "closed" } else { "open" },
         "tracking": store.metrics().tracking.up.get() == 1,
         "pending_invalidations": store.pending(),
-        "journal": store.journal().map(|journal| journal_json(&journal)),
+        // With what other processes with the same setting have not confirmed.
+        "journal": store.journal().map(|journal| json!({
+            "path": journal.path.to_string_lossy(),
+            "siblings": journal.siblings,
+            "sibling_invalidations": journal.sibling_invalidations,
+        })),
         "nodes": nodes(store),
-    })
-}
-
-/// The journal of this process, and what other processes with the same setting have not confirmed.
-fn journal_json(journal: &JournalStatus) -> Value {
-    json!({
-        "path": journal.path.to_string_lossy(),
-        "siblings": journal.siblings,
-        "sibling_invalidations": journal.sibling_invalidations,
     })
 }
 

@@ -179,10 +179,10 @@ impl CacheReader {
     ) -> EntryFacts {
         let standing = self.config.fingerprinter.standing(entry.audience(), request.caller, now_ms);
         let is_age_accepted = request.directives.admit(entry.age(now_ms), entry.ttl(now_ms));
-        let facts = EntryFacts { standing, is_age_accepted, is_closed: false };
+        let mut facts = EntryFacts { standing, is_age_accepted, is_closed: false };
         let max = self.config.settings.credentials.audience;
-        let is_closed = !facts.is_hit() && self.notes.is_closed(request, entry, standing, max);
-        EntryFacts { is_closed, ..facts }
+        facts.is_closed = !facts.is_hit() && self.notes.is_closed(request, entry, standing, max);
+        facts
     }
 
     /// Collects the facts about a read without an entry, and notes a foreign value, with a warning.
