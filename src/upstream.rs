@@ -20,7 +20,7 @@ mod request_body;
 mod response_body;
 mod upload;
 
-use std::{fmt, pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use hyper::{Request, Response, Version, body::Incoming, client::conn::TrySendError};
 use tokio::{
@@ -81,12 +81,6 @@ pub struct Upstream {
     /// `server.min_upload_rate`.
     min_upload_rate: usize,
     metrics: Arc<UpstreamMetrics>,
-}
-
-impl fmt::Debug for Upstream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream").field("connector", &self.connector).finish_non_exhaustive()
-    }
 }
 
 impl Upstream {

@@ -154,27 +154,19 @@ pub(super) struct ReasonCount {
     pub(super) last_minute: u64,
 }
 
-/// All reasons, and their counts at each second of the last minute.
-struct ReasonHistory {
-    reasons: Vec<(&'static str, &'static str)>,
-    samples: Mutex<VecDeque<Vec<u64>>>,
-}
-
-impl Default for ReasonHistory {
-    fn default() -> Self {
-        Self { reasons: outcome_reasons().collect(), samples: Mutex::default() }
-    }
-}
+/// The counts of all reasons at each second of the last minute.
+#[derive(Default)]
+struct ReasonHistory(Mutex<VecDeque<Vec<u64>>>);
 
 impl ReasonHistory {
     /// Returns the reasons that have occurred.
     pub(super) fn counts(&self, requests: &RequestMetrics) -> Vec<ReasonCount> {
-        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // A process younger than a minute: all counts are of the last minute.
         let before =
             samples.front().filter(|_| samples.len() >= MAX_SAMPLES).cloned().unwrap_or_default();
         drop(samples);
-        let reasons = self.reasons.iter().enumerate().map(|(index, &(outcome, reason))| {
+        let reasons = outcome_reasons().enumerate().map(|(index, (outcome, reason))| {
             let total = requests.of_reason(outcome, reason);
             let last_minute = total.saturating_sub(before.get(index).copied().unwrap_or_default());
             ReasonCount { outcome, reason, total, last_minute }
@@ -184,9 +176,9 @@ impl ReasonHistory {
 
     /// Samples the counts; called once a second.
     pub(super) fn sample(&self, requests: &RequestMetrics) {
-        let count = |&(outcome, reason): &_| requests.of_reason(outcome, reason);
-        let counts = self.reasons.iter().map(count).collect();
-        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = |(outcome, reason)| requests.of_reason(outcome, reason);
+        let counts = outcome_reasons().map(count).collect();
+        let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if samples.len() >= MAX_SAMPLES {
             samples.pop_front();
         }
@@ -268,6 +260,6 @@ mod tests {
         assert_eq!(counts(), [("fenced", 1, 0), ("query", 2, 1)]);
         history.sample(&requests);
         assert_eq!(counts(), [("fenced", 1, 0), ("query", 2, 0)]);
-        assert_eq!(history.samples.lock().unwrap().len(), MAX_SAMPLES);
+        assert_eq!(history.0.lock().unwrap().len(), MAX_SAMPLES);
     }
 }

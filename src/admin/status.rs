@@ -152,14 +152,7 @@ fn store(cache: &Cache) -> Value {
 
 /// Jobs that changed without a purge, in all and by route.
 fn silent_changes(cache: &Cache) -> Value {
-    let routes = cache.silent_changes().into_iter().map(|route| {
-        json!({
-            "route": route.route,
-            "changes": route.changes,
-            "without_purges": route.is_without_purges,
-        })
-    });
-    json!({ "total": cache.metrics().silent_changes.get(), "routes": routes.collect::<Value>() })
+    json!({ "total": cache.metrics().silent_changes.get(), "routes": cache.silent_changes() })
 }
 
 /// The masters of a cluster; empty if the store is not a cluster.

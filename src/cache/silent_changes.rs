@@ -28,6 +28,7 @@ use std::{
 };
 
 use prometheus_client::metrics::counter::Counter;
+use serde::Serialize;
 use tracing::warn;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
@@ -107,13 +108,14 @@ struct RouteChanges {
 }
 
 /// The silent changes of one route, for operators.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SilentRoute {
     /// The template.
     pub route: String,
     /// Number of silent changes since the start.
     pub changes: u64,
     /// Whether the last hour had three silent changes, and no purge or `DEL`.
+    #[serde(rename = "without_purges")]
     pub is_without_purges: bool,
 }
 

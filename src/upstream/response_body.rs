@@ -1,7 +1,6 @@
 //! The body of a response.
 
 use std::{
-    fmt,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -34,12 +33,6 @@ pub struct ResponseBody {
     limit: Duration,
     /// Created when the body first has to wait; most bodies never do.
     idle: Option<Pin<Box<Sleep>>>,
-}
-
-impl fmt::Debug for ResponseBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseBody").field("incoming", &self.incoming).finish_non_exhaustive()
-    }
 }
 
 impl ResponseBody {
