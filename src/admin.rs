@@ -189,13 +189,13 @@ impl Admin {
             AdminRoute::Events => self.events(request.headers()),
             AdminRoute::ShowLogFilter => self.show_log_filter(),
             AdminRoute::SetLogFilter => self.set_log_filter(request.into_body()).await,
-            AdminRoute::Explain { id } => self.explain(id, request.into_body()).await,
+            AdminRoute::Explain(id) => self.explain(id, request.into_body()).await,
             // Boxed: the futures of purges are large, and other pages should not pay for moving them.
             AdminRoute::PurgeListed => {
                 let caller = caller(&request);
                 Box::pin(self.purge_listed(request, caller)).await
             }
-            AdminRoute::PurgeOne { id } => Box::pin(self.purge_one(id, caller(&request))).await,
+            AdminRoute::PurgeOne(id) => Box::pin(self.purge_one(id, caller(&request))).await,
             AdminRoute::PurgePath(path) => Box::pin(self.purge_path(path, caller(&request))).await,
         }
     }

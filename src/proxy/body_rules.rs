@@ -205,10 +205,17 @@ impl BodyInspector {
                 Ok(None) => None,
                 Err(why) => Some(*why),
                 Ok(Some(document)) => {
-                    let jobs = rule.jobs(side, &document.value);
-                    let found = jobs.len();
-                    named.jobs.extend(jobs);
-                    miss(rule, side, document, found, named.jobs.len())
+                    let before = named.jobs.len();
+                    named.jobs.extend(rule.jobs(side, &document.value));
+                    if named.jobs.len() > MAX_NAMED {
+                        Some(RuleMiss::TooMany)
+                    } else if named.jobs.len() == before {
+                        Some(RuleMiss::NotFound)
+                    } else if rule.leads_elsewhere(side, &document.value) {
+                        Some(RuleMiss::NotId)
+                    } else {
+                        document.doubt
+                    }
                 }
             };
             named.jobs.truncate(MAX_NAMED);
@@ -245,26 +252,6 @@ impl BodyInspector {
                  missed may be served until its TTL ends"
             ),
         }
-    }
-}
-
-/// Returns why a rule may have missed jobs in a document in which it found this many, and the rules
-/// so far together `all`.
-fn miss(
-    rule: &InvalidationRule,
-    side: BodySide,
-    document: &ParsedBody,
-    found: usize,
-    all: usize,
-) -> Option<RuleMiss> {
-    if all > MAX_NAMED {
-        Some(RuleMiss::TooMany)
-    } else if found == 0 {
-        Some(RuleMiss::NotFound)
-    } else if rule.leads_elsewhere(side, &document.value) {
-        Some(RuleMiss::NotId)
-    } else {
-        document.doubt
     }
 }
 
