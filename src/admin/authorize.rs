@@ -242,7 +242,12 @@ impl Authorizer {
         if let AuthError::WrongTimestamp(skew) = unproven {
             self.record_skew(skew);
         }
-        unauthorized(unproven, remedy)
+        let remedy = match unproven {
+            AuthError::NoCredentials | AuthError::SignatureNotAccepted => remedy,
+            _ => "",
+        };
+        let error = format!("{unproven}{remedy}");
+        with_challenge(error_reply(StatusCode::UNAUTHORIZED, &error))
     }
 
     /// Records the skew of a message with a valid signature, whether it is accepted or not.
@@ -279,15 +284,6 @@ fn refused_reason(unproven: AuthError) -> WebhookRefusal {
             WebhookRefusal::Timestamp
         }
     }
-}
-
-fn unauthorized(unproven: AuthError, remedy: &str) -> Reply {
-    let remedy = match unproven {
-        AuthError::NoCredentials | AuthError::SignatureNotAccepted => remedy,
-        _ => "",
-    };
-    let error = format!("{unproven}{remedy}");
-    with_challenge(error_reply(StatusCode::UNAUTHORIZED, &error))
 }
 
 /// Adds `WWW-Authenticate`, by which the status page knows that its secret is wrong (401 and 429).

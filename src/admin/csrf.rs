@@ -53,7 +53,13 @@ pub(super) fn reject<B>(
     if client.ip.is_none() || access == Some(Access::Everyone) {
         return None;
     }
-    untrusted_host(request).map(|name| rebinding_rejected(&name))
+    // Another site may have pointed this name at this listener.
+    let name = untrusted_host(request)?;
+    let error = format!(
+        "the host name {name:?} may belong to another site (DNS rebinding); use an IP address or \
+         localhost, such as http://127.0.0.1:9090, or configure a webhook_secret"
+    );
+    Some(error_reply(StatusCode::FORBIDDEN, &error))
 }
 
 /// Returns an error if the host or the origin of a request is ambiguous: of two fields, one reader
@@ -124,15 +130,6 @@ fn is_local_host(host: &Authority) -> bool {
     name == "localhost"
         || name.strip_suffix(".localhost").is_some_and(is_subdomain)
         || name.parse::<Ipv4Addr>().is_ok()
-}
-
-/// Refuses a request to a host name that another site may have pointed at this listener.
-fn rebinding_rejected(name: &str) -> Reply {
-    let error = format!(
-        "the host name {name:?} may belong to another site (DNS rebinding); use an IP address or \
-         localhost, such as http://127.0.0.1:9090, or configure a webhook_secret"
-    );
-    error_reply(StatusCode::FORBIDDEN, &error)
 }
 
 #[cfg(test)]

@@ -151,10 +151,10 @@ impl CacheReader {
             (Found::Entry(known), Some(near), Some(noted)) => {
                 near.insert(key, Arc::clone(&known.entry), noted);
             }
-            (Found::NoEntry(Some(Reject::Identity), seen), ..) => {
-                if !self.state.notes.has_shared_key.swap(true, Ordering::Relaxed) {
-                    self.warn_of_shared_key(request, seen);
-                }
+            (Found::NoEntry(Some(Reject::Identity), seen), ..)
+                if !self.state.notes.has_shared_key.swap(true, Ordering::Relaxed) =>
+            {
+                self.warn_of_shared_key(request, seen);
             }
             _ => {}
         }

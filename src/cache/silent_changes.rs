@@ -176,8 +176,8 @@ impl SilentChanges {
                 known.generation = generation;
                 return known.add_caller(observed.caller);
             }
-            let (route, ended_early) = (known.route, known.ends_after(observed.now_ms));
-            if ended_early {
+            if known.ends_after(observed.now_ms) {
+                let route = known.route;
                 state.routes[route].purged = Some(Instant::now());
             }
         }
@@ -232,19 +232,17 @@ impl SilentChanges {
         let mut state = self.lock();
         let Some(known) = state.jobs.get_mut(name) else { return };
         let age = now.saturating_duration_since(known.noted_at);
-        if now + CLOCK_MARGIN >= known.expires_at {
-            return;
-        }
-        if age < OWN_CHANGE.0 && !std::mem::replace(&mut known.is_fill_reported, true) {
+        if now + CLOCK_MARGIN >= known.expires_at
+            || age < OWN_CHANGE.0 && !std::mem::replace(&mut known.is_fill_reported, true)
+        {
             return;
         }
         known.is_spoiled = true;
-        if age < OWN_CHANGE.1 {
-            // The report may be a late one of the fill, and does not show that the route has purges.
-            return;
+        // An earlier one may be a late one of the fill, and does not show that the route has purges.
+        if age >= OWN_CHANGE.1 {
+            let route = known.route;
+            state.routes[route].purged = Some(now);
         }
-        let route = known.route;
-        state.routes[route].purged = Some(now);
     }
 
     /// Returns the routes with silent changes.

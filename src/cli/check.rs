@@ -49,7 +49,7 @@ pub(crate) struct Unreachable(Vec<&'static str>);
 /// jobcache starts without Redis and the API.
 pub(crate) async fn run(loaded: &LoadedConfig, args: &CheckArgs) -> Result<(), Failure> {
     tls::verify(&loaded.config).map_err(RunError::Tls)?;
-    let missing = print(loaded).await?;
+    let missing = Box::pin(print(loaded)).await?;
     if missing.is_empty() || !args.strict {
         return Ok(());
     }

@@ -159,9 +159,9 @@ fn remove_all(headers: &mut HeaderMap, removed: impl Fn(&HeaderName) -> bool) {
 /// address, so a made-up one must not reach an upstream that answers by it.
 pub(crate) fn strip_forwarded(headers: &mut HeaderMap) {
     // Some upstreams, such as CGI, map every character that is not a letter or digit to the same one.
-    remove_all(headers, |name| match may_read_as_another(name) {
-        true => is_of_gateway(&plain_name(name)),
-        false => is_of_gateway(name.as_str()),
+    remove_all(headers, |name| {
+        is_of_gateway(name.as_str())
+            || may_read_as_another(name) && is_of_gateway(&plain_name(name))
     });
 }
 

@@ -134,7 +134,7 @@ impl ClientUpload {
             (Some(Err(UploadError::Client(error))), Some(guard)) => {
                 let grace = Box::pin(sleep(BROKEN_OFF_GRACE));
                 guard.broken_off = Some(BrokenOff { error, grace });
-                return self.poll_frame(cx);
+                self.poll_frame(cx)
             }
             (frame, Some(guard)) if is_last => {
                 guard.outcome = BodyOutcome::Complete;
