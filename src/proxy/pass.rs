@@ -179,7 +179,7 @@ fn prepare_passed(
         return prepare_response(response);
     };
     let mut response = prepare_switch(response)?;
-    let permit = response.body_mut().take_permit();
+    let permit = response.body_mut().permit.take();
     let upstream = hyper::upgrade::on(&mut response);
     context.tasks.spawn(async move {
         let _permit = permit;

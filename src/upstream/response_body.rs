@@ -24,8 +24,9 @@ pub struct ResponseBody {
     /// Whether the client connection ends with this response, because it has lost the connection
     /// that its login belongs to.
     pub(crate) ends_client: bool,
-    /// Released together with the connection.
-    permit: Option<ConnectionPermit>,
+    /// Released together with the connection. An upgrade takes it, because it uses the connection
+    /// after the response has ended.
+    pub(crate) permit: Option<ConnectionPermit>,
     /// The upload that the upstream has not asked for, until the connection is dropped for it.
     unrequested: Option<UnrequestedUpload>,
     /// Whether the upstream answered without asking for the upload that the client announced.
@@ -67,19 +68,13 @@ impl ResponseBody {
         self
     }
 
-    /// Takes the permit for an upgrade, which uses the connection after the response has ended.
-    pub fn take_permit(&mut self) -> Option<ConnectionPermit> {
-        self.permit.take()
-    }
-
     fn release(&mut self) {
-        if self.unrequested.is_some() {
-            return self.drop_connection();
-        }
-        if let Some(connection) = self.connection.take() {
+        if self.unrequested.is_none()
+            && let Some(connection) = self.connection.take()
+        {
             connection.release();
         }
-        self.permit = None;
+        self.drop_connection();
     }
 
     fn drop_connection(&mut self) {
