@@ -48,11 +48,14 @@ use crate::{
 
 pub use self::{
     connect::to_origin_form,
-    error::{BodyError, UploadError, UpstreamError},
+    error::{BodyError, PolledFrame, UploadError, UpstreamError},
     pool::ConnectionPermit,
     request_body::{BodyOutcome, RequestBody, UploadEnd, relay_informational},
     response_body::ResponseBody,
 };
+
+/// The result of an exchange with the upstream.
+pub type Exchanged = Result<Response<ResponseBody>, UpstreamError>;
 
 /// Shortest wait before an upload that has nearly used up its time is checked again.
 const MIN_UPLOAD_CHECK: Duration = Duration::from_millis(50);
@@ -123,11 +126,7 @@ impl Upstream {
 
     /// Sends a request in origin form and waits for the response head. The version of the request
     /// selects HTTP/1.1 or HTTP/2.
-    pub async fn send(
-        &self,
-        mut request: Request<RequestBody>,
-        repeat: RetryPolicy,
-    ) -> Result<Response<ResponseBody>, UpstreamError> {
+    pub async fn send(&self, mut request: Request<RequestBody>, repeat: RetryPolicy) -> Exchanged {
         announce_body(&mut request);
         let started = Instant::now();
         let protocol = match request.version() {
@@ -147,7 +146,7 @@ impl Upstream {
         mut request: Request<RequestBody>,
         protocol: UpstreamProtocol,
         repeat: RetryPolicy,
-    ) -> Result<Response<ResponseBody>, UpstreamError> {
+    ) -> Exchanged {
         let permit = self.acquire_permit().await?;
         let client = request.extensions_mut().remove::<ConnectionId>();
         let login = if is_login(request.headers()) { Login::Present } else { Login::Absent };

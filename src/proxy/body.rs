@@ -24,7 +24,7 @@ use tracing::debug;
 use crate::{
     limits::{BufferedFrames, Permit, Quota, frame_cost, join, with_permit},
     semantics::policy::NoStore,
-    upstream::{BodyError, BodyOutcome, ResponseBody},
+    upstream::{BodyError, BodyOutcome, PolledFrame, ResponseBody},
 };
 
 /// Most bytes that are still read from the response to a write after its client has hung up.
@@ -72,10 +72,7 @@ impl HttpBody for Body {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame<BodyError> {
         match self.get_mut() {
             Self::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
@@ -225,10 +222,7 @@ impl HttpBody for Tee {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame<BodyError> {
         if let Some(rest) = &mut self.rest {
             return Pin::new(rest).poll_frame(cx);
         }
@@ -292,10 +286,7 @@ impl HttpBody for InvalidatingBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame<BodyError> {
         loop {
             match &mut self.state {
                 InvalidatingState::Open(body, _) => {

@@ -39,7 +39,7 @@ use crate::{
         policy::Bypass,
         route::{WriteTarget, is_unsafe, overrides_method},
     },
-    upstream::{RequestBody, ResponseBody, RetryPolicy, UploadEnd, UpstreamError},
+    upstream::{Exchanged, RequestBody, ResponseBody, RetryPolicy, UploadEnd},
 };
 
 /// Forwards the head of a read that the cache cannot answer, for this client only.
@@ -169,7 +169,7 @@ fn prepare_passed(
     context: &ProxyContext,
     response: Response<ResponseBody>,
     upgrade: Option<Upgrade>,
-) -> Result<Response<ResponseBody>, UpstreamError> {
+) -> Exchanged {
     // A switch to a protocol that was not forwarded is an error.
     let protocol = switched_protocol(&response);
     let is_granted = |Upgrade { protocols, .. }: &Upgrade| {

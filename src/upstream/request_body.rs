@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use hyper::{
     HeaderMap, Method, Request, StatusCode,
-    body::{Body, Frame, Incoming, SizeHint},
+    body::{Body, Incoming, SizeHint},
     header::{HeaderValue, TRANSFER_ENCODING},
 };
 use tokio::{
@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use super::{
-    error::UploadError,
+    error::{PolledFrame, UploadError},
     upload::{CONTINUE_TIMEOUT, Expectation, HeldUpload, UploadActivity, UploadState},
 };
 use crate::limits::BufferedFrames;
@@ -115,7 +115,7 @@ impl ClientUpload {
         was_held
     }
 
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PolledFrame {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PolledFrame<UploadError> {
         // The end of the grace ends the exchange with the upstream.
         if let Some(guard) = &mut self.guard
             && let Some(BrokenOff { grace, .. }) = &mut guard.broken_off
@@ -144,7 +144,7 @@ impl ClientUpload {
         }
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> PolledFrame {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> PolledFrame<UploadError> {
         if let Some(frame) = self.read.as_mut().and_then(BufferedFrames::pop) {
             return Poll::Ready(Some(Ok(frame)));
         }
@@ -172,13 +172,11 @@ impl ClientUpload {
     }
 }
 
-type PolledFrame = Poll<Option<Result<Frame<Bytes>, UploadError>>>;
-
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = UploadError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame<UploadError> {
         self.0.as_mut().map_or(Poll::Ready(None), |upload| upload.poll_frame(cx))
     }
 

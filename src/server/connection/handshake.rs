@@ -18,7 +18,7 @@ use tracing::debug;
 
 use super::{
     connection_metrics::ConnectionError,
-    layer::{Layer, Layered, WriteTimeout, WriteTimeoutStream},
+    layer::{Layer, Layered, Polled, WriteTimeout, WriteTimeoutStream},
     proxy_protocol::{self, ProxySource},
 };
 use crate::{
@@ -151,12 +151,7 @@ pub(super) struct Rewound {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Layer<S> for Rewound {
-    fn poll_read(
-        &mut self,
-        below: &mut S,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(&mut self, below: &mut S, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Polled {
         if self.next == self.filled {
             return Pin::new(below).poll_read(cx, buf);
         }

@@ -32,7 +32,7 @@ use tokio_util::either::Either;
 
 use super::{
     connection_metrics::ConnectionError,
-    layer::{Layer, Layered},
+    layer::{Layer, Layered, Polled},
     repeat_fast_path::{RepeatIo, RepeatStream},
     request_progress::{FastPathState, Progress, ProgressStream, RequestProgress},
     side_task::SideTask,
@@ -232,7 +232,7 @@ impl InformationalIo {
         &mut self,
         below: &mut S,
         cx: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
+    ) -> Polled {
         if !self.queue.has_bytes() {
             return Poll::Ready(Ok(()));
         }
@@ -254,11 +254,11 @@ impl InformationalIo {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Layer<S> for InformationalIo {
-    fn poll_before_write(&mut self, below: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_before_write(&mut self, below: &mut S, cx: &mut Context<'_>) -> Polled {
         if self.partly_written { self.poll_write_queue(below, cx) } else { Poll::Ready(Ok(())) }
     }
 
-    fn poll_flush(&mut self, below: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(&mut self, below: &mut S, cx: &mut Context<'_>) -> Polled {
         if !self.waker.will_wake(cx.waker()) {
             self.waker.clone_from(cx.waker());
             // Register before looking at the queue: a response that is queued after the look wakes

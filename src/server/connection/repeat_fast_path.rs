@@ -36,7 +36,7 @@ use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
-    layer::{Layer, Layered},
+    layer::{Layer, Layered, Polled},
     request_progress::FastPathState,
 };
 use crate::service::{FastPathMiss, RepeatFastPath};
@@ -228,7 +228,7 @@ impl<P: RepeatFastPath> RepeatIo<P> {
         &mut self,
         below: &mut S,
         cx: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
+    ) -> Polled {
         if self.phase != RepeatPhase::Writing {
             return Poll::Ready(Ok(()));
         }
@@ -255,12 +255,7 @@ impl<P: RepeatFastPath> RepeatIo<P> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin, P: RepeatFastPath> Layer<S> for RepeatIo<P> {
-    fn poll_read(
-        &mut self,
-        below: &mut S,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(&mut self, below: &mut S, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Polled {
         loop {
             match self.phase {
                 RepeatPhase::Polling => ready!(self.poll_service(cx)),
@@ -284,7 +279,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, P: RepeatFastPath> Layer<S> for RepeatIo
         }
     }
 
-    fn poll_before_write(&mut self, below: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_before_write(&mut self, below: &mut S, cx: &mut Context<'_>) -> Polled {
         self.poll_write_response(below, cx)
     }
 }
