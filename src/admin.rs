@@ -167,13 +167,8 @@ impl Admin {
         self.answer(request, route, client).await
     }
 
-    async fn answer(
-        &self,
-        request: Request<Incoming>,
-        route: AdminRoute<'_>,
-        client: Peer,
-    ) -> Reply {
-        let caller = |request: &_| AdminCaller::of(request, client);
+    async fn answer(&self, request: Request<Incoming>, route: AdminRoute<'_>, peer: Peer) -> Reply {
+        let caller = |request: &_| AdminCaller::of(request, peer);
         match route {
             AdminRoute::StatusPage => self.status_page.reply(),
             AdminRoute::Live => json_reply(StatusCode::OK, &json!({ "status": "alive" })),

@@ -41,16 +41,12 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Refuses the cross-site request of a browser. `access` is that of its route, if it has one. A
 /// client on a unix socket is not a browser.
-pub(super) fn reject<B>(
-    request: &Request<B>,
-    access: Option<Access>,
-    client: Peer,
-) -> Option<Reply> {
+pub(super) fn reject<B>(request: &Request<B>, access: Option<Access>, peer: Peer) -> Option<Reply> {
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     if !is_read && is_cross_site(request) {
         return Some(error_reply(StatusCode::FORBIDDEN, CROSS_SITE_TEXT));
     }
-    if client.ip.is_none() || access == Some(Access::Everyone) {
+    if peer.ip.is_none() || access == Some(Access::Everyone) {
         return None;
     }
     // Another site may have pointed this name at this listener.

@@ -96,7 +96,7 @@ impl Admin {
         let mut request = parse(head, || self.routes.path_of(&id))?;
         let route = self.routes.classify(&request);
         headers::strip_listed(request.headers_mut(), self.cache.fingerprinter().covered_headers());
-        self.check_same_job(&id, &request, &route)?;
+        self.check_job(&id, &request, &route)?;
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
         // The variant of an entry says nothing about the values of unknown headers.
         let is_given = headers.contains_key(HOST)
@@ -124,12 +124,7 @@ impl Admin {
 
     /// Returns an error if the request names other jobs, but not this one. A request that names no
     /// job is explained.
-    fn check_same_job(
-        &self,
-        id: &JobId,
-        request: &Request<()>,
-        route: &Route,
-    ) -> Result<(), String> {
+    fn check_job(&self, id: &JobId, request: &Request<()>, route: &Route) -> Result<(), String> {
         let named = match route {
             Route::Read(job, _) => vec![job.clone()],
             _ => self.routes.jobs(request.uri().path()),

@@ -59,15 +59,11 @@ pub(super) fn error_reply(status: StatusCode, error: &str) -> Reply {
 
 /// A response of this content type that must not be cached, sniffed for another type, or embedded
 /// by pages of other origins.
-pub(super) fn typed_reply(
-    status: StatusCode,
-    content_type: &'static str,
-    page: ReplyBody,
-) -> Reply {
+pub(super) fn typed_reply(status: StatusCode, media_type: &'static str, page: ReplyBody) -> Reply {
     let mut response = Response::new(page);
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     // Browsers then drop the response if a page of another site asked for it, which could otherwise

@@ -14,7 +14,7 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use hyper::http::{HeaderName, StatusCode, response};
+use hyper::http::{HeaderName, StatusCode, response::Parts};
 use tokio::time::sleep;
 use tracing::warn;
 use xxhash_rust::xxh3::Xxh3;
@@ -103,12 +103,7 @@ impl Comparison {
     /// Compares the stored headers and checks whether the response may be stored. A header that is not
     /// part of an entry, such as `Set-Cookie`, is not compared, but may make the response personal to
     /// one client. Lifetimes do not matter: they say nothing about whether the hit was right.
-    pub(super) fn compare_head(
-        &mut self,
-        head: &response::Parts,
-        policy: &Policy,
-        now_ms: i64,
-    ) -> bool {
+    pub(super) fn compare_head(&mut self, head: &Parts, policy: &Policy, now_ms: i64) -> bool {
         self.status = head.status;
         let comparable = head.status == self.entry.status();
         if comparable {

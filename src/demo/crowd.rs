@@ -53,6 +53,8 @@ enum ClientError {
     Timeout(#[from] Elapsed),
 }
 
+type Answer = Result<Response<Bytes>, ClientError>;
+
 impl Client {
     fn new(address: SocketAddr) -> Self {
         Self { address, sender: None }
@@ -60,19 +62,13 @@ impl Client {
 
     /// Sends a request and reads the whole answer. Opens a new connection if the last one is
     /// closed.
-    async fn send(
-        &mut self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Response<Bytes>, ClientError> {
+    async fn send(&mut self, request: Request<Full<Bytes>>) -> Answer {
         timeout(ANSWER_TIMEOUT, self.exchange(request)).await?
     }
 
     /// Keeps the connection only after a complete answer: a broken connection, or one with an
     /// unread answer, cannot be used again.
-    async fn exchange(
-        &mut self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Response<Bytes>, ClientError> {
+    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Answer {
         let mut sender = match self.sender.take() {
             Some(sender) if !sender.is_closed() => sender,
             _ => self.connect().await?,

@@ -220,14 +220,11 @@ pub(super) fn entry_response(entry: &Entry, head: &Parts, now_ms: i64) -> Respon
 }
 
 /// Closes the client connection after this response if no request can follow it.
-pub(super) fn close_if_spent(
-    mut response: Response<Body>,
-    requester: &Requester,
-) -> Response<Body> {
+pub(super) fn close_if_spent(mut response: Response<Body>, from: &Requester) -> Response<Body> {
     let Some(body) = response.body().upstream() else { return response };
     // The response came before the upload was asked for, and the client may or may not send it.
     // HTTP/2 has no such field and ends only the stream.
-    let is_unread = body.upload_unrequested && requester.informational.is_accepted();
+    let is_unread = body.upload_unrequested && from.informational.is_accepted();
     // The client has lost the connection that its login belongs to, and logs in again over its next.
     if is_unread || body.ends_client {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -175,11 +175,8 @@ impl WriteInvalidation {
 
     /// Invalidates what a write has changed, then answers it. Must run in [`spawn_write`], so that
     /// nothing cancels it.
-    pub(super) async fn conclude(
-        mut self,
-        result: Result<Response<Body>, UpstreamError>,
-    ) -> Answer {
-        let fence = if let Ok(response) = &result {
+    pub(super) async fn conclude(mut self, sent: Result<Response<Body>, UpstreamError>) -> Answer {
+        let fence = if let Ok(response) = &sent {
             self.fence_at_head(response)
         } else {
             self.upload = None;
@@ -187,7 +184,7 @@ impl WriteInvalidation {
         };
         let ended = self.invalidate(fence, InvalidationSource::Write).await;
         let pending = ended == Ended::Pending;
-        match result {
+        match sent {
             Ok(response) => {
                 let response = response.map(|body| self.invalidate_at_ends(body, fence));
                 Answer::new(response, Verdict::Write { pending })

@@ -30,12 +30,8 @@ pub(super) fn hit_text(explained: &ForecastReport, ttl: Duration) -> String {
 }
 
 /// The sentence for a miss, whose answer is stored if that is allowed.
-pub(super) fn miss_text(
-    because: MissReason,
-    explained: &ForecastReport,
-    now: SystemTime,
-) -> String {
-    let text = match because {
+pub(super) fn miss_text(reason: MissReason, explained: &ForecastReport, now: SystemTime) -> String {
+    let text = match reason {
         MissReason::NoEntry => {
             "would go to the API: there is no entry; the answer is stored if that is allowed"
         }
@@ -58,7 +54,7 @@ pub(super) fn miss_text(
         MissReason::Unconfirmed(why) => return bypass_text(why, explained, now),
         MissReason::Rejected(why) => rejected_text(why),
     };
-    match because {
+    match reason {
         MissReason::NotInAudience | MissReason::OtherVariant | MissReason::Lapsed => {
             format!("{text}{}", differing_text(explained))
         }

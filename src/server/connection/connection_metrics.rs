@@ -52,6 +52,9 @@ impl ServerMetrics {
     }
 }
 
+/// The result of a step of a client connection.
+pub(super) type Result<T, E = ConnectionError> = std::result::Result<T, E>;
+
 /// How a client connection failed. hyper has already answered it where that is possible, with a
 /// bare 400, 414 or 431 that no service sees.
 #[derive(Debug, thiserror::Error)]

@@ -17,7 +17,7 @@ use tokio_util::either::Either;
 use tracing::debug;
 
 use super::{
-    connection_metrics::ConnectionError,
+    connection_metrics::{ConnectionError, Result},
     layer::{Layer, Layered, Polled, WriteTimeout, WriteTimeoutStream},
     proxy_protocol::{self, ProxySource},
 };
@@ -50,7 +50,7 @@ impl Handshake {
         &self,
         socket: Socket,
         remote: RemoteAddress,
-    ) -> Result<OpenedConnection, ConnectionError> {
+    ) -> Result<OpenedConnection> {
         if let Err(error) = prepare(&socket) {
             debug!(%error, "cannot set the options of a client socket");
         }
@@ -78,7 +78,7 @@ impl Handshake {
         &self,
         socket: &mut WriteTimeoutStream<Socket>,
         remote: RemoteAddress,
-    ) -> Result<(Option<IpAddr>, bool), ConnectionError> {
+    ) -> Result<(Option<IpAddr>, bool)> {
         let trusted = self.trusts(remote);
         let source = match self.config.proxy_protocol {
             false => ProxySource::Connection,

@@ -31,7 +31,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::either::Either;
 
 use super::{
-    connection_metrics::ConnectionError,
+    connection_metrics::{ConnectionError, Result},
     layer::{Layer, Layered, Polled},
     repeat_fast_path::{RepeatIo, RepeatStream},
     request_progress::{FastPathState, Progress, ProgressStream, RequestProgress},
@@ -76,7 +76,7 @@ impl Http1Config {
         peer: Peer,
         service: impl Service,
         drain: &mut Drain,
-    ) -> Result<(), ConnectionError> {
+    ) -> Result<()> {
         let (conn, stream) = Http1Conn::new(stream, peer, service, self.max_head_bytes);
         let answer = service_fn(|request| conn.answer(request));
         let connection = self.builder.serve_connection(TokioIo::new(stream), answer);

@@ -14,7 +14,7 @@ use std::{
 use ppp::{HeaderResult, PartialResult as _, v1, v2};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::connection_metrics::ConnectionError;
+use super::connection_metrics::{ConnectionError, Result};
 
 /// "The maximum line lengths the receiver must support including the CRLF" (2.1).
 const MAX_V1_BYTES: usize = 107;
@@ -37,9 +37,7 @@ pub(super) enum ProxySource {
 }
 
 /// Reads the header and not a byte more. The caller limits the time.
-pub(super) async fn read<S: AsyncRead + Unpin>(
-    stream: &mut S,
-) -> Result<ProxySource, ConnectionError> {
+pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<ProxySource> {
     let invalid = |why: String| Err(ConnectionError::ProxyHeader(why));
     let mut header = Vec::new();
     extend(stream, &mut header, v2::PROTOCOL_PREFIX.len()).await?;
