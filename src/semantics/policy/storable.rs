@@ -164,7 +164,7 @@ mod tests {
 
     use hyper::{Response, StatusCode};
 
-    use super::{NoStore, Policy, storable};
+    use super::{NoStore, Policy, storable, varies_by_caller};
 
     const POLICY: Policy = Policy {
         ttl: Duration::from_mins(5),
@@ -249,6 +249,20 @@ mod tests {
         ] {
             check(&[("vary", value)], Err(NoStore::Vary));
             check(&[("vary", "accept"), ("vary", value)], Err(NoStore::Vary));
+        }
+    }
+
+    #[test]
+    fn the_variant_is_not_the_caller() {
+        let varies = |names: &str| {
+            let response = Response::builder().header("vary", names).body(()).unwrap();
+            varies_by_caller(response.headers())
+        };
+        for variant in ["Accept, Prefer", "accept-version", "X-Forwarded-Host", "accept-encoding"] {
+            assert!(!varies(variant), "{variant}");
+        }
+        for caller in ["Authorization", "Accept, Cookie", "Forwarded", "*"] {
+            assert!(varies(caller), "{caller}");
         }
     }
 
