@@ -80,10 +80,16 @@ impl PurgeRequest {
     }
 }
 
+/// The beginning of an id, for an error.
+pub(super) fn shortened(id: &str) -> String {
+    id.chars().take(200).collect()
+}
+
+/// The jobs that an id may mean: at least one.
 pub(super) fn job_ids(id: &str) -> Result<Vec<JobId>, String> {
     let ids = job_id::possible_ids(id);
     if ids.is_empty() {
-        let shown: String = id.chars().take(200).collect();
+        let shown = shortened(id);
         return Err(format!(
             "{shown:?} is not a job id: ids are 1 to 128 of A-Z a-z 0-9 . _ ~ -, and not . or .."
         ));

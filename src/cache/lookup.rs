@@ -16,6 +16,7 @@ use super::{
     fill::{FillTarget, KnownEntry, LeaderRead},
     flight::{Flight, FlightRole, JobVersion},
     reader::{CacheReader, Found},
+    shared_state::SharedState,
     silent_changes::ObservedEntry,
 };
 use crate::{
@@ -125,11 +126,11 @@ impl CacheReader {
         version: &JobVersion,
         epoch: &Epoch,
     ) -> LeaseHolder<Flight> {
-        let (flights, notes) = (&self.state.flights, &self.state.notes);
+        let SharedState { flights, waited_leases, .. } = &*self.state;
         LeaseHolder {
             is_same_read: version.token.is_of(request.identity) && version.epoch == *epoch,
             flight: flights.join_confirmed(&request.key, version, request.coalesce_key),
-            was_waited_for: notes.waited_leases.count(&version.token) > 0,
+            was_waited_for: waited_leases.count(&version.token) > 0,
         }
     }
 
@@ -336,7 +337,7 @@ impl StoreLookup<'_> {
                 found => return Ok(reader.answer_overtaken(request, facts, found)),
             }
         }
-        reader.state.notes.waited_leases.add(token);
+        reader.state.waited_leases.add(token);
         Ok(Lookup::Pass(Bypass::Leased))
     }
 

@@ -7,7 +7,7 @@
 
 use std::{
     future::poll_fn,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
@@ -136,11 +136,10 @@ impl CacheReader {
             (Found::Entry(known), Some(near), Some(noted)) => {
                 near.insert(key, Arc::clone(&known.entry), noted);
             }
-            (Found::NoEntry(Some(Reject::Identity), seen), ..) => {
-                self.state
-                    .notes
-                    .shared_key_warning
-                    .call_once(|| self.warn_of_shared_key(request, seen));
+            (Found::NoEntry(Some(Reject::Identity), seen), ..)
+                if !self.state.notes.has_shared_key.swap(true, Ordering::Relaxed) =>
+            {
+                self.warn_of_shared_key(request, seen);
             }
             _ => {}
         }
@@ -165,10 +164,10 @@ impl CacheReader {
     ) -> EntryFacts {
         let standing = self.config.fingerprinter.standing(entry.audience(), request.caller, now_ms);
         let is_age_accepted = request.directives.admit(entry.age(now_ms), entry.ttl(now_ms));
-        let facts = EntryFacts { standing, is_age_accepted, is_closed: false };
+        let mut facts = EntryFacts { standing, is_age_accepted, is_closed: false };
         let max = self.config.settings.credentials.audience;
-        let is_closed = !facts.is_hit() && self.notes.is_closed(request, entry, standing, max);
-        EntryFacts { is_closed, ..facts }
+        facts.is_closed = !facts.is_hit() && self.notes.is_closed(request, entry, standing, max);
+        facts
     }
 
     /// Collects the facts about a read without an entry, and notes a foreign value, with a warning.

@@ -3,7 +3,7 @@
 //! the metrics.
 
 use std::{
-    sync::{Arc, Once},
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -52,25 +52,26 @@ pub(super) struct SharedState {
     pub(super) silent_changes: Arc<SilentChanges>,
     /// Limits the memory of responses that are being read into the cache.
     pub(super) capture_quota: Arc<Quota>,
+    /// Leases of other sidecars that a reader has waited for without result.
+    pub(super) waited_leases: WindowedCounts<Token>,
+    /// Entries that a comparison found to differ from the upstream's response.
+    pub(super) wrong_entries: WindowedCounts<Token>,
     pub(super) notes: ProcessNotes,
     pub(super) metrics: CacheMetrics,
     pub(super) events: Arc<Events>,
 }
 
 /// The notes of this process that a reload keeps, and the throttles of the warnings about them.
+#[derive(Default)]
 pub(super) struct ProcessNotes {
     /// Unknown request headers that keep callers apart.
     pub(super) splitting_headers: SplittingHeaders,
-    /// Leases of other sidecars that a reader has waited for without result.
-    pub(super) waited_leases: WindowedCounts<Token>,
-    /// Entries that a comparison found to differ from the upstream's response.
-    pub(super) wrong_entries: WindowedCounts<Token>,
     pub(super) wrong_entry_warnings: Throttle,
     pub(super) pending_warnings: Throttle,
     pub(super) foreign_value_warnings: Throttle,
     pub(super) differing_header_warnings: HourlyPerName,
-    /// The warning that two routes or two APIs share the key of a job.
-    pub(super) shared_key_warning: Once,
+    /// Whether two routes or two APIs were seen to share the key of a job.
+    pub(super) has_shared_key: AtomicBool,
 }
 
 impl SharedState {
@@ -103,7 +104,9 @@ impl SharedState {
             flights: Arc::new(Flights::new(flights)),
             silent_changes,
             capture_quota: captured,
-            notes: ProcessNotes::new(config.store.lease),
+            waited_leases: WindowedCounts::new(config.store.lease),
+            wrong_entries: WindowedCounts::new(WRONG_ENTRY_MEMORY),
+            notes: ProcessNotes::default(),
             metrics,
             events,
         })
@@ -147,21 +150,6 @@ impl SharedState {
             near.flush();
         }
         flights
-    }
-}
-
-impl ProcessNotes {
-    fn new(lease_time: Duration) -> Self {
-        Self {
-            splitting_headers: SplittingHeaders::default(),
-            waited_leases: WindowedCounts::new(lease_time),
-            wrong_entries: WindowedCounts::new(WRONG_ENTRY_MEMORY),
-            wrong_entry_warnings: Throttle::default(),
-            pending_warnings: Throttle::default(),
-            foreign_value_warnings: Throttle::default(),
-            differing_header_warnings: HourlyPerName::default(),
-            shared_key_warning: Once::new(),
-        }
     }
 }
 

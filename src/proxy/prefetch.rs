@@ -5,11 +5,10 @@
 //! hold: nothing is stored that a write or a purge has overtaken, clients that ask meanwhile join
 //! the flight, and the entry is only for the credential and representation that it was read with.
 
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt as _;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Limited};
 use hyper::{
     HeaderMap, Method, Request, StatusCode, Uri,
-    body::Body as _,
     http::{header::CONTENT_ENCODING, request::Parts},
 };
 use tracing::error;
@@ -177,23 +176,19 @@ impl Proxy {
         *request.uri_mut() = target.clone();
         request.headers_mut().clone_from(headers);
         let request = self.context.fill_request(&request.into_parts().0, PREFETCH_PEER);
-        let (head, mut body) = self.context.exchange(request).await?.into_parts();
+        let (head, body) = self.context.exchange(request).await?.into_parts();
         if head.status != StatusCode::OK {
             return Err(JobListError::Status(head.status));
         }
         if head.headers.contains_key(CONTENT_ENCODING) {
             return Err(JobListError::Encoded);
         }
-        let mut read = BytesMut::new();
-        while !body.is_end_stream() {
-            let Some(frame) = body.frame().await else { break };
-            let data = frame?.into_data().unwrap_or_default();
-            if read.len() + data.len() > max {
-                return Err(JobListError::TooLarge(max));
-            }
-            read.extend_from_slice(&data);
-        }
-        Ok(read.freeze())
+        let read = Limited::new(body, max).collect().await;
+        let read = read.map_err(|error| match error.downcast::<BodyError>() {
+            Ok(error) => JobListError::Broken(*error),
+            Err(_) => JobListError::TooLarge(max),
+        });
+        Ok(read?.to_bytes())
     }
 }
 

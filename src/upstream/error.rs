@@ -1,6 +1,9 @@
 //! Why the upstream gave no response, and whether that is the fault of the client.
 
-use std::time::Duration;
+use std::{task::Poll, time::Duration};
+
+use bytes::Bytes;
+use hyper::body::Frame;
 
 use super::upload::{UploadActivity, UploadState};
 use crate::semantics::labels::labels;
@@ -80,6 +83,9 @@ pub enum UpstreamError {
     #[error("the client's upload broke off: {0}")]
     ClientGone(#[source] UploadError),
 }
+
+/// The result of polling a body for its next frame.
+pub type PolledFrame<E> = Poll<Option<Result<Frame<Bytes>, E>>>;
 
 /// Why the body of a response ended early.
 #[derive(Debug, thiserror::Error)]

@@ -161,10 +161,35 @@ labels! {
 
 impl From<Bypass> for Forward {
     fn from(why: Bypass) -> Self {
-        match why {
-            Bypass::Method | Bypass::MethodOverride => Self::Method,
-            Bypass::NoCache | Bypass::NoStore => Self::Request,
-            _ => Self::Bypass,
+        why.shown().0
+    }
+}
+
+impl Bypass {
+    /// Whether the reason depends on what other clients have read: it shows that there is an entry,
+    /// or a read under way.
+    pub(crate) fn reveals_others(self) -> bool {
+        self.shown().1
+    }
+
+    /// Returns `fwd`, and whether the reason reveals others.
+    fn shown(self) -> (Forward, bool) {
+        use Bypass::{
+            Alone, Audience, BoundConnection, Credentials, Fenced, Flights, Foreign, Grace, Leased,
+            Method, MethodOverride, NoCache, NoStore, Off, OnlyIfCached, Path, Pending,
+            Precondition, Query, Range, RequestBody, Shadow, ShadowHit, Spelling, StoreDown,
+            StoreError, StoreTimeout, Uncacheable, Upgrade, UrlOverride, Word,
+        };
+        match self {
+            Method | MethodOverride => (Forward::Method, false),
+            NoStore => (Forward::Request, false),
+            NoCache => (Forward::Request, true),
+            Audience | Leased | Shadow | ShadowHit | Uncacheable => (Forward::Bypass, true),
+            Path | Query | Spelling | Word | RequestBody | Upgrade | Range | Precondition
+            | UrlOverride | Credentials | BoundConnection | OnlyIfCached | Fenced | Pending
+            | StoreDown | StoreTimeout | StoreError | Grace | Foreign | Flights | Alone | Off => {
+                (Forward::Bypass, false)
+            }
         }
     }
 }
@@ -226,8 +251,8 @@ mod tests {
 
     #[test]
     fn every_reason_has_a_word_of_its_own() {
-        check(&Bypass::ALL.iter().map(|why| why.as_str()).collect::<Vec<_>>());
-        check(&NoStore::ALL.iter().map(|why| why.as_str()).collect::<Vec<_>>());
+        check(&Bypass::WORDS);
+        check(&NoStore::WORDS);
         assert_eq!(Bypass::StoreDown.to_string(), "store-down");
     }
 
@@ -272,8 +297,8 @@ mod tests {
 
     #[test]
     fn every_reason_is_told_in_registered_words() {
-        let stored = NoStore::ALL.iter().map(|why| (Forward::Miss, why.as_str()));
-        let passed = Bypass::ALL.iter().map(|why| (Forward::from(*why), why.as_str()));
+        let stored = NoStore::WORDS.map(|why| (Forward::Miss, why)).into_iter();
+        let passed = Bypass::ALL.map(|why| (Forward::from(why), why.as_str()));
         for (why, detail) in stored.chain(passed) {
             let detail = Some(detail);
             let status = CacheStatus::Forwarded { why, collapsed: true, stored: true, detail };

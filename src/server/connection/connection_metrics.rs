@@ -14,7 +14,7 @@ use crate::{
 
 labels! {
     /// The kinds of errors of client connections.
-    pub(super) enum ConnectionErrorKind {
+    enum ConnectionErrorKind {
         /// The head is no HTTP; answered with a bare 400.
         Malformed = "malformed",
         /// Answered with a bare 414 or 431.
@@ -64,10 +64,14 @@ impl ServerMetrics {
 
     /// Counts the error of a connection, and the limit that it reached.
     pub(super) fn record_error(&self, error: &ConnectionError) {
-        self.errors.inc([error.kind().as_str()]);
-        error.limit().inspect(|&limit| self.limits.count(limit));
+        let (kind, limit) = error.kind();
+        self.errors.inc([kind.as_str()]);
+        limit.inspect(|&limit| self.limits.count(limit));
     }
 }
+
+/// The result of a step of a client connection.
+pub(super) type Result<T, E = ConnectionError> = std::result::Result<T, E>;
 
 /// How a client connection failed. hyper has already answered it where that is possible, with a
 /// bare 400, 414 or 431 that no service sees.
@@ -91,29 +95,22 @@ pub(super) enum ConnectionError {
 }
 
 impl ConnectionError {
-    /// The `kind` label in metrics.
-    pub(super) fn kind(&self) -> ConnectionErrorKind {
+    /// The `kind` label in metrics, and the limit that was reached if it has a setting.
+    fn kind(&self) -> (ConnectionErrorKind, Option<Limit>) {
+        use ConnectionErrorKind as Kind;
         match self {
-            Self::Timeout(_) => ConnectionErrorKind::Timeout,
-            Self::UntrustedPeer | Self::ProxyHeader(_) => ConnectionErrorKind::ProxyProtocol,
-            Self::Tls(_) => ConnectionErrorKind::Tls,
-            Self::Http(error) if error.is_timeout() => ConnectionErrorKind::Timeout,
-            Self::Http(error) if error.is_parse_too_large() => ConnectionErrorKind::HeadTooLarge,
-            Self::Http(error) if error.is_parse() => ConnectionErrorKind::Malformed,
-            Self::Http(error) if error.is_incomplete_message() => ConnectionErrorKind::Incomplete,
-            Self::Http(error) if is_unread(error) => ConnectionErrorKind::Unread,
-            Self::Http(error) if is_flood(error) => ConnectionErrorKind::Flood,
-            Self::Http(_) | Self::Io(_) => ConnectionErrorKind::Broken,
-        }
-    }
-
-    /// The limit that was reached, if it has a setting.
-    pub(super) fn limit(&self) -> Option<Limit> {
-        match self.kind() {
-            ConnectionErrorKind::Timeout => Some(Limit::HeaderTimeout),
-            ConnectionErrorKind::HeadTooLarge => Some(Limit::HeaderBytes),
-            ConnectionErrorKind::Unread => Some(Limit::WriteTimeout),
-            _ => None,
+            Self::Timeout(_) => (Kind::Timeout, Some(Limit::HeaderTimeout)),
+            Self::UntrustedPeer | Self::ProxyHeader(_) => (Kind::ProxyProtocol, None),
+            Self::Tls(_) => (Kind::Tls, None),
+            Self::Http(error) if error.is_timeout() => (Kind::Timeout, Some(Limit::HeaderTimeout)),
+            Self::Http(error) if error.is_parse_too_large() => {
+                (Kind::HeadTooLarge, Some(Limit::HeaderBytes))
+            }
+            Self::Http(error) if error.is_parse() => (Kind::Malformed, None),
+            Self::Http(error) if error.is_incomplete_message() => (Kind::Incomplete, None),
+            Self::Http(error) if is_unread(error) => (Kind::Unread, Some(Limit::WriteTimeout)),
+            Self::Http(error) if is_flood(error) => (Kind::Flood, None),
+            Self::Http(_) | Self::Io(_) => (Kind::Broken, None),
         }
     }
 }
