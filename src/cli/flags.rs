@@ -75,8 +75,7 @@ fn arg(spec: &'static SettingSpec) -> Option<Arg> {
         .help_heading(flag.heading)
         .help(help(spec))
         .action(if spec.is_list() { ArgAction::Append } else { ArgAction::Set });
-    let is_switch = spec.is_switch();
-    Some(if is_switch {
+    Some(if spec.is_switch() {
         arg.num_args(0..=1).require_equals(true).default_missing_value("true")
     } else {
         arg
