@@ -1,6 +1,6 @@
 //! Advice about the routes: reads that show that the configuration does not match the API.
 //!
-//! A sidecar whose routes match nothing works, and saves nothing. Nobody would notice, so the log
+//! A sidecar with routes that match nothing works, and saves nothing. Nobody would notice, so the log
 //! says it, with the setting to change.
 
 use std::{

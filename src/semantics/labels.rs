@@ -1,4 +1,4 @@
-//! Enums whose variants are words: the values of a metric's label, and the same words in logs and
+//! Enums of words: the values of a metric's label, and the same words in logs and
 //! headers. Enum, list and words come from one declaration, so that no list can lack a variant.
 
 /// Declares an enum with the word of each variant. Variants may have fields; without any, the enum

@@ -52,7 +52,7 @@ pub struct ApiConfig {
     pub tables: Vec<RouteConfig>,
     /// How ids are read, unless a route says so itself.
     pub ids: Ids,
-    /// Statuses that are stored beside 200, and for how long, unless a route says so itself.
+    /// Statuses that are stored besides 200, and for how long, unless a route says so itself.
     pub statuses: Vec<(StatusCode, Duration)>,
     /// Paths that are never cached.
     pub except: Vec<String>,
@@ -106,7 +106,7 @@ pub struct RouteConfig {
     pub ttl: Option<Duration>,
     /// Lifetimes by the state of the job; none = `ttl.states.map`.
     pub states: Option<Vec<(String, Duration)>>,
-    /// Statuses that are stored beside 200, and for how long.
+    /// Statuses that are stored besides 200, and for how long.
     pub statuses: Option<Vec<(StatusCode, Duration)>>,
 }
 

@@ -1,4 +1,4 @@
-//! Routes with several variables, ids that are any text, exceptions, and statuses beside 200.
+//! Routes with several variables, ids that are any text, exceptions, and statuses besides 200.
 
 use std::time::Duration;
 

@@ -65,7 +65,7 @@ pub(super) struct NamedIds {
 }
 
 impl NamedIds {
-    /// Adds every job whose id some part of a text may be, at every depth of percent-encoding.
+    /// Adds every job that some part of a text may name, at every depth of percent-encoding.
     pub(super) fn add_text(&mut self, namer: &Namer, text: &str, effort: &mut Effort) {
         let mut text = Cow::Borrowed(text);
         for _ in 0..=MAX_DECODES {
