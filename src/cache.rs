@@ -122,7 +122,7 @@ impl Cache {
         &self.state.store
     }
 
-    /// Returns the routes whose jobs were seen to change without a purge.
+    /// Returns the routes with jobs that were seen to change without a purge.
     pub fn silent_changes(&self) -> Vec<SilentRoute> {
         self.state.silent_changes.routes()
     }

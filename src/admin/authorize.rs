@@ -67,7 +67,7 @@ impl AdminCaller {
     }
 }
 
-/// Authorization state of a call whose head has been read and whose body has not.
+/// Authorization state of a call after its head and before its body.
 #[derive(Debug)]
 pub(super) enum AuthState {
     /// No secret is configured.

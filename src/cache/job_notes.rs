@@ -31,7 +31,7 @@ const HIT_FOR_MISS_TIME: Duration = Duration::from_secs(10);
 const MAX_FOREIGN_VALUES: u32 = 3;
 /// Most replacements of an entry by the responses to one credential.
 const MAX_OF_CREDENTIAL: u32 = 3;
-/// Most credentials whose responses replace an entry.
+/// Most credentials with responses that replace an entry.
 const MAX_CREDENTIALS: u32 = 8;
 /// Greatest number of differing headers that are noted at a time, and shown for one job.
 const MAX_DIFFERING: usize = 8;

@@ -228,7 +228,7 @@ impl Head {
         self.lines().find(|line| line.name == b"etag").map(|line| self.value(&line))
     }
 
-    /// Returns the stored headers whose name is `selected`.
+    /// Returns the stored headers with a `selected` name.
     pub(super) fn fields(
         &self,
         selected: impl Fn(&[u8]) -> bool,
