@@ -14,7 +14,7 @@ pub mod authorize;
 mod caller_limits;
 mod csrf;
 mod explain;
-pub mod purge;
+mod purge;
 pub mod purge_request;
 mod recent;
 pub mod reply;
@@ -39,10 +39,9 @@ use self::{
     admin_route::{Access, AdminRoute, NoRoute},
     admin_state::WebhookRefusal,
     authorize::{AdminCaller, Authorizer},
-    explain::Explainer,
-    purge::PurgeWebhook,
+    caller_limits::BodyReader,
     recent::Recent,
-    reply::{ReplyBody, json_reply},
+    reply::{complete, error_reply, json_reply},
     status::{StatusConfig, StatusPage},
 };
 use crate::{
@@ -67,8 +66,10 @@ const FILTER_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Admin {
     cache: Arc<Cache>,
     routes: Arc<Routes>,
-    authorizer: Arc<Authorizer>,
-    webhook: PurgeWebhook,
+    authorizer: Authorizer,
+    body_reader: BodyReader,
+    /// Purges per second.
+    max_purges: usize,
     status_config: StatusConfig,
     /// Limits that a request under `/explain` is checked against.
     limits: config::ServerConfig,
@@ -78,37 +79,41 @@ pub struct Admin {
 
 impl Admin {
     /// Creates the handler for the first configuration.
-    pub fn new(
-        cache: Arc<Cache>,
-        routes: Arc<Routes>,
-        config: &Config,
-        lasting: AdminState,
-    ) -> Self {
-        let guard = Authorizer::new(config, &lasting);
-        Self::with_authorizer(guard, cache, routes, config, lasting)
+    pub fn new(cache: Arc<Cache>, routes: Arc<Routes>, config: &Config, state: AdminState) -> Self {
+        let authorizer = Authorizer::new(config, &state);
+        Self::with_authorizer(authorizer, cache, routes, config, state)
     }
 
     /// Creates the handler for the next configuration. It shares the state of this one.
     #[must_use]
     pub fn reconfigured(&self, cache: Arc<Cache>, routes: Arc<Routes>, config: &Config) -> Self {
-        let guard = self.authorizer.reconfigured(config, &self.state);
-        Self::with_authorizer(guard, cache, routes, config, self.state.clone())
+        let authorizer = self.authorizer.reconfigured(config, &self.state);
+        Self::with_authorizer(authorizer, cache, routes, config, self.state.clone())
     }
 
     fn with_authorizer(
-        guard: Authorizer,
+        authorizer: Authorizer,
         cache: Arc<Cache>,
         routes: Arc<Routes>,
         config: &Config,
         state: AdminState,
     ) -> Self {
-        let authorizer = Arc::new(guard);
-        let jobs = (Arc::clone(&cache), Arc::clone(&routes));
-        let webhook = PurgeWebhook::new(jobs, state.clone(), Arc::clone(&authorizer), config);
-        let status_config = StatusConfig::of(config);
-        let status_page = StatusPage::new();
-        let limits = config.server.clone();
-        Self { cache, routes, authorizer, webhook, status_config, limits, state, status_page }
+        let quota = Arc::clone(&state.body_quota);
+        Self {
+            cache,
+            routes,
+            authorizer,
+            body_reader: BodyReader::new(
+                quota,
+                config.cache.limits.max_inspected,
+                &state.caller_limits,
+            ),
+            max_purges: config.webhook.max_purges,
+            status_config: StatusConfig::of(config),
+            limits: config.server.clone(),
+            state,
+            status_page: StatusPage::new(),
+        }
     }
 
     /// Returns the counts of the last ten minutes, which have to be sampled.
@@ -143,7 +148,7 @@ impl Admin {
         let refusals = &self.state.metrics;
         if let Some(error) = csrf::ambiguous_field(&request) {
             refusals.count_refused(WebhookRefusal::Malformed);
-            return json_reply(StatusCode::BAD_REQUEST, &json!({ "error": error }));
+            return error_reply(StatusCode::BAD_REQUEST, &error);
         }
         // No page of another site knows a secret.
         if self.authorizer.is_open()
@@ -166,49 +171,32 @@ impl Admin {
         self.answer(request, route, client).await
     }
 
-    async fn answer(
-        &self,
-        request: Request<Incoming>,
-        route: AdminRoute<'_>,
-        client: Peer,
-    ) -> Reply {
-        let caller = |request: &_| AdminCaller::of(request, client);
+    async fn answer(&self, request: Request<Incoming>, route: AdminRoute<'_>, peer: Peer) -> Reply {
+        let caller = |request: &_| AdminCaller::of(request, peer);
         match route {
             AdminRoute::StatusPage => self.status_page.reply(),
             AdminRoute::Live => json_reply(StatusCode::OK, &json!({ "status": "alive" })),
             AdminRoute::Ready => self.ready(),
             AdminRoute::Metrics => self.metrics_page(),
-            AdminRoute::Status => self.status(),
+            AdminRoute::Status => {
+                let body = status::status(&self.cache, &self.state, &self.status_config);
+                json_reply(StatusCode::OK, &body)
+            }
             AdminRoute::History => {
                 json_reply(StatusCode::OK, &status::history(&self.state.status.recent))
             }
             AdminRoute::Events => self.events(request.headers()),
             AdminRoute::ShowLogFilter => self.show_log_filter(),
             AdminRoute::SetLogFilter => self.set_log_filter(request.into_body()).await,
-            AdminRoute::Explain { id } => self.explainer().explain(id, request.into_body()).await,
+            AdminRoute::Explain(id) => self.explain(id, request.into_body()).await,
             // Boxed: the futures of purges are large, and other pages should not pay for moving them.
             AdminRoute::PurgeListed => {
                 let caller = caller(&request);
-                Box::pin(self.webhook.purge_listed(request, caller)).await
+                Box::pin(self.purge_listed(request, caller)).await
             }
-            AdminRoute::PurgeOne { id } => {
-                Box::pin(self.webhook.purge_one(id, caller(&request))).await
-            }
-            AdminRoute::PurgePath(path) => {
-                Box::pin(self.webhook.purge_path(path, caller(&request))).await
-            }
+            AdminRoute::PurgeOne(id) => Box::pin(self.purge_one(id, caller(&request))).await,
+            AdminRoute::PurgePath(path) => Box::pin(self.purge_path(path, caller(&request))).await,
         }
-    }
-
-    fn status(&self) -> Reply {
-        let draining = *self.state.drain.borrow();
-        let body = status::status(&self.cache, &self.state, &self.status_config, draining);
-        json_reply(StatusCode::OK, &body)
-    }
-
-    fn explainer(&self) -> Explainer<'_> {
-        let (cache, routes, limits) = (&self.cache, &self.routes, &self.limits);
-        Explainer { cache, routes, mode: self.status_config.cache_mode(), limits }
     }
 
     fn events(&self, headers: &HeaderMap) -> Reply {
@@ -259,7 +247,7 @@ impl Admin {
         match changed {
             Ok(Some((log, was))) => json_reply(StatusCode::OK, &json!({ "log": log, "was": was })),
             Ok(None) => no_log(),
-            Err(reason) => json_reply(StatusCode::BAD_REQUEST, &json!({ "error": reason })),
+            Err(reason) => error_reply(StatusCode::BAD_REQUEST, &reason),
         }
     }
 
@@ -274,8 +262,7 @@ impl Admin {
     }
 
     fn metrics_page(&self) -> Reply {
-        let mut response =
-            Response::new(ReplyBody::Complete(self.state.registry.exposition().into()));
+        let mut response = Response::new(complete(self.state.registry.exposition()));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS_TYPE));
         response
     }
@@ -283,5 +270,5 @@ impl Admin {
 
 /// The answer if this process did not install the logger, as in tests.
 fn no_log() -> Reply {
-    json_reply(StatusCode::NOT_FOUND, &json!({ "error": "jobcache does not own the log here" }))
+    error_reply(StatusCode::NOT_FOUND, "jobcache does not own the log here")
 }

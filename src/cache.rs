@@ -26,7 +26,7 @@ pub use decide::{BeforeLookup, LookupRequest};
 pub use fill::{AbandonReason, FillResult, Filler, LeaderRead, PublishedRead};
 pub use invalidate::{
     EndStage, FenceEnd, Invalidator, OUTCOME_UNKNOWN, PurgeAllOutcome, PurgeOutcome, PurgeReceipt,
-    PurgeTaskFailed, WriteOutcome,
+    WriteOutcome,
 };
 pub use lookup::Lookup;
 pub use reader::{CacheReader, NearLookup};
@@ -93,16 +93,15 @@ impl Cache {
         Self::of_state(Arc::clone(&self.state), shared_purge_all, config)
     }
 
-    fn of_state(
-        state: Arc<SharedState>,
-        shared_purge_all: Arc<SharedPurgeAll>,
-        config: &Config,
-    ) -> Self {
+    fn of_state(state: Arc<SharedState>, purge_all: Arc<SharedPurgeAll>, config: &Config) -> Self {
         let notes = Arc::new(JobNotes::new(config.cache.lifetimes.ttl));
         let config = Arc::new(CacheConfig::new(config));
         let (of_state, of_config) = (|| Arc::clone(&state), || Arc::clone(&config));
-        let invalidator = Invalidator { state: of_state(), config: of_config(), shared_purge_all };
-        let invalidator = Arc::new(invalidator);
+        let invalidator = Arc::new(Invalidator {
+            state: of_state(),
+            config: of_config(),
+            shared_purge_all: purge_all,
+        });
         let filler = Filler { state: of_state(), config: of_config(), notes: Arc::clone(&notes) };
         let reader = CacheReader { state: of_state(), config: of_config(), notes };
         Self { state, config, reader, filler, invalidator }
@@ -123,7 +122,7 @@ impl Cache {
         &self.state.store
     }
 
-    /// Returns the routes whose jobs were seen to change without a purge.
+    /// Returns the routes with jobs that were seen to change without a purge.
     pub fn silent_changes(&self) -> Vec<SilentRoute> {
         self.state.silent_changes.routes()
     }

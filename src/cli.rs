@@ -13,6 +13,7 @@ use std::{
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use clap_complete::Shell;
 use flags::SettingFlags;
+use hyper::Uri;
 use jobcache::{config::Flags, demo};
 
 /// Caches job status polls in front of an unchanged API.
@@ -78,6 +79,16 @@ pub(crate) struct CheckArgs {
     /// Exit with 1 unless Redis, the API, warm.file and warm.list can be reached
     #[arg(long)]
     pub(crate) strict: bool,
+    /// Say what would happen to a GET and a PUT of this path, and check nothing else
+    #[arg(long, value_name = "PATH", value_parser = path)]
+    pub(crate) path: Vec<Uri>,
+}
+
+fn path(text: &str) -> Result<Uri, String> {
+    if !text.starts_with('/') {
+        return Err("a path begins with '/'".to_owned());
+    }
+    text.parse().map_err(|error| format!("not a path as clients send it: {error}"))
 }
 
 /// Parses the command line into flags and a command, if there is one; ends the process on `--help`,

@@ -13,25 +13,19 @@ mod figures;
 mod show;
 
 use std::{
-    env,
-    future::Future,
-    io,
+    env, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::pin,
     sync::Arc,
     time::Duration,
 };
 
-use tokio::{
-    net::TcpListener,
-    sync::{oneshot, watch},
-    task::JoinSet,
-    time::sleep,
-};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
 
 use self::{
     api::SampleJobs,
-    crowd::{Poller, PurgeClient, StoreState},
+    crowd::{Poller, PurgeClient},
     figures::Figures,
     show::{DemoSetup, Show},
 };
@@ -119,17 +113,14 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
     let webhook = PurgeClient::new(setup.admin, config.webhook.secrets.first().cloned());
 
     let _api = start_api(api.listener, &config, Arc::clone(&jobs));
-    let (stop, stopped) = oneshot::channel::<()>();
+    let stop = CancellationToken::new();
     let listeners = Listeners { proxy: proxy.listener.into(), admin: admin.listener.into() };
-    let mut sidecar = pin!(crate::run(config, listeners, async {
-        // A dropped sender stops the sidecar as well.
-        let _ = stopped.await;
-    }));
+    let mut sidecar = pin!(crate::run(config, listeners, stop.cancelled()));
 
     let mut crowd = JoinSet::new();
     let mut show = Show::new(&setup, Arc::clone(&figures), Arc::clone(&jobs));
     let shown = async {
-        if StoreState::of(&setup).await == StoreState::Down {
+        if !crowd::is_store_up(&setup).await {
             return Err(DemoError::Store(store));
         }
         show.open().map_err(DemoError::Output)?;
@@ -146,17 +137,14 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
     };
     // Once the pollers' connections are closed, the sidecar has nothing to drain.
     crowd.shutdown().await;
-    let _ = stop.send(());
+    stop.cancel();
     sidecar.await?;
     ignore_broken_pipe(result.and_then(|()| show.close().map_err(DemoError::Output)))
 }
 
 /// Returns at `shutdown` or after `duration`, whichever comes first.
 async fn until(duration: Option<Duration>, shutdown: impl Future<Output = ()>) {
-    match duration {
-        Some(duration) => tokio::select! { () = shutdown => {}, () = sleep(duration) => {} },
-        None => shutdown.await,
-    }
+    let _ = timeout(duration.unwrap_or(Duration::MAX), shutdown).await;
 }
 
 /// Treats a closed standard output as a normal end.

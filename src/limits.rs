@@ -22,7 +22,7 @@ use bytes::{Bytes, BytesMut};
 use hyper::body::Frame;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
-use crate::observe::metrics::Registry;
+use crate::{observe::metrics::Registry, semantics::labels::labels};
 
 /// Memory of a frame besides its data, in bytes: the frame itself, its slot in a queue, and the
 /// reference count of its bytes. A body in one-byte chunks consists mostly of this.
@@ -222,70 +222,44 @@ pub fn with_permit<H: Send + 'static>(bytes: Bytes, held: H) -> Bytes {
     if bytes.is_empty() { bytes } else { Bytes::from_owner(Counted(bytes, held)) }
 }
 
-/// A limit that was reached. Each has the name of its setting, so that the metric says what to
-/// change. Floods of HTTP/2 are counted in `jobcache_connection_errors_total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
-    /// All client connections were in use, so the next client has to wait.
-    Connections,
-    /// A request was refused because too many were being answered.
-    Requests,
-    /// A connection was closed because no complete request head arrived in time. Idle connections
-    /// count too.
-    HeaderTimeout,
-    /// A client read nothing of its response for too long.
-    WriteTimeout,
-    /// An upload was too slow.
-    UploadRate,
-    /// A request head was too long or, over HTTP/1, had too many fields: the parser does not
-    /// distinguish the two.
-    HeaderBytes,
-    /// A request head had too many fields.
-    Headers,
-    /// A path with its query was too long.
-    Uri,
-    /// An HTTP/2 connection reached its number of streams; further streams are refused.
-    Streams,
-    /// A read of a job went to the upstream on its own because too many flights were under way.
-    Flights,
-    /// A response was not stored because too many bytes of responses were held in memory.
-    Captured,
-    /// A write or a purge was refused because too many bytes of them were held in memory.
-    Inspected,
-    /// All connections to the upstream were in use, so a request had to wait.
-    UpstreamConnections,
-    /// A request was refused because too many were waiting for a connection.
-    UpstreamWaiting,
-    /// A purge was refused because too many arrived within a second.
-    WebhookPurges,
-    /// A call without the webhook secret was answered 429 because too many came from its address.
-    WebhookFailures,
-}
-
-impl Limit {
-    /// Every limit with the key of its setting, in the order of declaration.
-    pub const ALL: [(Self, &'static str); 16] = [
-        (Self::Connections, "server.max_connections"),
-        (Self::Requests, "server.max_requests"),
-        (Self::HeaderTimeout, "server.header_timeout"),
-        (Self::WriteTimeout, "server.write_timeout"),
-        (Self::UploadRate, "server.min_upload_rate"),
-        (Self::HeaderBytes, "server.max_header_bytes"),
-        (Self::Headers, "server.max_headers"),
-        (Self::Uri, "server.max_uri"),
-        (Self::Streams, "server.max_streams"),
-        (Self::Flights, "max_flights"),
-        (Self::Captured, "max_captured"),
-        (Self::Inspected, "max_inspected"),
-        (Self::UpstreamConnections, "upstream.max_connections"),
-        (Self::UpstreamWaiting, "upstream.max_waiting"),
-        (Self::WebhookPurges, "webhook_max_purges"),
-        (Self::WebhookFailures, "webhook_max_failures"),
-    ];
-
-    /// The key of its setting.
-    pub fn as_str(self) -> &'static str {
-        Self::ALL[self as usize].1
+labels! {
+    /// A limit that was reached. Each has the name of its setting, so that the metric says what to
+    /// change. Floods of HTTP/2 are counted in `jobcache_connection_errors_total`.
+    pub enum Limit {
+        /// All client connections were in use, so the next client has to wait.
+        Connections = "server.max_connections",
+        /// A request was refused because too many were being answered.
+        Requests = "server.max_requests",
+        /// A connection was closed because no complete request head arrived in time. Idle connections
+        /// count too.
+        HeaderTimeout = "server.header_timeout",
+        /// A client read nothing of its response for too long.
+        WriteTimeout = "server.write_timeout",
+        /// An upload was too slow.
+        UploadRate = "server.min_upload_rate",
+        /// A request head was too long or, over HTTP/1, had too many fields: the parser does not
+        /// distinguish the two.
+        HeaderBytes = "server.max_header_bytes",
+        /// A request head had too many fields.
+        Headers = "server.max_headers",
+        /// A path with its query was too long.
+        Uri = "server.max_uri",
+        /// An HTTP/2 connection reached its number of streams; further streams are refused.
+        Streams = "server.max_streams",
+        /// A read of a job went to the upstream on its own because too many flights were under way.
+        Flights = "max_flights",
+        /// A response was not stored because too many bytes of responses were held in memory.
+        Captured = "max_captured",
+        /// A write or a purge was refused because too many bytes of them were held in memory.
+        Inspected = "max_inspected",
+        /// All connections to the upstream were in use, so a request had to wait.
+        UpstreamConnections = "upstream.max_connections",
+        /// A request was refused because too many were waiting for a connection.
+        UpstreamWaiting = "upstream.max_waiting",
+        /// A purge was refused because too many arrived within a second.
+        WebhookPurges = "webhook_max_purges",
+        /// A call without the webhook secret was answered 429 because too many came from its address.
+        WebhookFailures = "webhook_max_failures",
     }
 }
 
@@ -304,10 +278,10 @@ impl LimitHits {
             "limit",
             "limits_hit",
             "Times that a limit was reached, by the name of its setting",
-            Limit::ALL.map(|(_, key)| key),
+            Limit::WORDS,
         );
         // Looked up once.
-        Self(Limit::ALL.map(|(_, key)| hits.handle([key])))
+        Self(Limit::WORDS.map(|key| hits.handle([key])))
     }
 
     /// Counts that a limit was reached.
@@ -317,7 +291,6 @@ impl LimitHits {
 
     /// The counter of a limit.
     pub fn counter(&self, limit: Limit) -> &Counter {
-        // `ALL` is in the order of declaration.
         &self.0[limit as usize]
     }
 }
@@ -392,7 +365,7 @@ mod tests {
     #[test]
     fn a_limit_is_counted_under_the_name_of_a_setting_that_there_is() {
         let limits = LimitHits::shared(&mut Registry::default());
-        for (limit, _) in Limit::ALL {
+        for limit in Limit::ALL {
             assert!(setting(limit.as_str()).is_some(), "{limit:?}");
             limits.count(limit);
             assert_eq!(limits.counter(limit).get(), 1, "{limit:?} has a counter of its own");

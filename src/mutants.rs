@@ -4,106 +4,57 @@
 //! environment variable `JOBCACHE_MUTANT` activates one fault. A checker that accepts the mutant is
 //! wrong. Without the feature, [`is`] is `false` at compile time.
 
-/// A fault in the protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mutant {
-    /// A fill does not check that it holds the lease.
-    FillWithoutToken,
-    /// A fill does not check the placeholder, so a third party's `DEL` does not void it.
-    FillWithoutPlaceholder,
-    /// A lease is granted while a write is in flight.
-    LeaseWithoutFence,
-    /// A write does not drop the entry and the lease when it begins.
-    BeginWithoutDel,
-    /// A write does not drop the entry and the lease when it ends.
-    EndWithoutDel,
-    /// A reader joins any flight of its job, whatever token the store showed.
-    JoinById,
-    /// A reader joins a flight before it has looked the job up.
-    JoinBeforeLookup,
-    /// A reader joins the flight of a token that a snapshot has restored.
-    JoinAcrossEpochs,
-    /// While the store is down, a reader joins a read that began before the reader arrived.
-    JoinRunning,
-    /// A write that ends also lifts the fences of all other writes.
-    EndLiftsEveryFence,
-    /// A write does not end a second time when the body of its answer ends.
-    EndOnce,
-    /// An invalidation that the store did not confirm is not retried.
-    NoPending,
-    /// Entries from before a restart of the server are accepted.
-    NoEpoch,
-    /// A value that another program has `SET` is accepted if it has the same bytes as our entry.
-    NoExpiryCheck,
-    /// An entry gets the epoch of its fill instead of that of its lease.
-    EpochAtFill,
-    /// A value that was read before its invalidation is stored in this process after it.
-    NearWithoutGeneration,
-    /// An entry in this process is used without waiting for the barrier.
-    NearWithoutBarrier,
-    /// Entries in this process survive the loss of the tracking connection.
-    NearWithoutFlush,
-    /// Entries in this process survive the move of their slot to another master.
-    NearAcrossMoves,
-    /// An invalidation that a cluster node redirected counts as confirmed.
-    RedirectedIsDone,
-    /// An entry is kept although tracking by keys does not cover its key.
-    NearUntracked,
+use crate::semantics::labels::labels;
+
+labels! {
+    /// A fault in the protocol.
+    pub enum Mutant {
+        /// A fill does not check that it holds the lease.
+        FillWithoutToken = "fill-without-token",
+        /// A fill does not check the placeholder, so a third party's `DEL` does not void it.
+        FillWithoutPlaceholder = "fill-without-placeholder",
+        /// A lease is granted while a write is in flight.
+        LeaseWithoutFence = "lease-without-fence",
+        /// A write does not drop the entry and the lease when it begins.
+        BeginWithoutDel = "begin-without-del",
+        /// A write does not drop the entry and the lease when it ends.
+        EndWithoutDel = "end-without-del",
+        /// A reader joins any flight of its job, whatever token the store showed.
+        JoinById = "join-by-id",
+        /// A reader joins a flight before it has looked the job up.
+        JoinBeforeLookup = "join-before-lookup",
+        /// A reader joins the flight of a token that a snapshot has restored.
+        JoinAcrossEpochs = "join-across-epochs",
+        /// While the store is down, a reader joins a read that began before the reader arrived.
+        JoinRunning = "join-running",
+        /// A write that ends also lifts the fences of all other writes.
+        EndLiftsEveryFence = "end-lifts-every-fence",
+        /// A write does not end a second time when the body of its answer ends.
+        EndOnce = "end-once",
+        /// An invalidation that the store did not confirm is not retried.
+        NoPending = "no-pending",
+        /// Entries from before a restart of the server are accepted.
+        NoEpoch = "no-epoch",
+        /// A value that another program has `SET` is accepted if it has the same bytes as our entry.
+        NoExpiryCheck = "no-expiry-check",
+        /// An entry gets the epoch of its fill instead of that of its lease.
+        EpochAtFill = "epoch-at-fill",
+        /// A value that was read before its invalidation is stored in this process after it.
+        NearWithoutGeneration = "near-without-generation",
+        /// An entry in this process is used without waiting for the barrier.
+        NearWithoutBarrier = "near-without-barrier",
+        /// Entries in this process survive the loss of the tracking connection.
+        NearWithoutFlush = "near-without-flush",
+        /// Entries in this process survive the move of their slot to another master.
+        NearAcrossMoves = "near-across-moves",
+        /// An invalidation that a cluster node redirected counts as confirmed.
+        RedirectedIsDone = "redirected-is-done",
+        /// An entry is kept although tracking by keys does not cover its key.
+        NearUntracked = "near-unfollowed",
+    }
 }
 
 impl Mutant {
-    /// Every mutant.
-    pub const ALL: [Self; 21] = [
-        Self::FillWithoutToken,
-        Self::FillWithoutPlaceholder,
-        Self::LeaseWithoutFence,
-        Self::BeginWithoutDel,
-        Self::EndWithoutDel,
-        Self::JoinById,
-        Self::JoinBeforeLookup,
-        Self::JoinAcrossEpochs,
-        Self::JoinRunning,
-        Self::EndLiftsEveryFence,
-        Self::EndOnce,
-        Self::NoPending,
-        Self::NoEpoch,
-        Self::NoExpiryCheck,
-        Self::EpochAtFill,
-        Self::NearWithoutGeneration,
-        Self::NearWithoutBarrier,
-        Self::NearWithoutFlush,
-        Self::NearAcrossMoves,
-        Self::RedirectedIsDone,
-        Self::NearUntracked,
-    ];
-
-    /// Returns the value of `JOBCACHE_MUTANT` that activates it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::FillWithoutToken => "fill-without-token",
-            Self::FillWithoutPlaceholder => "fill-without-placeholder",
-            Self::LeaseWithoutFence => "lease-without-fence",
-            Self::BeginWithoutDel => "begin-without-del",
-            Self::EndWithoutDel => "end-without-del",
-            Self::JoinById => "join-by-id",
-            Self::JoinBeforeLookup => "join-before-lookup",
-            Self::JoinAcrossEpochs => "join-across-epochs",
-            Self::JoinRunning => "join-running",
-            Self::EndLiftsEveryFence => "end-lifts-every-fence",
-            Self::EndOnce => "end-once",
-            Self::NoPending => "no-pending",
-            Self::NoEpoch => "no-epoch",
-            Self::NoExpiryCheck => "no-expiry-check",
-            Self::EpochAtFill => "epoch-at-fill",
-            Self::NearWithoutGeneration => "near-without-generation",
-            Self::NearWithoutBarrier => "near-without-barrier",
-            Self::NearWithoutFlush => "near-without-flush",
-            Self::NearAcrossMoves => "near-across-moves",
-            Self::RedirectedIsDone => "redirected-is-done",
-            Self::NearUntracked => "near-unfollowed",
-        }
-    }
-
     /// Returns the script that it changes, the line in it, and the replacement. `None` for a fault
     /// that is not in a script.
     pub fn script(self) -> Option<(&'static str, &'static str, &'static str)> {

@@ -36,12 +36,13 @@ mod prefetch;
 mod proxy_context;
 mod read;
 pub mod repeat_hit;
+mod route_advice;
 mod verify;
 mod write;
 
 pub use prefetch::{JobListError, PrefetchOutcome};
 
-use std::{future::Future, sync::Arc};
+use std::sync::Arc;
 
 use hyper::{Request, body::Incoming};
 use tokio::time::{Instant, timeout_at};
@@ -54,7 +55,7 @@ use self::{
     body_rules::BodyInspector,
     metrics::ProxyMetrics,
     proxy_context::{ProxyConfig, ProxyContext, Requester},
-    repeat_hit::{RepeatHit, RepeatHits},
+    repeat_hit::RepeatHit,
 };
 use crate::{
     cache::Cache,
@@ -65,7 +66,7 @@ use crate::{
         headers,
         route::{Route, Routes},
     },
-    service::{Answered, Informational},
+    service::{Answered, Informational, RepeatFastPath},
     transport::{ConnectionId, Peer},
     upstream::Upstream,
 };
@@ -77,8 +78,6 @@ use crate::{
 /// tasks with the old one.
 pub struct Proxy {
     context: Arc<ProxyContext>,
-    /// The fast path below hyper. [`serve`](Proxy::serve) does not use it.
-    repeat_hits: RepeatHits,
     /// Limits the requests that are being answered.
     requests: Arc<Quota>,
 }
@@ -180,9 +179,10 @@ impl Proxy {
             draining: CancellationToken::new(),
             comparisons: verify::quota(&metrics),
             inspector: Arc::new(BodyInspector::new(inspected, registry)),
+            advice: Arc::default(),
             metrics: Arc::new(metrics),
         };
-        Self::of_context(context, requests)
+        Self { context: Arc::new(context), requests }
     }
 
     /// Returns the routes of the jobs.
@@ -204,12 +204,7 @@ impl Proxy {
         };
         let config = Arc::new(ProxyConfig::of(config));
         let context = ProxyContext { routes, config, superseded, cache, ..old.clone() };
-        Self::of_context(context, Arc::clone(&self.requests))
-    }
-
-    fn of_context(context: ProxyContext, requests: Arc<Quota>) -> Self {
-        let context = Arc::new(context);
-        Self { repeat_hits: RepeatHits(Arc::clone(&context)), context, requests }
+        Self { context: Arc::new(context), requests: Arc::clone(&self.requests) }
     }
 
     /// Returns the metrics of this proxy.
@@ -218,19 +213,19 @@ impl Proxy {
     }
 
     /// Returns the fast path for requests that repeat the header fields of a hit.
-    pub(crate) fn repeat_hits(&self) -> &RepeatHits {
-        &self.repeat_hits
+    pub(crate) fn repeat_hits(&self) -> &impl RepeatFastPath<Repeat = RepeatHit> {
+        &*self.context
     }
 
     /// Registers an open client connection, to which a login may bind an upstream connection. Its
     /// requests must follow one another.
     pub(crate) fn open_connection(&self) -> ConnectionId {
-        self.context.upstream.open_client()
+        self.context.upstream.bound.open()
     }
 
     /// Closes the upstream connection that is bound to a client connection, which is now closed.
     pub(crate) fn close_connection(&self, connection: ConnectionId) {
-        self.context.upstream.close_client(connection);
+        self.context.upstream.bound.close(connection);
     }
 
     /// Waits until `deadline` for writes and flights that have outlived their clients, and for

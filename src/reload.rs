@@ -49,7 +49,7 @@ use crate::{
     observe::metrics::{Counters, Registry},
     proxy::{Proxy, body::Body, repeat_hit::RepeatHit},
     run_error::RunError,
-    semantics::route::Routes,
+    semantics::{labels::labels, route::Routes},
     service::{Answered, FastPathMiss, Informational, RepeatFastPath, Service},
     telemetry::{LogFilter, SpanExport, Telemetry},
     transport::{ConnectionId, Peer},
@@ -62,30 +62,17 @@ const MAX_WAITING_RELOADS: usize = 1;
 const INVALIDATING_SETTINGS: [&str; 6] =
     ["routes", "route", "ids", "query.allow", "query.ignore", "invalidate"];
 
-/// The result of a reload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReloadOutcome {
-    /// Every change is in force.
-    Applied,
-    /// There was no change.
-    Unchanged,
-    /// Something needs a restart, so nothing has changed.
-    Refused,
-    /// The new configuration has mistakes, so nothing has changed.
-    Invalid,
-}
-
-impl ReloadOutcome {
-    const ALL: [Self; 4] = [Self::Applied, Self::Unchanged, Self::Refused, Self::Invalid];
-
-    /// The name in logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Applied => "applied",
-            Self::Unchanged => "unchanged",
-            Self::Refused => "refused",
-            Self::Invalid => "invalid",
-        }
+labels! {
+    /// The result of a reload.
+    pub enum ReloadOutcome {
+        /// Every change is in force.
+        Applied = "applied",
+        /// There was no change.
+        Unchanged = "unchanged",
+        /// Something needs a restart, so nothing has changed.
+        Refused = "refused",
+        /// The new configuration has mistakes, so nothing has changed.
+        Invalid = "invalid",
     }
 }
 
@@ -214,7 +201,7 @@ pub(crate) fn register_counts(registry: &mut Registry) -> Counters<1> {
         "outcome",
         "config_reloads",
         "Reloads of the configuration by outcome",
-        ReloadOutcome::ALL.map(ReloadOutcome::as_str),
+        ReloadOutcome::WORDS,
     )
 }
 

@@ -6,6 +6,7 @@ pub mod headers;
 pub mod identity;
 pub mod job_id;
 pub mod json_pointer;
+pub(crate) mod labels;
 pub mod policy;
 pub mod route;
 pub mod settings;

@@ -9,7 +9,7 @@
 mod connection;
 pub mod listen;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{future::ready, io, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
@@ -22,7 +22,7 @@ use tracing::warn;
 pub use self::connection::ServerMetrics;
 use self::{
     connection::{ClientConnection, ConnectionConfig},
-    listen::Listener,
+    listen::{Accepted, Listener},
 };
 use crate::{
     config,
@@ -81,7 +81,7 @@ impl Server {
                 let permit = acquire_permit(&permits, &metrics).await;
                 (permit, listener.accept().await)
             };
-            let (permit, (socket, remote)) = tokio::select! {
+            let (permit, accepted) = tokio::select! {
                 (permit, accepted) = accepted => match accepted {
                     Ok(accepted) => (permit, accepted),
                     Err(error) => { pause_after_accept_error(&error).await; continue }
@@ -89,18 +89,15 @@ impl Server {
                 Some(_ended) = connections.join_next() => continue,
                 () = until_drain(&mut drain) => break,
             };
-            let connection = begin();
-            connections.spawn(async move {
-                connection.serve(socket, remote).await;
-                drop(permit);
-            });
+            connections.spawn(serve(begin(), ready(permit), accepted));
         }
         let backlog = listener.close().unwrap_or_else(|error| {
             warn!(%error, "cannot accept the connections that wait in the listen backlog");
             Vec::new()
         });
-        for (socket, remote) in backlog {
-            connections.spawn(begin().serve(socket, remote));
+        for accepted in backlog {
+            let permit = Arc::clone(&permits).acquire_owned();
+            connections.spawn(serve(begin(), permit, accepted));
         }
         let ended = async { while connections.join_next().await.is_some() {} };
         if timeout(deadline, ended).await.is_err() {
@@ -109,6 +106,16 @@ impl Server {
             connections.shutdown().await;
         }
     }
+}
+
+/// Serves a connection once it has a permit, and gives that back at its end.
+async fn serve<S: Service>(
+    connection: ClientConnection<S>,
+    permit: impl Future,
+    (socket, remote): Accepted,
+) {
+    let _permit = permit.await;
+    connection.serve(socket, remote).await;
 }
 
 async fn acquire_permit(

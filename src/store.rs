@@ -87,12 +87,12 @@ mod write;
 pub use self::{
     barrier::BarrierWait,
     errors::{Budget, NodeAddress, Redirect, StoreError},
-    metrics::NearMetrics,
+    metrics::{NearMetrics, NearMiss},
     pending::JournalStatus,
     sidecar_record::{RecordMismatch, SidecarRecord},
     words::{
-        CredentialKey, Ended, Epoch, Fill, Grant, IdentityHash, Key, KeyState, Lease, LeaseState,
-        MAX_PAIRS_OF_CREDENTIAL, NodeStatus, Replacement, Seen, StoredValue, Token,
+        CredentialKey, Ended, EntryChange, Epoch, Fill, Grant, IdentityHash, Key, KeyState, Lease,
+        LeaseState, MAX_PAIRS_OF_CREDENTIAL, NodeStatus, Seen, StoredValue, Token,
     },
     write::{KeyReceipt, Purged, RemovedEntry, Write},
 };
@@ -112,10 +112,10 @@ use self::{
     metrics::StoreMetrics,
     near::Watcher,
     redis::RedisEngine,
-    words::{Tokens, unix_ms},
+    words::{Tokens, now_ms},
 };
 use crate::{
-    clock, config,
+    config,
     observe::{events::Events, metrics::Registry},
 };
 
@@ -196,10 +196,7 @@ impl Store {
     /// the cache now. Fails for a key with an unconfirmed invalidation, and for every key while the
     /// store is down, or within `store.reconnect_grace` of its restart or failover.
     pub fn trust(&self, key: &Key) -> Result<i64, StoreError> {
-        match &self.engine {
-            Engine::Redis(redis) => redis.trust(key),
-            Engine::Memory(_) => Ok(unix_ms(clock::now())),
-        }
+        self.redis().map_or_else(|| Ok(now_ms()), |redis| redis.trust(key))
     }
 
     /// Returns a token that was never used before, for the generation of a replacement.
@@ -229,7 +226,7 @@ impl Store {
     /// Returns the current time in ms since 1970, by the store's clock, or by ours while it is
     /// down.
     pub fn now_ms(&self) -> i64 {
-        self.redis().map_or_else(|| unix_ms(clock::now()), |redis| redis.now_ms())
+        self.redis().map_or_else(now_ms, |redis| redis.now_ms())
     }
 
     /// Returns whether there is a trusted connection; on a cluster, one to the owner of every slot.

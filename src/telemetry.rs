@@ -7,7 +7,6 @@
 mod export;
 
 use std::{
-    fmt,
     io::{self, IsTerminal},
     mem,
     sync::{Arc, Mutex, PoisonError},
@@ -64,14 +63,8 @@ impl LogFilter {
     }
 }
 
-impl fmt::Debug for LogFilter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("LogFilter").field(&self.text()).finish()
-    }
-}
-
 /// The running log, and the spans to export.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Telemetry {
     /// The filter of the log.
     pub filter: LogFilter,

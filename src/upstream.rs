@@ -20,11 +20,9 @@ mod request_body;
 mod response_body;
 mod upload;
 
-use std::{fmt, pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
-use hyper::{
-    Request, Response, Version, body::Incoming, client::conn::TrySendError, http::uri::Scheme,
-};
+use hyper::{Request, Response, Version, body::Incoming, client::conn::TrySendError};
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout, timeout_at},
@@ -40,7 +38,7 @@ use self::{
     upload::{Expectation, UploadActivity},
 };
 use crate::{
-    config::{self, Config, Endpoint},
+    config::{self, Config},
     limits::{GaugeGuard, Limit},
     observe::{events::Events, metrics::Registry},
     semantics::headers::is_login,
@@ -50,11 +48,14 @@ use crate::{
 
 pub use self::{
     connect::to_origin_form,
-    error::{BodyError, UploadError, UpstreamError},
+    error::{BodyError, PolledFrame, UploadError, UpstreamError},
     pool::ConnectionPermit,
-    request_body::{RequestBody, UploadEnd, UploadOutcome, relay_informational},
+    request_body::{BodyOutcome, RequestBody, UploadEnd, relay_informational},
     response_body::ResponseBody,
 };
+
+/// The result of an exchange with the upstream.
+pub type Exchanged = Result<Response<ResponseBody>, UpstreamError>;
 
 /// Shortest wait before an upload that has nearly used up its time is checked again.
 const MIN_UPLOAD_CHECK: Duration = Duration::from_millis(50);
@@ -75,19 +76,14 @@ pub struct Upstream {
     config: config::UpstreamConfig,
     versions: HttpVersions,
     pool: Arc<Pool>,
-    bound: Arc<BoundConnections>,
+    /// The client connections, and what is bound to them.
+    pub(crate) bound: Arc<BoundConnections>,
     permits: Arc<Semaphore>,
     /// Permits to wait for a connection: `upstream.max_waiting`.
     wait_permits: Semaphore,
     /// `server.min_upload_rate`.
     min_upload_rate: usize,
     metrics: Arc<UpstreamMetrics>,
-}
-
-impl fmt::Debug for Upstream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream").field("connector", &self.connector).finish_non_exhaustive()
-    }
 }
 
 impl Upstream {
@@ -128,28 +124,9 @@ impl Upstream {
         self.connector.connect(UpstreamProtocol::Http1).await.map(drop)
     }
 
-    /// Registers an open client connection. Its requests follow one another.
-    pub fn open_client(&self) -> ConnectionId {
-        self.bound.open()
-    }
-
-    /// Closes the connection that belongs to a client connection, if there is one.
-    pub fn close_client(&self, client: ConnectionId) {
-        self.bound.close(client);
-    }
-
-    /// Whether a connection belongs, or has belonged, to this client connection.
-    pub fn is_bound(&self, client: Option<ConnectionId>) -> bool {
-        self.bound.is_bound(client)
-    }
-
     /// Sends a request in origin form and waits for the response head. The version of the request
     /// selects HTTP/1.1 or HTTP/2.
-    pub async fn send(
-        &self,
-        mut request: Request<RequestBody>,
-        repeat: RetryPolicy,
-    ) -> Result<Response<ResponseBody>, UpstreamError> {
+    pub async fn send(&self, mut request: Request<RequestBody>, repeat: RetryPolicy) -> Exchanged {
         announce_body(&mut request);
         let started = Instant::now();
         let protocol = match request.version() {
@@ -157,7 +134,7 @@ impl Upstream {
             _ => UpstreamProtocol::Http1,
         };
         if protocol == UpstreamProtocol::Http2 {
-            to_absolute_form(&mut request, self.scheme(), self.authority());
+            to_absolute_form(&mut request, self.connector.scheme(), self.authority());
         }
         let result = self.exchange(request, protocol, repeat).await;
         self.metrics.record(&result, started.elapsed());
@@ -169,7 +146,7 @@ impl Upstream {
         mut request: Request<RequestBody>,
         protocol: UpstreamProtocol,
         repeat: RetryPolicy,
-    ) -> Result<Response<ResponseBody>, UpstreamError> {
+    ) -> Exchanged {
         let permit = self.acquire_permit().await?;
         let client = request.extensions_mut().remove::<ConnectionId>();
         let login = if is_login(request.headers()) { Login::Present } else { Login::Absent };
@@ -267,13 +244,6 @@ impl Upstream {
         connection.home = self.bound.home_after(connection.home, client, &response);
         let body = |body| ResponseBody::new(body, connection, limit, unrequested);
         Ok(response.map(body))
-    }
-
-    fn scheme(&self) -> Scheme {
-        match self.config.endpoint() {
-            Endpoint::Tls { .. } => Scheme::HTTPS,
-            Endpoint::Tcp(_) | Endpoint::Unix(_) => Scheme::HTTP,
-        }
     }
 
     /// Waits for the response head.

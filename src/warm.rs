@@ -15,6 +15,7 @@ pub mod sources;
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::future::join3;
 use hyper::HeaderMap;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
@@ -98,22 +99,16 @@ impl WarmWorker {
     /// Reads jobs until the drain begins. `proxy` returns the proxy to use for the next read.
     pub async fn run(self, proxy: impl Fn() -> Arc<Proxy>, mut drain: Drain) {
         let mut reads = JoinSet::new();
-        let work =
-            async { tokio::join!(self.queue_sources(&proxy), self.read_all(&proxy, &mut reads)) };
+        let (file, list) = (self.take_file(&proxy), self.take_list(&proxy));
         tokio::select! {
             // Also stops if the sender of the drain is gone.
             () = until_drain(&mut drain) => {}
-            _ = work => {}
+            _ = join3(file, list, self.read_all(&proxy, &mut reads)) => {}
         }
         // Reads in progress continue, because others wait for the leases that they hold. `proxy`
         // waits for its reads.
         reads.detach_all();
         self.warmer.queue.close();
-    }
-
-    /// Queues the jobs that the configuration names.
-    async fn queue_sources(&self, proxy: &impl Fn() -> Arc<Proxy>) {
-        tokio::join!(self.take_file(proxy), self.take_list(proxy));
     }
 
     async fn take_file(&self, proxy: &impl Fn() -> Arc<Proxy>) {
@@ -130,7 +125,7 @@ impl WarmWorker {
                     "cannot read warm.file, so its jobs are not warmed: set it to a file with one id per \
                      line that this user can read, and restart"
                 );
-                self.warmer.metrics.count_source(FILE, "failed");
+                self.warmer.metrics.sources.inc([FILE, "failed"]);
             }
             // The runtime is shutting down.
             Err(_) => {}
@@ -162,14 +157,14 @@ impl WarmWorker {
             sleep(pause).await;
         };
         warn!(list = %target, %error, "cannot read warm.list, so its jobs are not warmed");
-        self.warmer.metrics.count_source(LIST, "failed");
+        self.warmer.metrics.sources.inc([LIST, "failed"]);
     }
 
     fn take(&self, source: &'static str, found: &sources::FoundIds) {
         let taken = self.warmer.refresh(&found.jobs);
         let jobs = found.jobs.len();
         let unreadable = found.unreadable;
-        self.warmer.metrics.count_source(source, "read");
+        self.warmer.metrics.sources.inc([source, "read"]);
         if taken < jobs || unreadable > 0 || jobs == 0 {
             let pointer = (source == LIST).then(|| self.config.pointer.to_string());
             let first = found.first_unreadable.as_deref();
@@ -247,27 +242,22 @@ struct WarmMetrics {
     waiting: Gauge,
 }
 
-/// The final outcomes of a read.
-const FINAL_OUTCOMES: [&str; 8] =
-    ["stored", "present", "joined", "status", "unstorable", "passed", "overflow", "died"];
-/// The outcomes that postpone a read, or end it when it has been postponed too long.
-const POSTPONING_OUTCOMES: [&str; 6] = ["fenced", "leased", "revoked", "store", "upstream", "busy"];
-
 impl WarmMetrics {
     fn register(r: &mut Registry) -> Self {
+        let transient = PrefetchOutcome::ALL.into_iter().filter(|outcome| outcome.is_transient());
         let sources = [FILE, LIST].map(|source| ["read", "failed"].map(|read| [source, read]));
         Self {
             outcomes: r.counters_by(
                 "outcome",
                 "warm",
                 "Jobs to be read ahead, by outcome",
-                FINAL_OUTCOMES.into_iter().chain(POSTPONING_OUTCOMES),
+                PrefetchOutcome::WORDS,
             ),
             postponed: r.counters_by(
                 "outcome",
                 "warm_postponed",
                 "Attempts to read a job ahead that are to be repeated, by cause",
-                POSTPONING_OUTCOMES,
+                transient.map(PrefetchOutcome::as_str),
             ),
             sources: r.counters(
                 "warm_sources",
@@ -284,11 +274,6 @@ impl WarmMetrics {
         if jobs > 0 {
             self.outcomes.add([outcome], jobs as u64);
         }
-    }
-
-    /// Counts a file or list of jobs as read or failed.
-    fn count_source(&self, source: &'static str, outcome: &'static str) {
-        self.sources.inc([source, outcome]);
     }
 
     /// Sets how many jobs wait to be read.

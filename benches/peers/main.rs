@@ -13,6 +13,10 @@ mod forward;
 mod http;
 #[path = "../support/interrupt.rs"]
 mod interrupt;
+#[path = "../support/nginx.rs"]
+mod nginx;
+#[path = "../support/peer_files.rs"]
+mod peer_files;
 #[path = "../support/plot.rs"]
 mod plot;
 #[path = "../support/process.rs"]
@@ -121,7 +125,8 @@ fn run(args: &Args) -> Result<()> {
     let machine = report::machine();
     let mut summary = Summary { jobs: args.jobs, ..Summary::default() };
 
-    let entrants = entrants(args)?;
+    let mut entrants = entrants(args)?;
+    entrants.retain(|entrant| entrant.has_costs());
     if args.jobs > 0 {
         weigh_all(&entrants, &stage, &interrupt, &mut summary)?;
     }

@@ -1,7 +1,6 @@
 //! The measured peers, and how each is started.
 
 use std::{
-    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -14,9 +13,11 @@ use crate::{
     Result,
     cell::Work,
     forward::Client,
+    nginx::{MICROCACHE, Nginx},
+    peer_files::PeerFiles,
     process::{self, Process},
     purge::Purge,
-    report::{cores, first_line},
+    report::first_line,
     servers::{Redis, Sidecar},
 };
 
@@ -38,6 +39,7 @@ enum Kind {
     Nginx {
         sendfile: &'static str,
     },
+    Microcache,
     Haproxy,
     Varnish,
     Bloom,
@@ -65,7 +67,7 @@ pub(crate) const LIMIT: &str = "hyper";
 
 /// All peers. Variants of jobcache that the binary rejects and peers that are not installed are
 /// skipped.
-pub(crate) const ROSTER: [Entrant; 16] = [
+pub(crate) const ROSTER: [Entrant; 17] = [
     jobcache("jobcache-strict", &["--near=strict"], Store::Redis),
     jobcache("jobcache-bounded", &["--near=bounded"], Store::Redis),
     jobcache("jobcache-off", &["--near=off"], Store::Redis),
@@ -75,6 +77,7 @@ pub(crate) const ROSTER: [Entrant; 16] = [
     before("before-off", &["--near=off"]),
     Entrant { name: "nginx", kind: Kind::Nginx { sendfile: "off" } },
     Entrant { name: "nginx-sendfile", kind: Kind::Nginx { sendfile: "on" } },
+    Entrant { name: "nginx-microcache", kind: Kind::Microcache },
     Entrant { name: "haproxy", kind: Kind::Haproxy },
     Entrant { name: "varnish", kind: Kind::Varnish },
     Entrant { name: "bloom", kind: Kind::Bloom },
@@ -150,6 +153,11 @@ impl Entrant {
         !matches!(self.kind, Kind::Hyper | Kind::Forward(_))
     }
 
+    /// Returns whether the cost of the peer is measured. A microcache costs what nginx does.
+    pub(crate) fn has_costs(self) -> bool {
+        !matches!(self.kind, Kind::Microcache)
+    }
+
     /// Returns whether the peer is measured under this work; bare proxies only forward.
     pub(crate) fn takes_part_in(self, work: Work) -> bool {
         !matches!(self.kind, Kind::Forward(_)) || work == Work::Pass
@@ -163,7 +171,7 @@ impl Entrant {
         };
         match self.kind {
             Kind::Jobcache { flags, .. } => json!(flags.join(" ")),
-            Kind::Nginx { .. } => version("nginx", "-v"),
+            Kind::Nginx { .. } | Kind::Microcache => version("nginx", "-v"),
             Kind::Haproxy => version("haproxy", "-v"),
             Kind::Varnish => version("varnishd", "-V"),
             Kind::Bloom => version("bloom", "--version"),
@@ -176,6 +184,7 @@ impl Entrant {
         let started = match self.kind {
             Kind::Jobcache { flags, store, .. } => self.start_jobcache(stage, flags, store),
             Kind::Nginx { sendfile } => self.start_nginx(stage, sendfile),
+            Kind::Microcache => self.start_microcache(stage),
             Kind::Haproxy => self.start_haproxy(stage),
             Kind::Varnish => self.start_varnish(stage),
             Kind::Bloom => self.start_bloom(stage),
@@ -206,24 +215,28 @@ impl Entrant {
     }
 
     fn start_nginx(self, stage: &Stage, sendfile: &str) -> Result<Started> {
-        let Some(program) = process::find("nginx") else { return Ok(missing("nginx")) };
-        let place = PeerFiles::new(stage)?;
         let config = include_str!("nginx.conf").replace("@SENDFILE@", sendfile);
-        let purge = Some(Purge::Refresh(place.listen));
-        let config = place.write("nginx.conf", &config)?;
-        let mut args = words("-e stderr -c");
-        args.push(config);
-        if rustix::process::geteuid().is_root() {
-            // nginx workers would switch to a user that cannot write here.
-            args.extend(["-g".to_owned(), "user root;".to_owned()]);
-        }
-        let peer = self.start_other(&program, &args, place)?;
-        Ok(Started::running(Peer { purge, ..peer }))
+        let Some(nginx) = Nginx::start(&config, stage.upstream)? else {
+            return Ok(missing("nginx"));
+        };
+        let purge = Some(Purge::Refresh(nginx.files.listen));
+        Ok(Started::running(Peer { purge, ..self.running_nginx(nginx) }))
+    }
+
+    fn start_microcache(self, stage: &Stage) -> Result<Started> {
+        let Some(nginx) = Nginx::start(MICROCACHE, stage.upstream)? else {
+            return Ok(missing("nginx"));
+        };
+        Ok(Started::running(self.running_nginx(nginx)))
+    }
+
+    fn running_nginx(self, Nginx { process, files }: Nginx) -> Peer {
+        self.running(Running::Other(process), files.listen, Some(files.dir))
     }
 
     fn start_haproxy(self, stage: &Stage) -> Result<Started> {
         let Some(program) = process::find("haproxy") else { return Ok(missing("haproxy")) };
-        let place = PeerFiles::new(stage)?;
+        let place = PeerFiles::new(stage.upstream)?;
         let config = place.write("haproxy.cfg", include_str!("haproxy.cfg"))?;
         let args = ["-db".to_owned(), "-f".to_owned(), config];
         self.start_other(&program, &args, place).map(Started::running)
@@ -231,7 +244,7 @@ impl Entrant {
 
     fn start_varnish(self, stage: &Stage) -> Result<Started> {
         let Some(program) = process::find("varnishd") else { return Ok(missing("varnish")) };
-        let place = PeerFiles::new(stage)?;
+        let place = PeerFiles::new(stage.upstream)?;
         let config = place.write("varnish.vcl", include_str!("varnish.vcl"))?;
         let mut args = words(
             "-F -j none -T none -s malloc,512m -p thread_pools=2 -p thread_pool_min=100 \
@@ -250,7 +263,7 @@ impl Entrant {
             return Ok(Started::Skipped("not installed: cargo install bloom-server".to_owned()));
         };
         let (place, redis, control) =
-            (PeerFiles::new(stage)?, Redis::start()?, process::free_address()?);
+            (PeerFiles::new(stage.upstream)?, Redis::start()?, process::free_address()?);
         let config = include_str!("bloom.cfg")
             .replace("@REDIS_PORT@", &redis.address.port().to_string())
             .replace("@CONTROL@", &control.to_string());
@@ -336,51 +349,4 @@ fn missing(package: &str) -> Started {
 
 fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
-}
-
-/// Files of a peer, and the values for its configuration.
-struct PeerFiles {
-    dir: TempDir,
-    listen: SocketAddr,
-    upstream: SocketAddr,
-}
-
-impl PeerFiles {
-    fn new(stage: &Stage) -> Result<Self> {
-        let dir = match memory_dir() {
-            Some(memory) => TempDir::with_prefix_in("jobcache-bench-", memory)?,
-            None => TempDir::with_prefix("jobcache-bench-")?,
-        };
-        Ok(Self { dir, listen: process::free_address()?, upstream: stage.upstream })
-    }
-
-    /// Writes a configuration with the placeholders replaced, and returns its path.
-    fn write(&self, name: &str, config: &str) -> Result<String> {
-        let config = config
-            .replace("@LISTEN@", &self.listen.to_string())
-            .replace("@UPSTREAM@", &self.upstream.to_string())
-            .replace("@UPSTREAM_PORT@", &self.upstream.port().to_string())
-            .replace("@THREADS@", &cores().to_string())
-            .replace("@DIR@", &self.dir.path().display().to_string());
-        let path = self.dir.path().join(name);
-        fs::write(&path, config)?;
-        Ok(path.display().to_string())
-    }
-}
-
-/// Returns an in-memory file system that has room for nginx's cache (1 GiB) and from which Varnish
-/// may load compiled code. Containers often lack one.
-fn memory_dir() -> Option<&'static str> {
-    let dir = "/dev/shm";
-    let mounts = fs::read_to_string("/proc/mounts").ok()?;
-    let mount = mounts.lines().find(|line| line.split(' ').nth(1) == Some(dir))?;
-    let df = Command::new("df").args(["--output=avail", "--block-size=M", dir]).output().ok()?;
-    let free = String::from_utf8_lossy(&df.stdout)
-        .lines()
-        .nth(1)?
-        .trim()
-        .trim_end_matches('M')
-        .parse::<u64>()
-        .ok()?;
-    (!mount.contains("noexec") && free > 2_048).then_some(dir)
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use fastrand::Rng;
 use http_body_util::Full;
 use hyper::{
     Request, Response, StatusCode,
@@ -24,12 +25,12 @@ use crate::{
     client::Client,
     figures::{Figures, Source},
     jobs::{Jobs, id},
-    scenario::{Callers, JOBS, POLL_EVERY, Play, STAGE_SECONDS},
+    scenario::{Callers, Front, Notice, POLL_EVERY, Play, STAGE_SECONDS},
 };
 
 /// Largest deviation of a poll from its time, as a part of the interval.
 const JITTER: f64 = 0.1;
-/// Pause before a refused purge is sent again.
+/// Pause before a refused purge or write is sent again.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Time limit for the first hit of a sidecar, and the interval between two attempts.
 const WARM: Duration = Duration::from_secs(20);
@@ -43,27 +44,30 @@ pub(crate) struct Stage {
     pub(crate) play: Play,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) figures: Figures,
-    /// Addresses for users: sidecars, or the API.
+    /// Addresses for users: sidecars, nginx, or the API.
     pub(crate) fronts: Vec<SocketAddr>,
     /// Purge webhooks; empty without a sidecar.
     pub(crate) webhooks: Vec<SocketAddr>,
 }
 
 impl Stage {
-    /// Starts users and pipeline; they stop when `crowd` is dropped.
-    pub(crate) fn start(self: &Arc<Self>, crowd: &mut JoinSet<()>) {
-        for user in 0..self.play.users {
-            crowd.spawn(User::new(self, user).run());
+    /// Starts users and pipeline; they stop when `crowd` is dropped. Plays that start with the same
+    /// `rng` have the same polls and the same changes.
+    pub(crate) fn start(self: &Arc<Self>, crowd: &mut JoinSet<()>, rng: &mut Rng) {
+        for job in 0..self.play.jobs {
+            crowd.spawn(Arc::clone(self).work(job, rng.fork()));
         }
-        for job in 0..JOBS {
-            crowd.spawn(Arc::clone(self).work(job));
+        for user in 0..self.play.users {
+            crowd.spawn(User::new(self, user).run(rng.fork()));
         }
     }
 
     /// Polls through every sidecar until it answers from the cache.
     pub(crate) async fn warm(self: &Arc<Self>) -> Result<()> {
-        // Without a sidecar there is nothing to warm.
-        for front in self.fronts.iter().take(self.webhooks.len()) {
+        if !matches!(self.play.front, Front::Sidecars(_)) {
+            return Ok(());
+        }
+        for front in &self.fronts {
             let deadline = Instant::now() + WARM;
             let mut user = User { client: Client::new(*front), ..User::new(self, 0) };
             while user.poll().await != Some(Source::Cache) {
@@ -76,23 +80,33 @@ impl Stage {
         Ok(())
     }
 
-    /// Changes a job directly in the database, unseen by the sidecars, and purges it through random
-    /// webhooks until one confirms.
-    async fn work(self: Arc<Self>, job: usize) {
+    /// Moves a job through its stages.
+    async fn work(self: Arc<Self>, job: usize, mut rng: Rng) {
         let (shortest, longest) = STAGE_SECONDS;
         let factor = f64::from(self.play.factor);
         // The current stage has already begun some time ago.
-        let mut stays = fastrand::f64() * longest;
+        let mut stays = rng.f64() * longest;
         loop {
             sleep(Duration::from_secs_f64(stays / factor)).await;
-            let version = self.jobs.advance(job);
-            while !self.purge(job).await {
-                self.figures.purge_refused();
-                sleep(RETRY_AFTER).await;
-            }
+            let version = match self.play.notice {
+                Notice::Purge => self.change_and_purge(job).await,
+                Notice::Write => self.write(job).await,
+                Notice::Nothing => self.jobs.advance(job),
+            };
             self.jobs.acknowledge(job, version);
-            stays = shortest + fastrand::f64() * (longest - shortest);
+            stays = shortest + rng.f64() * (longest - shortest);
         }
+    }
+
+    /// Changes a job directly in the database, unseen by the sidecars, and purges it through random
+    /// webhooks until one confirms.
+    async fn change_and_purge(&self, job: usize) -> u64 {
+        let version = self.jobs.advance(job);
+        while !self.purge(job).await {
+            self.figures.purge_refused();
+            sleep(RETRY_AFTER).await;
+        }
+        version
     }
 
     async fn purge(&self, job: usize) -> bool {
@@ -108,6 +122,23 @@ impl Stage {
             self.figures.purged(started.elapsed());
         }
         confirmed
+    }
+
+    /// Changes a job with a `PUT` through random fronts until one has answered it.
+    async fn write(&self, job: usize) -> u64 {
+        loop {
+            if let Some(version) = self.put(job).await {
+                return version;
+            }
+            sleep(RETRY_AFTER).await;
+        }
+    }
+
+    async fn put(&self, job: usize) -> Option<u64> {
+        let request = Request::put(path(job)).header(HOST, API).body(Full::default()).ok()?;
+        let front = fastrand::choice(&self.fronts)?;
+        let response = Client::new(*front).send(request).await.ok()?;
+        Some(judge(&response)?.0)
     }
 }
 
@@ -129,16 +160,17 @@ impl User {
     /// Users are spread evenly over jobs and sidecars.
     fn new(stage: &Arc<Stage>, number: u32) -> Self {
         let place = usize::try_from(number).unwrap_or_default();
-        let front = stage.fronts[place / JOBS % stage.fronts.len()];
+        let jobs = stage.play.jobs;
+        let front = stage.fronts[place / jobs % stage.fronts.len()];
         let client = Client::new(front);
-        Self { stage: Arc::clone(stage), number, job: place % JOBS, client }
+        Self { stage: Arc::clone(stage), number, job: place % jobs, client }
     }
 
-    async fn run(mut self) {
+    async fn run(mut self, mut rng: Rng) {
         let every = self.stage.play.compressed(POLL_EVERY);
-        sleep(every.mul_f64(fastrand::f64())).await;
+        sleep(every.mul_f64(rng.f64())).await;
         loop {
-            let jitter = 1.0 + JITTER * (2.0 * fastrand::f64() - 1.0);
+            let jitter = 1.0 + JITTER * (2.0 * rng.f64() - 1.0);
             let next = tokio::time::Instant::now() + every.mul_f64(jitter);
             self.poll().await;
             sleep_until(next).await;
@@ -162,15 +194,18 @@ impl User {
     }
 
     fn request(&self) -> Option<Request<Full<Bytes>>> {
-        let mut request = Request::get(format!("/jobs/{}", id(self.job)))
-            .header(HOST, API)
-            .header(ACCEPT, "application/json");
+        let mut request =
+            Request::get(path(self.job)).header(HOST, API).header(ACCEPT, "application/json");
         if self.stage.play.callers != Callers::Anonymous {
             request =
                 request.header(AUTHORIZATION, format!("Bearer token-of-user-{}", self.number));
         }
         request.body(Full::default()).ok()
     }
+}
+
+fn path(job: usize) -> String {
+    format!("/jobs/{}", id(job))
 }
 
 /// Returns the version in an answer and the source of the answer.

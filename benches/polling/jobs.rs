@@ -9,19 +9,16 @@ use std::{
 };
 
 use bytes::Bytes;
+use fastrand::Rng;
 use http_body_util::Full;
 use hyper::{
-    Response, StatusCode,
+    Method, Response, StatusCode,
     header::{CONTENT_TYPE, HeaderValue},
 };
 use serde_json::json;
 use tokio::{task::JoinSet, time::sleep};
 
-use crate::{
-    Result,
-    scenario::{JOBS, QUERY},
-    staging,
-};
+use crate::{Result, scenario::QUERY, staging};
 
 /// Text before the number in a job id.
 const ID_PREFIX: &str = "job-";
@@ -32,19 +29,19 @@ const STAGES: u64 = 11;
 #[derive(Debug)]
 pub(crate) struct Jobs {
     /// Number of changes of each job, which also determines its stage.
-    versions: [AtomicU64; JOBS],
-    /// For each job, the newest version with a purge that was answered 200.
-    acknowledged: [AtomicU64; JOBS],
+    versions: Vec<AtomicU64>,
+    /// For each job, the newest version with an acknowledged change.
+    acknowledged: Vec<AtomicU64>,
     reads: AtomicU64,
     changes: AtomicU64,
 }
 
 impl Jobs {
-    /// Creates the jobs in random stages.
-    pub(crate) fn new() -> Self {
+    /// Creates this many jobs in random stages.
+    pub(crate) fn new(count: usize, rng: &mut Rng) -> Self {
         Self {
-            versions: std::array::from_fn(|_| AtomicU64::new(1 + fastrand::u64(..STAGES))),
-            acknowledged: std::array::from_fn(|_| AtomicU64::new(0)),
+            versions: (0..count).map(|_| AtomicU64::new(1 + rng.u64(..STAGES))).collect(),
+            acknowledged: (0..count).map(|_| AtomicU64::new(0)).collect(),
             reads: AtomicU64::new(0),
             changes: AtomicU64::new(0),
         }
@@ -66,7 +63,7 @@ impl Jobs {
         self.versions[job].fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// Records that a purge of this version was answered 200.
+    /// Records that the change to this version was acknowledged to the pipeline.
     pub(crate) fn acknowledge(&self, job: usize, version: u64) {
         self.acknowledged[job].fetch_max(version, Ordering::SeqCst);
     }
@@ -76,26 +73,31 @@ impl Jobs {
         self.acknowledged[job].load(Ordering::SeqCst)
     }
 
-    /// Answers a read with the version at the start of the query, so that a change and its purge
-    /// can overtake the answer.
-    async fn answer(&self, path: &str) -> Response<Full<Bytes>> {
-        let Some(job) = number(path).filter(|job| *job < JOBS) else {
+    async fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+        let Some(job) = number(path).filter(|job| *job < self.versions.len()) else {
             let mut response = Response::new(Full::default());
             *response.status_mut() = StatusCode::NOT_FOUND;
             return response;
         };
-        self.reads.fetch_add(1, Ordering::Relaxed);
-        let version = self.versions[job].load(Ordering::SeqCst);
-        sleep(QUERY).await;
-        let (status, progress) = stage(version);
-        let row = json!({
-            "id": id(job), "status": status, "progress": progress, "version": version,
-            "kind": "render", "input": "s3://uploads/original.mov", "output": "s3://renders/final.mp4",
-        });
-        let mut response = Response::new(Full::from(row.to_string()));
+        let version = if *method == Method::PUT {
+            sleep(QUERY).await;
+            self.advance(job)
+        } else {
+            self.read(job).await
+        };
+        let mut response = Response::new(Full::from(row(job, version)));
         let json = HeaderValue::from_static("application/json");
         response.headers_mut().insert(CONTENT_TYPE, json);
         response
+    }
+
+    /// Returns the version at the start of the query, so that a change and its report can overtake
+    /// the answer.
+    async fn read(&self, job: usize) -> u64 {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let version = self.versions[job].load(Ordering::SeqCst);
+        sleep(QUERY).await;
+        version
     }
 }
 
@@ -104,7 +106,7 @@ pub(crate) async fn serve(tasks: &mut JoinSet<()>, jobs: &Arc<Jobs>) -> Result<S
     let jobs = Arc::clone(jobs);
     staging::serve(tasks, move |request| {
         let jobs = Arc::clone(&jobs);
-        async move { jobs.answer(request.uri().path()).await }
+        async move { jobs.answer(request.method(), request.uri().path()).await }
     })
     .await
 }
@@ -117,6 +119,15 @@ pub(crate) fn id(job: usize) -> String {
 fn number(path: &str) -> Option<usize> {
     let number: usize = path.strip_prefix("/jobs/")?.strip_prefix(ID_PREFIX)?.parse().ok()?;
     number.checked_sub(1)
+}
+
+fn row(job: usize, version: u64) -> String {
+    let (status, progress) = stage(version);
+    let row = json!({
+        "id": id(job), "status": status, "progress": progress, "version": version,
+        "kind": "render", "input": "s3://uploads/original.mov", "output": "s3://renders/final.mp4",
+    });
+    row.to_string()
 }
 
 fn stage(version: u64) -> (&'static str, u64) {

@@ -3,11 +3,12 @@
 //!
 //! The scenario runs faster than real time, without jobcache, behind one to four sidecars, and with
 //! up to a hundred times as many users. The benchmark fails if an answer is stale, or if the reads
-//! of the API grow with the number of users.
+//! of the API grow with the number of users. `--microcache` compares with nginx instead.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 #[path = "../support/client.rs"]
 mod client;
+mod comparison;
 #[path = "../support/cost.rs"]
 mod cost;
 mod crowd;
@@ -16,7 +17,11 @@ mod figures;
 #[path = "../support/interrupt.rs"]
 mod interrupt;
 mod jobs;
+#[path = "../support/nginx.rs"]
+mod nginx;
 mod outcome;
+#[path = "../support/peer_files.rs"]
+mod peer_files;
 #[path = "../support/plot.rs"]
 mod plot;
 #[path = "../support/process.rs"]
@@ -43,6 +48,8 @@ use std::{
 };
 
 use clap::Parser;
+use fastrand::Rng;
+use futures_util::future::try_join_all;
 use tokio::task::JoinSet;
 
 use crate::{
@@ -51,9 +58,10 @@ use crate::{
     figures::Figures,
     interrupt::Interrupt,
     jobs::Jobs,
+    nginx::{MICROCACHE, Nginx},
     outcome::{Outcome, Outcomes},
     report::Report,
-    scenario::{Front, PLAYS, POLL_EVERY, Play, TTL},
+    scenario::{Callers, Front, PLAYS, POLL_EVERY, Play},
     servers::{Redis, Sidecar},
     staging::{raise_file_limit, wait},
 };
@@ -62,6 +70,10 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Open files of this process other than those of the users.
 const FILES: u64 = 1_000;
+/// Seed of all random numbers of a play.
+const SEED: u64 = 19;
+/// Text in front of the line of the microcache that gives each token entries of its own.
+const OWN_TOKENS: &str = "# 6, if callers have tokens: ";
 
 /// Plays the polling scenario; flags go after `--`
 #[derive(Debug, Parser)]
@@ -73,6 +85,9 @@ struct Args {
     /// Skip sizes with more users
     #[arg(long, default_value_t = 10_000)]
     max_users: u32,
+    /// Compare with an nginx microcache instead, at real speed
+    #[arg(long)]
+    microcache: bool,
     /// Binary to measure instead of this build's
     #[arg(long)]
     jobcache: Option<PathBuf>,
@@ -85,7 +100,9 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    let args = Args::parse();
+    let ran = if args.microcache { compare(&args) } else { run(&args) };
+    match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("polling: {error}");
@@ -101,8 +118,9 @@ fn run(args: &Args) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut outcomes = Outcomes { minutes: args.minutes, all: Vec::new() };
     for play in PLAYS.into_iter().filter(|play| play.users <= args.max_users) {
-        let (users, callers) = (play.users, play.callers.as_str());
-        let title = format!("{users} users ({callers}), sidecars: {}", play.front());
+        let Play { users, jobs, callers, .. } = play;
+        let (callers, front) = (callers.as_str(), play.front());
+        let title = format!("{users} users ({callers}), {jobs} jobs, sidecars: {front}");
         if u64::from(play.users) + FILES > files {
             println!("skipped {title}: raise the limit of open files (ulimit -n)");
             continue;
@@ -121,19 +139,38 @@ fn run(args: &Args) -> Result<()> {
     outcomes.judge()
 }
 
+/// Plays the comparison with a microcache, all plays at once: they are at real speed, and together
+/// they hardly load a machine.
+fn compare(args: &Args) -> Result<()> {
+    let interrupt = Interrupt::listen()?;
+    let machine = report::machine();
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    println!("{} plays at once: {} min", comparison::plays().count(), args.minutes);
+    let plays = comparison::plays().map(|play| perform(args, play, &interrupt));
+    let all = runtime.block_on(try_join_all(plays))?;
+    let table = comparison::table(&all, args.minutes);
+    print!("\n{table}");
+    let figures = comparison::json(&all, &machine);
+    Report::new("microcache", args.save).write(&figures, &table, "Microcache", &[])?;
+    Outcomes { minutes: args.minutes, all }.judge()
+}
+
 /// Plays one size of the scenario. Must run on the main thread, because the servers end with it.
 async fn perform(args: &Args, play: Play, interrupt: &Interrupt) -> Result<Outcome> {
     let (mut api, mut crowd) = (JoinSet::new(), JoinSet::new());
-    let jobs = Arc::new(Jobs::new());
+    let mut rng = Rng::with_seed(SEED);
+    let jobs = Arc::new(Jobs::new(play.jobs, &mut rng));
     let upstream = jobs::serve(&mut api, &jobs).await?;
     let servers = Servers::start(&servers::binary(args.jobcache.as_ref()), play, upstream)?;
     let (fronts, webhooks) = servers.addresses(upstream);
     let figures = Figures::default();
     let stage = Arc::new(Stage { play, jobs: Arc::clone(&jobs), figures, fronts, webhooks });
     stage.warm().await?;
-    stage.start(&mut crowd);
+    stage.start(&mut crowd, &mut rng);
     // Afterwards every user has connected and polled once at its own pace.
     wait(play.compressed(2 * POLL_EVERY), interrupt).await?;
+    let stale_before = stage.figures.counts().stale;
     stage.figures.reset();
     let (reads, changes, started) = (jobs.reads(), jobs.changes(), Instant::now());
     let spent = cpu_seconds(&servers.pids());
@@ -145,26 +182,34 @@ async fn perform(args: &Args, play: Play, interrupt: &Interrupt) -> Result<Outco
         changes: jobs.changes() - changes,
         cpu_seconds: cpu_seconds(&servers.pids()) - spent,
         memory_mib: memory_mib(&servers.sidecar_pids()),
+        stale_before,
         counts: stage.figures.counts(),
     })
 }
 
-/// The sidecars of one play, and their Redis.
+/// The cache of one play: sidecars and their Redis, or nginx.
+#[derive(Default)]
 struct Servers {
     redis: Option<Redis>,
     sidecars: Vec<Sidecar>,
+    nginx: Option<Nginx>,
 }
 
 impl Servers {
     fn start(binary: &Path, play: Play, upstream: SocketAddr) -> Result<Self> {
-        let Front::Sidecars(count) = play.front else {
-            return Ok(Self { redis: None, sidecars: Vec::new() });
-        };
+        match play.front {
+            Front::Nothing => Ok(Self::default()),
+            Front::Sidecars(count) => Self::start_sidecars(binary, play, count, upstream),
+            Front::Microcache => Self::start_microcache(play, upstream),
+        }
+    }
+
+    fn start_sidecars(binary: &Path, play: Play, count: u8, upstream: SocketAddr) -> Result<Self> {
         let redis = Redis::start()?;
         let flags = [
             format!("--upstream=http://{upstream}"),
             format!("--redis-url={}", redis.url()),
-            format!("--ttl={}ms", play.compressed(TTL).as_millis()),
+            format!("--ttl={}ms", play.compressed(play.ttl).as_millis()),
         ];
         let mode = play.callers.mode();
         let connections = u64::from(play.users) + FILES;
@@ -172,13 +217,24 @@ impl Servers {
             "[server]\nmax_connections = {connections}\n[credentials]\nmode = \"{mode}\"\n"
         );
         let sidecars = (0..count).map(|_| Sidecar::start(binary, &flags, &settings));
-        Ok(Self { sidecars: sidecars.collect::<Result<_>>()?, redis: Some(redis) })
+        Ok(Self { sidecars: sidecars.collect::<Result<_>>()?, redis: Some(redis), nginx: None })
+    }
+
+    fn start_microcache(play: Play, upstream: SocketAddr) -> Result<Self> {
+        let config = match play.callers {
+            Callers::Partitioned => MICROCACHE.replace(OWN_TOKENS, ""),
+            Callers::Anonymous | Callers::Shared => MICROCACHE.to_owned(),
+        };
+        let nginx = Nginx::start(&config, upstream)?;
+        let nginx = nginx.ok_or("nginx is missing: apt-get install nginx")?;
+        Ok(Self { nginx: Some(nginx), ..Self::default() })
     }
 
     /// Returns the addresses for users, and the purge webhooks.
     fn addresses(&self, upstream: SocketAddr) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
         if self.sidecars.is_empty() {
-            return (vec![upstream], Vec::new());
+            let front = self.nginx.as_ref().map_or(upstream, |nginx| nginx.files.listen);
+            return (vec![front], Vec::new());
         }
         self.sidecars.iter().map(|sidecar| (sidecar.listen, sidecar.admin)).unzip()
     }
@@ -189,6 +245,7 @@ impl Servers {
 
     fn pids(&self) -> Vec<u32> {
         let redis = self.redis.iter().map(|redis| redis.process.pid());
-        redis.chain(self.sidecar_pids()).collect()
+        let nginx = self.nginx.iter().map(|nginx| nginx.process.pid());
+        redis.chain(nginx).chain(self.sidecar_pids()).collect()
     }
 }

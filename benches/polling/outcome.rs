@@ -6,7 +6,7 @@ use crate::{
     Result,
     figures::{Counts, Latencies},
     plot::{Bar, Panel},
-    scenario::{Callers, Front, JOBS, PUBLISHED_READS, PUBLISHED_REDUCTION, Play},
+    scenario::{Callers, Front, Notice, PUBLISHED_READS, PUBLISHED_REDUCTION, Play, SCENARIO},
     stats::real,
     table::{Table, number},
 };
@@ -31,6 +31,8 @@ pub(crate) struct Outcome {
     pub(crate) cpu_seconds: f64,
     /// Memory of all sidecars at the end.
     pub(crate) memory_mib: f64,
+    /// Stale answers before the measurement; they count as a fault, but not for the percentage.
+    pub(crate) stale_before: u64,
     pub(crate) counts: Counts,
 }
 
@@ -52,8 +54,14 @@ impl Outcome {
     }
 
     /// Returns the percentage of polls that cost no read.
-    fn reduction(&self) -> f64 {
+    pub(crate) fn reduction(&self) -> f64 {
         100.0 * (1.0 - real(self.reads) / real(self.counts.polls.max(1)))
+    }
+
+    /// Returns the percentage of polls with a stale answer.
+    pub(crate) fn stale_percent(&self) -> f64 {
+        let stale = self.counts.stale - self.stale_before;
+        100.0 * real(stale) / real(self.counts.polls.max(1))
     }
 
     fn reads_a_change(&self) -> f64 {
@@ -69,7 +77,7 @@ impl Outcome {
     /// Returns the memory of one sidecar, or `None` without a sidecar.
     fn sidecar_mib(&self) -> Option<f64> {
         match self.play.front {
-            Front::Nothing => None,
+            Front::Nothing | Front::Microcache => None,
             Front::Sidecars(count) => Some(self.memory_mib / f64::from(count)),
         }
     }
@@ -78,6 +86,7 @@ impl Outcome {
         let Self { play, counts, .. } = self;
         vec![
             number(Some(f64::from(play.users))),
+            play.jobs.to_string(),
             play.callers.as_str().to_owned(),
             play.front(),
             format!("x{}", play.factor),
@@ -96,17 +105,18 @@ impl Outcome {
         ]
     }
 
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         let Self { play, minutes, reads, changes, counts, .. } = self;
         json!({
-            "users": play.users, "callers": play.callers.as_str(), "sidecars": play.front(),
+            "users": play.users, "jobs": play.jobs, "callers": play.callers.as_str(),
+            "sidecars": play.front(), "notice": play.notice.as_str(), "ttl_s": play.ttl.as_secs(),
             "factor": play.factor, "minutes": minutes, "polls": counts.polls, "reads": reads,
             "changes": changes, "reads_a_minute": self.reads_a_minute(),
             "reduction_percent": self.reduction(), "reads_a_change": self.reads_a_change(),
             "hit": latency(&counts.hit), "miss": latency(&counts.miss), "purge": latency(&counts.purge),
             "purges": counts.purges, "purges_refused": counts.purges_refused,
-            "late": counts.late, "stale": counts.stale, "failed": counts.failed, "cpu_seconds": self.cpu_seconds,
-            "sidecar_mib": self.sidecar_mib(),
+            "late": counts.late, "stale": counts.stale, "stale_percent": self.stale_percent(),
+            "failed": counts.failed, "cpu_seconds": self.cpu_seconds, "sidecar_mib": self.sidecar_mib(),
         })
     }
 
@@ -126,7 +136,7 @@ impl Outcome {
     /// Returns the promises that this play has broken.
     fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        if self.counts.stale > 0 {
+        if self.counts.stale > 0 && self.play.notice != Notice::Nothing {
             faults.push(format!("{} stale answers", self.counts.stale));
         }
         if self.play.shares() && !self.is_late() && self.reads_a_change() > READS_A_CHANGE {
@@ -146,6 +156,7 @@ impl Outcomes {
     pub(crate) fn tables(&self) -> String {
         let mut table = Table::new(&[
             "users",
+            "jobs",
             "callers",
             "sidecars",
             "speed",
@@ -173,7 +184,7 @@ impl Outcomes {
             ""
         };
         format!(
-            "{JOBS} jobs, {} min each; the in-application cache, as published for 100 \
+            "{} min each; the in-application cache, as published for 100 \
              users: about {reads} reads/min, {reduction} fewer\n\n{}{busy}",
             self.minutes,
             table.render()
@@ -198,12 +209,16 @@ impl Outcomes {
         };
         let published =
             Bar { label: "in-app cache".to_owned(), value: PUBLISHED_READS, ours: false };
-        let scenario = self.all.iter().filter(|outcome| outcome.play.users == 100);
+        let scenario = self.all.iter().filter(|outcome| {
+            outcome.play.users == SCENARIO.users && outcome.play.jobs == SCENARIO.jobs
+        });
         let mut scenario: Vec<Bar> =
             scenario.map(|outcome| bar(outcome, outcome.callers())).collect();
         scenario.insert(1.min(scenario.len()), published);
         let growth = self.all.iter().filter(|outcome| {
-            outcome.play.front != Front::Nothing && outcome.play.callers == Callers::Anonymous
+            let Play { jobs, callers, front, .. } = outcome.play;
+            let anonymous = callers == Callers::Anonymous;
+            front != Front::Nothing && anonymous && jobs == SCENARIO.jobs
         });
         let growth = growth.map(|outcome| bar(outcome, outcome.size())).collect();
         vec![
@@ -218,7 +233,9 @@ impl Outcomes {
             .all
             .iter()
             .flat_map(|outcome| {
-                let label = format!("{} ({})", outcome.size(), outcome.play.callers.as_str());
+                let Play { jobs, callers, notice, .. } = outcome.play;
+                let (size, callers, notice) = (outcome.size(), callers.as_str(), notice.as_str());
+                let label = format!("{size}, {jobs} jobs ({callers}, notice: {notice})");
                 outcome.faults().into_iter().map(move |fault| format!("{label}: {fault}"))
             })
             .collect();
@@ -226,7 +243,7 @@ impl Outcomes {
     }
 }
 
-fn percent(percent: f64) -> String {
+pub(crate) fn percent(percent: f64) -> String {
     // If nothing is saved, rounding makes -0.0.
     format!("{:.1} %", percent.max(0.0))
 }

@@ -13,9 +13,8 @@
 //! `HEAD` is answered where `GET` is, except for `/events` and `/explain`.
 
 use hyper::{Method, StatusCode};
-use serde_json::json;
 
-use super::reply::{Reply, json_reply, method_not_allowed};
+use super::reply::{Reply, error_reply, method_not_allowed};
 use crate::semantics::route::Routes;
 
 /// The list of pages for the 404 answer.
@@ -34,14 +33,12 @@ pub(super) enum AdminRoute<'p> {
     Events,
     ShowLogFilter,
     SetLogFilter,
-    Explain {
-        id: &'p str,
-    },
+    /// `/explain/<id>`.
+    Explain(&'p str),
     /// `POST /purge`: the body names the jobs.
     PurgeListed,
-    PurgeOne {
-        id: &'p str,
-    },
+    /// `POST /purge/<id>`.
+    PurgeOne(&'p str),
     /// `PURGE` with the path of a job.
     PurgePath(&'p str),
 }
@@ -92,11 +89,11 @@ impl<'p> AdminRoute<'p> {
             "/purge" => when(is_post, "POST", Self::PurgeListed),
             _ => {
                 if let Some(id) = path.strip_prefix("/explain/") {
-                    when(is_get || is_post, "GET, POST", Self::Explain { id })
+                    when(is_get || is_post, "GET, POST", Self::Explain(id))
                 } else if method.as_str() == "PURGE" {
                     Ok(Self::PurgePath(path))
                 } else if let Some(id) = path.strip_prefix("/purge/") {
-                    when(is_post, "POST", Self::PurgeOne { id })
+                    when(is_post, "POST", Self::PurgeOne(id))
                 } else {
                     Err(NoRoute::NotFound)
                 }
@@ -114,8 +111,8 @@ impl<'p> AdminRoute<'p> {
             | Self::History
             | Self::Events
             | Self::SetLogFilter
-            | Self::Explain { .. }
-            | Self::PurgeOne { .. }
+            | Self::Explain(_)
+            | Self::PurgeOne(_)
             | Self::PurgePath(_) => Access::Token,
         }
     }
@@ -125,7 +122,7 @@ impl<'p> AdminRoute<'p> {
     pub(super) fn span_name(self, routes: &Routes) -> Option<&str> {
         match self {
             Self::PurgeListed => Some("/purge"),
-            Self::PurgeOne { .. } => Some("/purge/{id}"),
+            Self::PurgeOne(_) => Some("/purge/{id}"),
             Self::PurgePath(path) => routes.route_of(path),
             _ => None,
         }
@@ -139,7 +136,7 @@ impl NoRoute {
             Self::MethodNotAllowed(allowed) => method_not_allowed(allowed),
             Self::NotFound => {
                 let error = format!("page {path:?} does not exist; the pages are {PAGES}");
-                json_reply(StatusCode::NOT_FOUND, &json!({ "error": error }))
+                error_reply(StatusCode::NOT_FOUND, &error)
             }
         }
     }
@@ -176,13 +173,13 @@ mod tests {
             ("HEAD", "/log", Ok(AdminRoute::ShowLogFilter)),
             ("PUT", "/log", Ok(AdminRoute::SetLogFilter)),
             ("POST", "/log", Err("GET, HEAD, PUT")),
-            ("GET", "/explain/x1", Ok(AdminRoute::Explain { id: "x1" })),
-            ("POST", "/explain/", Ok(AdminRoute::Explain { id: "" })),
+            ("GET", "/explain/x1", Ok(AdminRoute::Explain("x1"))),
+            ("POST", "/explain/", Ok(AdminRoute::Explain(""))),
             ("PURGE", "/explain/x1", Err("GET, POST")),
             ("HEAD", "/explain/x1", Err("GET, POST")),
             ("POST", "/purge", Ok(AdminRoute::PurgeListed)),
             ("PURGE", "/purge", Err("POST")),
-            ("POST", "/purge/x1", Ok(AdminRoute::PurgeOne { id: "x1" })),
+            ("POST", "/purge/x1", Ok(AdminRoute::PurgeOne("x1"))),
             ("GET", "/purge/x1", Err("POST")),
             ("PURGE", "/purge/x1", Ok(AdminRoute::PurgePath("/purge/x1"))),
             ("PURGE", "/jobs/x1", Ok(AdminRoute::PurgePath("/jobs/x1"))),

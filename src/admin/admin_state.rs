@@ -14,6 +14,7 @@ use crate::{
         metrics::{Counters, Registry},
     },
     proxy::metrics::ProxyMetrics,
+    semantics::labels::labels,
     service::Drain,
     telemetry::LogFilter,
     upstream::metrics::UpstreamMetrics,
@@ -71,49 +72,33 @@ impl StatusSources {
 /// and a warning is logged past 60.
 const SKEW_BUCKETS: [f64; 9] = [1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 3600.0];
 
-/// Why a call was refused. When a purge is refused, its jobs stay in the cache with their old
-/// state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum WebhookRefusal {
-    /// The call had neither a token nor a signature.
-    Unsigned,
-    /// The bearer token was wrong.
-    Bearer,
-    /// A header of the signature was missing or malformed.
-    Header,
-    /// No secret of the configuration gives the signature of the body.
-    Signature,
-    /// The signature was valid, but its time was too far in the past or the future.
-    Timestamp,
-    /// There is no secret, and a browser sent the call for a page of another site.
-    Origin,
-    /// The body was not a valid purge.
-    Malformed,
-    /// The body was too large.
-    TooLarge,
-    /// The body did not arrive in time.
-    Slow,
-    /// There was no memory left for the body.
-    Busy,
-    /// There were too many purges in a second.
-    Rate,
-}
-
-impl WebhookRefusal {
-    /// Each with its `reason` label, in the order of declaration.
-    const ALL: [(Self, &'static str); 11] = [
-        (Self::Unsigned, "unsigned"),
-        (Self::Bearer, "bearer"),
-        (Self::Header, "header"),
-        (Self::Signature, "signature"),
-        (Self::Timestamp, "timestamp"),
-        (Self::Origin, "origin"),
-        (Self::Malformed, "malformed"),
-        (Self::TooLarge, "too-large"),
-        (Self::Slow, "slow"),
-        (Self::Busy, "busy"),
-        (Self::Rate, "rate"),
-    ];
+labels! {
+    /// Why a call was refused. When a purge is refused, its jobs stay in the cache with their old
+    /// state.
+    pub(super) enum WebhookRefusal {
+        /// The call had neither a token nor a signature.
+        Unsigned = "unsigned",
+        /// The bearer token was wrong.
+        Bearer = "bearer",
+        /// A header of the signature was missing or malformed.
+        Header = "header",
+        /// No secret of the configuration gives the signature of the body.
+        Signature = "signature",
+        /// The signature was valid, but its time was too far in the past or the future.
+        Timestamp = "timestamp",
+        /// There is no secret, and a browser sent the call for a page of another site.
+        Origin = "origin",
+        /// The body was not a valid purge.
+        Malformed = "malformed",
+        /// The body was too large.
+        TooLarge = "too-large",
+        /// The body did not arrive in time.
+        Slow = "slow",
+        /// There was no memory left for the body.
+        Busy = "busy",
+        /// There were too many purges in a second.
+        Rate = "rate",
+    }
 }
 
 /// The metrics of these calls.
@@ -134,7 +119,7 @@ impl AdminMetrics {
                 "reason",
                 "webhook_refused",
                 "Refused calls of the webhook and of the pages that need its secret, by reason",
-                WebhookRefusal::ALL.map(|(_, reason)| reason),
+                WebhookRefusal::WORDS,
             ),
             accepted: r.counters_by(
                 "secret",
@@ -159,7 +144,7 @@ impl AdminMetrics {
 
     /// Counts a call that was refused.
     pub(super) fn count_refused(&self, refused: WebhookRefusal) {
-        self.refused.inc([WebhookRefusal::ALL[refused as usize].1]);
+        self.refused.inc([refused.as_str()]);
     }
 
     /// Counts a call with a valid secret. `place` is the position of that secret; 0 is the newest.
@@ -177,12 +162,14 @@ impl AdminMetrics {
 
 #[cfg(test)]
 mod tests {
-    use super::WebhookRefusal;
+    use super::{AdminMetrics, Registry, WebhookRefusal};
 
     #[test]
     fn each_refusal_is_counted_under_its_own_reason() {
-        for (index, (refusal, _)) in WebhookRefusal::ALL.into_iter().enumerate() {
-            assert_eq!(refusal as usize, index);
+        let metrics = AdminMetrics::register(&mut Registry::default());
+        for refusal in WebhookRefusal::ALL {
+            metrics.count_refused(refusal);
+            assert_eq!(metrics.refused.get([refusal.as_str()]), 1, "{refusal:?}");
         }
     }
 }

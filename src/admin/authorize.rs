@@ -20,7 +20,7 @@ use tracing::warn;
 use super::{
     admin_state::{AdminMetrics, AdminState, WebhookRefusal},
     caller_limits::{CallerLimits, EventRate},
-    reply::{Reply, json_reply, retry_later},
+    reply::{Reply, error_reply, retry_later},
     signature::{
         self, AuthError, LARGE_BODY, MAX_CLOCK_SKEW_S, SignedRequest, Skew, VerifiedSecret,
         WEBHOOK_ID,
@@ -67,7 +67,7 @@ impl AdminCaller {
     }
 }
 
-/// Authorization state of a call whose head has been read and whose body has not.
+/// Authorization state of a call after its head and before its body.
 #[derive(Debug)]
 pub(super) enum AuthState {
     /// No secret is configured.
@@ -90,8 +90,8 @@ pub(super) struct Authorizer {
 }
 
 impl Authorizer {
-    pub(super) fn new(config: &Config, lasting: &AdminState) -> Self {
-        let AdminState { caller_limits: limits, metrics, .. } = lasting.clone();
+    pub(super) fn new(config: &Config, state: &AdminState) -> Self {
+        let AdminState { caller_limits: limits, metrics, .. } = state.clone();
         let secrets = &config.webhook.secrets[..];
         let max_failures = config.webhook.max_failures;
         let secrets_replaced = Arc::new(watch::Sender::new(false));
@@ -100,8 +100,8 @@ impl Authorizer {
 
     /// Creates the authorizer of the next configuration. If the secrets changed, the event streams
     /// that were opened with the old ones end.
-    pub(super) fn reconfigured(&self, config: &Config, lasting: &AdminState) -> Self {
-        let mut next = Self::new(config, lasting);
+    pub(super) fn reconfigured(&self, config: &Config, state: &AdminState) -> Self {
+        let mut next = Self::new(config, state);
         if next.secrets == self.secrets {
             next.secrets_replaced = Arc::clone(&self.secrets_replaced);
         } else {
@@ -129,17 +129,19 @@ impl Authorizer {
         if self.is_open() {
             return None;
         }
-        let unproven = match signature::verify_token(&self.secrets, headers) {
-            Ok(proof) => {
-                self.metrics.count_accepted(proof.secret);
-                return None;
-            }
-            Err(AuthError::NoCredentials) if signature::has_signature_header(headers) => {
+        let unproven = match self.token_error(headers)? {
+            AuthError::NoCredentials if signature::has_signature_header(headers) => {
                 AuthError::SignatureNotAccepted
             }
-            Err(unproven) => unproven,
+            unproven => unproven,
         };
         Some(self.reject(unproven, "; send `Authorization: Bearer <secret>`", client))
+    }
+
+    /// Returns why the bearer token is not valid, or counts it if it is.
+    fn token_error(&self, headers: &HeaderMap) -> Option<AuthError> {
+        let verified = signature::verify_token(&self.secrets, headers);
+        verified.map(|proof| self.metrics.count_accepted(proof.secret)).err()
     }
 
     /// Checks the head of a call whose body says what to do. Calls that cannot be authorized are
@@ -152,14 +154,11 @@ impl Authorizer {
         if self.is_open() {
             return Ok(AuthState::Open);
         }
-        let unproven = match signature::verify_token(&self.secrets, headers) {
-            Ok(proof) => {
-                self.metrics.count_accepted(proof.secret);
-                return Ok(AuthState::ValidToken);
-            }
-            Err(malformed @ AuthError::MalformedHeader(_)) => malformed,
-            Err(unproven) if !signature::has_signature_header(headers) => unproven,
-            Err(_) => match SignedRequest::parse(headers) {
+        let unproven = match self.token_error(headers) {
+            None => return Ok(AuthState::ValidToken),
+            Some(malformed @ AuthError::MalformedHeader(_)) => malformed,
+            Some(unproven) if !signature::has_signature_header(headers) => unproven,
+            Some(_) => match SignedRequest::parse(headers) {
                 Ok(signed) => return Ok(AuthState::Signed(signed)),
                 Err(unproven) => unproven,
             },
@@ -243,7 +242,12 @@ impl Authorizer {
         if let AuthError::WrongTimestamp(skew) = unproven {
             self.record_skew(skew);
         }
-        unauthorized(unproven, remedy)
+        let remedy = match unproven {
+            AuthError::NoCredentials | AuthError::SignatureNotAccepted => remedy,
+            _ => "",
+        };
+        let error = format!("{unproven}{remedy}");
+        with_challenge(error_reply(StatusCode::UNAUTHORIZED, &error))
     }
 
     /// Records the skew of a message with a valid signature, whether it is accepted or not.
@@ -280,15 +284,6 @@ fn refused_reason(unproven: AuthError) -> WebhookRefusal {
             WebhookRefusal::Timestamp
         }
     }
-}
-
-fn unauthorized(unproven: AuthError, remedy: &str) -> Reply {
-    let remedy = match unproven {
-        AuthError::NoCredentials | AuthError::SignatureNotAccepted => remedy,
-        _ => "",
-    };
-    let error = format!("{unproven}{remedy}");
-    with_challenge(json_reply(StatusCode::UNAUTHORIZED, &json!({ "error": error })))
 }
 
 /// Adds `WWW-Authenticate`, by which the status page knows that its secret is wrong (401 and 429).

@@ -88,9 +88,9 @@ impl EventRate {
 
 impl RateLimiter {
     /// Counts one event, or returns how long to wait for one.
-    pub(super) fn try_acquire(&self, pace: EventRate, now: Instant) -> Result<(), Duration> {
+    pub(super) fn try_acquire(&self, rate: EventRate, now: Instant) -> Result<(), Duration> {
         let mut arrival = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *arrival = Some(pace.next_arrival(*arrival, now)?);
+        *arrival = Some(rate.next_arrival(*arrival, now)?);
         Ok(())
     }
 }
@@ -100,7 +100,7 @@ impl AddressRateLimiter {
     pub(super) fn try_acquire(
         &self,
         from: Option<IpAddr>,
-        pace: EventRate,
+        rate: EventRate,
         now: Instant,
     ) -> Result<(), Duration> {
         let from = from.map(address_key);
@@ -110,9 +110,9 @@ impl AddressRateLimiter {
         }
         if known.len() >= MAX_ADDRESSES && !known.contains_key(&from) {
             drop(known);
-            return self.overflow.try_acquire(pace, now);
+            return self.overflow.try_acquire(rate, now);
         }
-        let arrival = pace.next_arrival(known.get(&from).copied(), now)?;
+        let arrival = rate.next_arrival(known.get(&from).copied(), now)?;
         known.insert(from, arrival);
         Ok(())
     }
@@ -121,20 +121,17 @@ impl AddressRateLimiter {
     pub(super) fn wait_time(
         &self,
         from: Option<IpAddr>,
-        pace: EventRate,
+        rate: EventRate,
         now: Instant,
     ) -> Option<Duration> {
         let from = from.map(address_key);
         let known = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_known = known.contains_key(&from);
-        let arrival = known.get(&from).copied();
         let is_full = known.len() >= MAX_ADDRESSES && known.values().all(|arrival| *arrival > now);
-        drop(known);
-        if is_known || !is_full {
-            return pace.next_arrival(arrival, now).err();
-        }
-        let arrival = *self.overflow.0.lock().unwrap_or_else(PoisonError::into_inner);
-        pace.next_arrival(arrival, now).err()
+        let arrival = match known.get(&from) {
+            None if is_full => *self.overflow.0.lock().unwrap_or_else(PoisonError::into_inner),
+            arrival => arrival.copied(),
+        };
+        rate.next_arrival(arrival, now).err()
     }
 }
 
@@ -336,42 +333,42 @@ mod tests {
 
     #[test]
     fn so_many_are_taken_at_once_and_then_one_at_a_time() {
-        let (turns, pace, now) =
+        let (turns, rate, now) =
             (RateLimiter::default(), EventRate::new(4, SECOND), Instant::now());
         for _ in 0..4 {
-            assert_eq!(turns.try_acquire(pace, now), Ok(()));
+            assert_eq!(turns.try_acquire(rate, now), Ok(()));
         }
         for _ in 0..9 {
             assert_eq!(
-                turns.try_acquire(pace, now),
+                turns.try_acquire(rate, now),
                 Err(SECOND / 4),
                 "refused events do not count"
             );
         }
-        assert_eq!(turns.try_acquire(pace, now + SECOND / 4), Ok(()));
-        assert_eq!(turns.try_acquire(pace, now + SECOND * 3 / 8), Err(SECOND / 8));
+        assert_eq!(turns.try_acquire(rate, now + SECOND / 4), Ok(()));
+        assert_eq!(turns.try_acquire(rate, now + SECOND * 3 / 8), Err(SECOND / 8));
         for _ in 0..4 {
-            assert_eq!(turns.try_acquire(pace, now + 9 * SECOND), Ok(()));
+            assert_eq!(turns.try_acquire(rate, now + 9 * SECOND), Ok(()));
         }
-        assert!(turns.try_acquire(pace, now + 9 * SECOND).is_err());
+        assert!(turns.try_acquire(rate, now + 9 * SECOND).is_err());
     }
 
     #[test]
     fn each_address_has_its_own_turns_and_all_that_are_not_known_share_theirs() {
-        let (turns, pace, now) =
+        let (turns, rate, now) =
             (AddressRateLimiter::default(), EventRate::new(1, SECOND), Instant::now());
-        let take = |ip: &str, now| turns.try_acquire(Some(ip.parse().unwrap()), pace, now).is_ok();
+        let take = |ip: &str, now| turns.try_acquire(Some(ip.parse().unwrap()), rate, now).is_ok();
         assert!(take("192.0.2.1", now) && !take("192.0.2.1", now));
         assert!(!take("::ffff:192.0.2.1", now), "the same host");
         assert!(take("2001:db8::1", now) && !take("2001:db8::ffff:2", now), "the same host");
         assert!(take("2001:db8:0:1::1", now), "another");
-        assert_eq!(turns.try_acquire(None, pace, now), Ok(()));
+        assert_eq!(turns.try_acquire(None, rate, now), Ok(()));
         for n in 0..MAX_ADDRESSES - 4 {
             assert!(take(&format!("10.0.{}.{}", n / 256, n % 256), now));
         }
         assert!(take("198.51.100.1", now) && !take("198.51.100.2", now), "the table is full");
         assert!(!take("192.0.2.1", now), "known addresses keep their limiter");
-        let wait = |ip: &str, now| turns.wait_time(Some(ip.parse().unwrap()), pace, now);
+        let wait = |ip: &str, now| turns.wait_time(Some(ip.parse().unwrap()), rate, now);
         for ip in ["192.0.2.1", "198.51.100.2"] {
             assert_eq!(wait(ip, now), Some(SECOND));
             assert_eq!(wait(ip, now + SECOND), None, "waiting counts nothing");

@@ -24,34 +24,38 @@ use hyper::{
         uri::Authority,
     },
 };
-use serde_json::json;
 
 use super::{
     admin_route::Access,
-    reply::{Reply, json_reply},
+    reply::{Reply, error_reply},
 };
 use crate::transport::Peer;
 
 /// Characters of a host name that an error shows.
 const MAX_SHOWN_CHARS: usize = 200;
 
+const CROSS_SITE_TEXT: &str = "cross-site request rejected; use the status page of this listener, or \
+                               configure a webhook_secret and send it";
+
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Refuses the cross-site request of a browser. `access` is that of its route, if it has one. A
 /// client on a unix socket is not a browser.
-pub(super) fn reject<B>(
-    request: &Request<B>,
-    access: Option<Access>,
-    client: Peer,
-) -> Option<Reply> {
+pub(super) fn reject<B>(request: &Request<B>, access: Option<Access>, peer: Peer) -> Option<Reply> {
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     if !is_read && is_cross_site(request) {
-        return Some(cross_site_rejected());
+        return Some(error_reply(StatusCode::FORBIDDEN, CROSS_SITE_TEXT));
     }
-    if client.ip.is_none() || access == Some(Access::Everyone) {
+    if peer.ip.is_none() || access == Some(Access::Everyone) {
         return None;
     }
-    untrusted_host(request).map(|name| rebinding_rejected(&name))
+    // Another site may have pointed this name at this listener.
+    let name = untrusted_host(request)?;
+    let error = format!(
+        "the host name {name:?} may belong to another site (DNS rebinding); use an IP address or \
+         localhost, such as http://127.0.0.1:9090, or configure a webhook_secret"
+    );
+    Some(error_reply(StatusCode::FORBIDDEN, &error))
 }
 
 /// Returns an error if the host or the origin of a request is ambiguous: of two fields, one reader
@@ -122,21 +126,6 @@ fn is_local_host(host: &Authority) -> bool {
     name == "localhost"
         || name.strip_suffix(".localhost").is_some_and(is_subdomain)
         || name.parse::<Ipv4Addr>().is_ok()
-}
-
-/// Refuses a request to a host name that another site may have pointed at this listener.
-fn rebinding_rejected(name: &str) -> Reply {
-    let error = format!(
-        "the host name {name:?} may belong to another site (DNS rebinding); use an IP address or \
-         localhost, such as http://127.0.0.1:9090, or configure a webhook_secret"
-    );
-    json_reply(StatusCode::FORBIDDEN, &json!({ "error": error }))
-}
-
-fn cross_site_rejected() -> Reply {
-    let error = "cross-site request rejected; use the status page of this listener, or configure a \
-                 webhook_secret and send it";
-    json_reply(StatusCode::FORBIDDEN, &json!({ "error": error }))
 }
 
 #[cfg(test)]

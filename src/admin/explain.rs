@@ -18,16 +18,13 @@
 mod request_head;
 mod wording;
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use http_body_util::{BodyExt as _, Limited};
 use hyper::{
     Request, StatusCode,
     body::Incoming,
-    http::{HeaderName, Method, header::HOST},
+    http::{Method, header::HOST},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -36,22 +33,23 @@ use tokio::time::timeout;
 use self::{
     request_head::parse,
     wording::{
-        bypass_reason_text, bypass_text, differing_headers_text, hit_text, miss_text, refused_text,
+        bypass_reason_text, bypass_text, hit_text, lease_left_ms, miss_text, refused_text,
         shadow_text, splitting_text, wait_text, write_text,
     },
 };
 use super::{
-    purge_request::not_an_id,
-    reply::{Reply, json_reply},
+    Admin,
+    purge_request::{not_an_id, shortened},
+    reply::{Reply, error_reply, json_reply},
 };
 use crate::{
     cache::{
-        BeforeLookup, Cache,
+        BeforeLookup,
         entry::{Entry, Reject},
-        forecast::{Forecast, ForecastReport, MissReason, VariantOrigin},
+        forecast::{Forecast, ForecastReport, JobMarks, VariantOrigin},
     },
     clock,
-    config::{self, CacheMode},
+    config::CacheMode,
     observe::events::jobs::JobHistory,
     proxy::framing::{self, Refusal},
     semantics::{
@@ -60,9 +58,9 @@ use crate::{
         identity::ReadJob,
         job_id::JobId,
         policy::Bypass,
-        route::{Route, Routes},
+        route::Route,
     },
-    store::{KeyState, StoreError},
+    store::KeyState,
 };
 
 /// Longest head, in bytes. It has room for more fields than any limit allows.
@@ -82,15 +80,7 @@ struct ExplainVerdict {
     why: String,
 }
 
-/// The parts of this sidecar that decide about a request.
-pub(super) struct Explainer<'s> {
-    pub(super) cache: &'s Arc<Cache>,
-    pub(super) routes: &'s Routes,
-    pub(super) mode: CacheMode,
-    pub(super) limits: &'s config::ServerConfig,
-}
-
-impl Explainer<'_> {
+impl Admin {
     /// Explains what a request with the head in this body would get. The body may be empty.
     pub(super) async fn explain(&self, id: &str, body: Incoming) -> Reply {
         let explained = match timeout(BODY_TIMEOUT, Limited::new(body, MAX_HEAD).collect()).await {
@@ -99,8 +89,7 @@ impl Explainer<'_> {
                 "cannot read the body; send the head of a request, at most {MAX_HEAD} bytes"
             )),
         };
-        explained
-            .unwrap_or_else(|error| json_reply(StatusCode::BAD_REQUEST, &json!({ "error": error })))
+        explained.unwrap_or_else(|error| error_reply(StatusCode::BAD_REQUEST, &error))
     }
 
     async fn try_explain(&self, id: &str, head: &[u8]) -> Result<Reply, String> {
@@ -109,7 +98,7 @@ impl Explainer<'_> {
         let mut request = parse(head, || path.clone().unwrap_or_else(|| "/".to_owned()))?;
         let route = self.routes.classify(&request);
         headers::strip_listed(request.headers_mut(), self.cache.fingerprinter().covered_headers());
-        self.check_same_job(&id, &request, &route)?;
+        self.check_job(&id, &request, &route)?;
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
         // The variant of an entry says nothing about the values of unknown headers.
         let is_given = headers.contains_key(HOST)
@@ -120,18 +109,19 @@ impl Explainer<'_> {
         let method = if *method == Method::HEAD { method } else { &Method::GET };
         let job = self.routes.job_at(uri.path()).or_else(|| self.routes.job_at(path.as_deref()?));
         let job = job.unwrap_or_else(|| ReadJob::of(&id));
-        let ask = self.cache.lookup_request(&job, method, uri, headers);
-        let ask = if self.mode == CacheMode::Shadow { ask.solo() } else { ask };
-        let explained = self.cache.reader.explain(ask, form).await;
+        let lookup = self.cache.lookup_request(&job, method, uri, headers);
+        let is_shadow = self.status_config.cache == CacheMode::Shadow;
+        let lookup = if is_shadow { lookup.solo() } else { lookup };
+        let explained = self.cache.reader.explain(lookup, form).await;
         let now = clock::now();
-        let mut verdict = match framing::check(&request, self.limits) {
+        let mut verdict = match framing::check(&request, &self.limits) {
             Err(refusal) => ExplainVerdict::refused(refusal),
             Ok(()) => self.verdict(&request, &route, &explained, now),
         };
         if head.trim_ascii().is_empty() {
             verdict = verdict.without_headers(&explained.history);
         }
-        verdict.why.push_str(&splitting_text(&explained.splitting_headers));
+        verdict.why.push_str(&splitting_text(&explained.marks.splitting_headers));
         Ok(json_reply(StatusCode::OK, &Explanation::of(&id, &request, form, &explained, verdict)))
     }
 
@@ -141,7 +131,7 @@ impl Explainer<'_> {
         if let Some(job) = jobs.iter().find(|job| job.as_str() == id) {
             return Ok(job.clone());
         }
-        let shown: String = id.chars().take(200).collect();
+        let shown = shortened(id);
         Err(match jobs.first() {
             Some(other) => format!(
                 "reads of {shown:?} are not cached (detail=spelling); use the canonical spelling \
@@ -154,12 +144,7 @@ impl Explainer<'_> {
 
     /// Returns an error if the request names other jobs, but not this one. A request that names no
     /// job is explained.
-    fn check_same_job(
-        &self,
-        id: &JobId,
-        request: &Request<()>,
-        route: &Route,
-    ) -> Result<(), String> {
+    fn check_job(&self, id: &JobId, request: &Request<()>, route: &Route) -> Result<(), String> {
         let named = match route {
             Route::Read(job) => vec![job.id()],
             _ => self.routes.named_by_path(request.uri().path()).all_jobs(),
@@ -181,21 +166,19 @@ impl Explainer<'_> {
     ) -> ExplainVerdict {
         match route {
             Route::Read(..) => {
+                let (mode, fingerprinter) = (self.status_config.cache, self.cache.fingerprinter());
                 let facts = BeforeLookup {
-                    has_barred_credential: self
-                        .cache
-                        .fingerprinter()
-                        .must_bypass(request.headers()),
-                    is_off: self.mode == CacheMode::Off,
+                    has_barred_credential: fingerprinter.must_bypass(request.headers()),
+                    is_off: mode == CacheMode::Off,
                     ..BeforeLookup::default()
                 };
-                let in_mode = || ExplainVerdict::in_mode(self.mode, explained, now);
-                facts.bypass().map_or_else(in_mode, ExplainVerdict::pass)
+                let in_mode = || ExplainVerdict::in_mode(mode, explained, now);
+                facts.bypass().map_or_else(in_mode, ExplainVerdict::bypass)
             }
             Route::Write(_) => ExplainVerdict::write(request.method()),
             Route::Pass(why) => {
                 let setting = self.routes.setting_for(request.uri().path(), *why);
-                ExplainVerdict::pass_with(*why, setting)
+                ExplainVerdict::bypass(*why).with_setting(setting)
             }
         }
     }
@@ -204,13 +187,13 @@ impl Explainer<'_> {
 impl ExplainVerdict {
     fn in_mode(mode: CacheMode, explained: &ForecastReport, now: SystemTime) -> Self {
         match (mode, explained.forecast) {
-            (CacheMode::Shadow, Forecast::Hit(_)) => Self::pass(Bypass::ShadowHit),
-            (CacheMode::Shadow, Forecast::Join) => Self::pass(Bypass::Shadow),
+            (CacheMode::Shadow, Forecast::Hit(_)) => Self::bypass(Bypass::ShadowHit),
+            (CacheMode::Shadow, Forecast::Join) => Self::bypass(Bypass::Shadow),
             // Shadow mode never refuses a request and never lets one wait.
             (CacheMode::Shadow, Forecast::Pass(why)) => {
                 let text =
                     shadow_text(why).map_or_else(|| bypass_text(why, explained, now), Into::into);
-                Self { why: text, ..Self::forwarded("pass", Some(why), false) }
+                Self::forwarded("pass", Some(why), false, text)
             }
             _ => Self::in_service(explained, now),
         }
@@ -224,28 +207,15 @@ impl ExplainVerdict {
                 cache_status: format!("jobcache; hit; ttl={}", ttl.as_secs()),
                 why: hit_text(explained, ttl),
             },
-            Forecast::Miss { bypass: why, reason } => {
-                let text = match reason {
-                    MissReason::Unconfirmed(why) => bypass_text(why, explained, now),
-                    reason => {
-                        format!(
-                            "{}{}",
-                            miss_text(reason),
-                            differing_headers_text(reason, explained)
-                        )
-                    }
-                };
-                Self { why: text, ..Self::forwarded("miss", why, false) }
+            Forecast::Miss { bypass, reason } => {
+                Self::forwarded("miss", bypass, false, miss_text(reason, explained, now))
             }
-            Forecast::Join => Self {
-                why: "would share the answer to a read of the API that is in flight here"
-                    .to_owned(),
-                ..Self::forwarded("miss", None, true)
-            },
-            Forecast::Wait => Self { why: wait_text(explained), ..Self::pass(Bypass::Leased) },
-            Forecast::Pass(why) => {
-                Self { why: bypass_text(why, explained, now), ..Self::pass(why) }
+            Forecast::Join => {
+                let text = "would share the answer to a read of the API that is in flight here";
+                Self::forwarded("miss", None, true, text)
             }
+            Forecast::Wait => Self::pass(Bypass::Leased, wait_text(explained)),
+            Forecast::Pass(why) => Self::pass(why, bypass_text(why, explained, now)),
         }
     }
 
@@ -260,41 +230,46 @@ impl ExplainVerdict {
         Self { why: format!("a request without headers {}{contrast}", self.why), ..self }
     }
 
-    fn pass(why: Bypass) -> Self {
-        Self::pass_with(why, None)
+    fn bypass(why: Bypass) -> Self {
+        Self::pass(why, bypass_reason_text(why))
     }
 
-    /// A request that bypasses the cache, unless a setting is changed.
-    fn pass_with(why: Bypass, setting: Option<&'static str>) -> Self {
-        if why == Bypass::OnlyIfCached {
-            return Self::answered_with_error(why.as_str(), bypass_reason_text(why));
+    fn pass(why: Bypass, text: impl Into<String>) -> Self {
+        match why {
+            Bypass::OnlyIfCached => Self::error(why.as_str(), text),
+            _ => Self::forwarded("pass", Some(why), false, text),
         }
-        let forwarded = Self::forwarded("pass", Some(why), false);
-        let setting = setting.map(|setting| format!("; setting=\"{setting}\""));
-        let cache_status = forwarded.cache_status + &setting.unwrap_or_default();
-        Self { why: bypass_reason_text(why).to_owned(), cache_status, ..forwarded }
+    }
+
+    /// Adds the setting with which the request would be cached.
+    fn with_setting(mut self, setting: Option<&'static str>) -> Self {
+        if let Some(setting) = setting {
+            self.cache_status.extend(["; setting=\"", setting, "\""]);
+        }
+        self
     }
 
     fn refused(why: Refusal) -> Self {
-        let status = why.status().as_u16();
-        Self::answered_with_error(
-            why.as_str(),
-            &format!("would be answered {status}: {}", refused_text(why)),
-        )
+        let (status, text) = (why.status().as_u16(), refused_text(why));
+        Self::error(why.as_str(), format!("would be answered {status}: {text}"))
     }
 
-    fn answered_with_error(detail: &'static str, why: &str) -> Self {
+    fn error(detail: &'static str, text: impl Into<String>) -> Self {
         let cache_status = CacheStatus::Refused { detail }.to_string();
-        Self { outcome: "error", detail: Some(detail), cache_status, why: why.to_owned() }
+        Self { outcome: "error", detail: Some(detail), cache_status, why: text.into() }
     }
 
     fn write(method: &Method) -> Self {
-        let (cache_status, why) =
-            ("jobcache; fwd=method".to_owned(), write_text(method).to_owned());
-        Self { outcome: "write", detail: None, cache_status, why }
+        let cache_status = "jobcache; fwd=method".to_owned();
+        Self { outcome: "write", detail: None, cache_status, why: write_text(method).to_owned() }
     }
 
-    fn forwarded(outcome: &'static str, why: Option<Bypass>, collapsed: bool) -> Self {
+    fn forwarded(
+        outcome: &'static str,
+        why: Option<Bypass>,
+        collapsed: bool,
+        text: impl Into<String>,
+    ) -> Self {
         let detail = why.map(Bypass::as_str);
         let forward = why.map_or(Forward::Miss, Into::into);
         let status = CacheStatus::Forwarded {
@@ -304,7 +279,7 @@ impl ExplainVerdict {
             detail,
             setting: None,
         };
-        Self { outcome, detail, cache_status: status.to_string(), why: String::new() }
+        Self { outcome, detail, cache_status: status.to_string(), why: text.into() }
     }
 }
 
@@ -314,16 +289,23 @@ struct Explanation<'t> {
     verdict: ExplainVerdict,
     job: &'t str,
     request: Value,
+    #[serde(flatten)]
+    key: ExplainedKey,
+    marks: &'t JobMarks,
+    events: Value,
+    all_purged: Option<Value>,
+    now: String,
+}
+
+/// The state of the key.
+#[derive(Debug, Serialize)]
+struct ExplainedKey {
     store: Value,
     value: Option<&'static str>,
     entry: Option<Value>,
     lease: Option<Value>,
     fence: Option<Value>,
     near: bool,
-    marks: Value,
-    events: Value,
-    all_purged: Option<Value>,
-    now: String,
 }
 
 impl<'t> Explanation<'t> {
@@ -331,14 +313,9 @@ impl<'t> Explanation<'t> {
         id: &'t JobId,
         request: &Request<()>,
         form: VariantOrigin,
-        explained: &ForecastReport,
+        explained: &'t ForecastReport,
         verdict: ExplainVerdict,
     ) -> Self {
-        let state = explained.state.as_ref();
-        let lease = state.ok().and_then(|state| state.lease.as_ref());
-        let lease_left_ms = lease.map(|lease| lease.left_ms);
-        let fence_left_ms = state.ok().and_then(|state| state.fence_left_ms);
-        let left = |left_ms| json!({ "left_ms": left_ms });
         Self {
             verdict,
             job: id.as_str(),
@@ -347,29 +324,33 @@ impl<'t> Explanation<'t> {
                 "path": request.uri().path(),
                 "form_assumed": form == VariantOrigin::Assumed,
             }),
+            key: ExplainedKey::of(explained),
+            marks: &explained.marks,
+            events: explained.history.events.iter().map(wording::event_json).collect(),
+            all_purged: explained.history.all_purged.as_ref().map(wording::event_json),
+            now: wording::rfc3339(clock::now()),
+        }
+    }
+}
+
+impl ExplainedKey {
+    fn of(explained: &ForecastReport) -> Self {
+        let state = explained.state.as_ref();
+        let left = |left_ms: i64| json!({ "left_ms": left_ms });
+        let place = explained.cluster_slot.as_ref();
+        Self {
             store: json!({
                 "answered": state.is_ok(),
-                "error": state.err().map(StoreError::as_str),
+                "error": state.err().map(|error| error.kind().as_str()),
                 "pending": explained.pending,
-                "slot": explained.cluster_slot.as_ref().map(|(slot, _)| slot),
-                "node": explained.cluster_slot.as_ref().and_then(|(_, node)| node.as_ref()),
+                "slot": place.map(|(slot, _)| slot),
+                "node": place.and_then(|(_, node)| node.as_ref()),
             }),
             value: value_kind(explained),
             entry: entry_json(explained),
-            lease: lease_left_ms.map(left),
-            fence: fence_left_ms.map(left),
+            lease: lease_left_ms(explained).map(left),
+            fence: state.ok().and_then(|state| state.fence_left_ms).map(left),
             near: explained.near,
-            marks: json!({
-                "uncacheable": explained.hit_for_miss,
-                "replaced": explained.replacements,
-                "foreign": explained.foreign_values,
-                "splitting_headers": explained.splitting_headers,
-                "differing_headers":
-                    explained.differing_headers.iter().map(HeaderName::as_str).collect::<Vec<_>>(),
-            }),
-            events: wording::events_json(&explained.history),
-            all_purged: explained.history.all_purged.as_ref().map(wording::event_json),
-            now: wording::rfc3339(clock::now()),
         }
     }
 }

@@ -4,10 +4,7 @@
 //! 503 with `Retry-After`; the purge is queued, and this sidecar bypasses the cache for those jobs
 //! until it is confirmed. The answer does not wait for a refresh.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::{HeaderMap, Request, StatusCode, body::Incoming};
@@ -15,18 +12,18 @@ use serde_json::{Value, json};
 use tracing::{Instrument as _, info, warn};
 
 use super::{
-    admin_state::{AdminState, WebhookRefusal},
-    authorize::{AdminCaller, AuthState, Authorizer},
-    caller_limits::{BODY_TIMEOUT, BodyReader, BodySender, EventRate, MAX_BODY, PurgeBodyError},
+    Admin,
+    admin_state::WebhookRefusal,
+    authorize::{AdminCaller, AuthState},
+    caller_limits::{BODY_TIMEOUT, BodySender, EventRate, MAX_BODY, PurgeBodyError},
     purge_request::{PurgeRequest, job_ids, jobs_at},
-    reply::{Reply, json_reply, retry_later},
+    reply::{Reply, error_reply, json_reply, retry_later},
 };
 use crate::{
-    cache::{Cache, PurgeAllOutcome, PurgeOutcome, PurgeReceipt},
-    config::Config,
+    cache::{PurgeAllOutcome, PurgeOutcome, PurgeReceipt},
     limits::Limit,
     observe::spans,
-    semantics::{job_id::JobId, route::Routes},
+    semantics::job_id::JobId,
     store::Ended,
     transport::Peer,
 };
@@ -38,17 +35,6 @@ const BUSY_TEXT: &str = "too many purges are being read (max_inspected); nothing
 const ADDRESS_BUSY_TEXT: &str = "too many purges are being read from this address, which may use a quarter of \
                          max_inspected; nothing was purged or queued, send it again";
 
-/// The purge webhook.
-pub struct PurgeWebhook {
-    cache: Arc<Cache>,
-    routes: Arc<Routes>,
-    body_reader: BodyReader,
-    authorizer: Arc<Authorizer>,
-    /// Purges per second.
-    max_purges: usize,
-    state: AdminState,
-}
-
 /// The step after a confirmed purge.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum AfterPurge {
@@ -56,38 +42,28 @@ enum AfterPurge {
     Refresh,
 }
 
-impl PurgeWebhook {
-    /// Creates the webhook.
-    pub(super) fn new(
-        (cache, routes): (Arc<Cache>, Arc<Routes>),
-        state: AdminState,
-        authorizer: Arc<Authorizer>,
-        config: &Config,
-    ) -> Self {
-        let quota = Arc::clone(&state.body_quota);
-        let body_reader =
-            BodyReader::new(quota, config.cache.limits.max_inspected, &state.caller_limits);
-        let max_purges = config.webhook.max_purges;
-        Self { cache, routes, body_reader, authorizer, max_purges, state }
-    }
-
+impl Admin {
     /// `POST /purge` with a JSON body, which a signature may cover: so the body is read first.
-    pub async fn purge_listed(&self, request: Request<Incoming>, caller: AdminCaller) -> Reply {
+    pub(super) async fn purge_listed(
+        &self,
+        request: Request<Incoming>,
+        caller: AdminCaller,
+    ) -> Reply {
         let (head, body) = request.into_parts();
         let body = match self.authorized_body(&head.headers, body, caller.peer).await {
             Ok(body) => body,
             Err(refusal) => return refusal,
         };
-        let wanted = PurgeRequest::parse(&body, &self.routes);
+        let purge = PurgeRequest::parse(&body, &self.routes);
         // Releases the budget for bodies before the wait for the store.
         drop(body);
-        match wanted {
+        match purge {
             Ok(PurgeRequest::Jobs(ids)) => self.purge_jobs(ids, caller, AfterPurge::Nothing).await,
             Ok(PurgeRequest::JobsWithRefresh(ids)) => {
                 self.purge_jobs(ids, caller, AfterPurge::Refresh).await
             }
             Ok(PurgeRequest::All) => self.purge_all(caller).await,
-            Err(reason) => self.reject(WebhookRefusal::Malformed, &reason),
+            Err(reason) => self.reject_purge(WebhookRefusal::Malformed, &reason),
         }
     }
 
@@ -128,61 +104,63 @@ impl PurgeWebhook {
     }
 
     fn body_rejected(&self, unread: PurgeBodyError) -> Reply {
-        match unread {
-            PurgeBodyError::TooLarge => self.reject(
+        let (refused, reason) = match unread {
+            PurgeBodyError::TooLarge => (
                 WebhookRefusal::TooLarge,
-                &format!("the body is larger than {MAX_BODY} bytes; split the purge"),
+                format!("the body is larger than {MAX_BODY} bytes; split the purge"),
             ),
-            PurgeBodyError::TimedOut => self.reject(
+            PurgeBodyError::TimedOut => (
                 WebhookRefusal::Slow,
-                &format!(
+                format!(
                     "the body did not arrive within {BODY_TIMEOUT:?}, or stalled; send it again"
                 ),
             ),
             PurgeBodyError::Broken(error) => {
-                self.reject(WebhookRefusal::Malformed, &format!("cannot read the body: {error}"))
+                (WebhookRefusal::Malformed, format!("cannot read the body: {error}"))
             }
-            PurgeBodyError::QuotaFull => self.reject(WebhookRefusal::Busy, BUSY_TEXT),
+            PurgeBodyError::QuotaFull => (WebhookRefusal::Busy, BUSY_TEXT.to_owned()),
             PurgeBodyError::ShareFull => {
                 self.state.metrics.limits.count(Limit::Inspected);
-                self.reject(WebhookRefusal::Busy, ADDRESS_BUSY_TEXT)
+                (WebhookRefusal::Busy, ADDRESS_BUSY_TEXT.to_owned())
             }
-            PurgeBodyError::RateLimited(wait) => self.authorizer.reject_large_body(wait),
-        }
+            PurgeBodyError::RateLimited(wait) => return self.authorizer.reject_large_body(wait),
+        };
+        self.reject_purge(refused, &reason)
     }
 
     /// `POST /purge/<id>` of a caller with the token.
-    pub async fn purge_one(&self, id: &str, caller: AdminCaller) -> Reply {
+    pub(super) async fn purge_one(&self, id: &str, caller: AdminCaller) -> Reply {
         match job_ids(id, &self.routes) {
             Ok(ids) => self.purge_jobs(ids, caller, AfterPurge::Nothing).await,
-            Err(reason) => self.reject(WebhookRefusal::Malformed, &reason),
+            Err(reason) => self.reject_purge(WebhookRefusal::Malformed, &reason),
         }
     }
 
     /// `PURGE /jobs/<id>` of a caller with the token.
-    pub async fn purge_path(&self, path: &str, caller: AdminCaller) -> Reply {
+    pub(super) async fn purge_path(&self, path: &str, caller: AdminCaller) -> Reply {
         match jobs_at(path, &self.routes) {
             Ok(Some(jobs)) => self.purge_jobs(jobs, caller, AfterPurge::Nothing).await,
             Ok(None) => self.purge_all(caller).await,
-            Err(reason) => self.reject(WebhookRefusal::Malformed, &reason),
+            Err(reason) => self.reject_purge(WebhookRefusal::Malformed, &reason),
         }
     }
 
     /// Refuses a call. Nothing is purged or queued.
-    fn reject(&self, refused: WebhookRefusal, reason: &str) -> Reply {
+    fn reject_purge(&self, refused: WebhookRefusal, reason: &str) -> Reply {
         self.state.metrics.count_refused(refused);
-        let error = json!({ "error": reason });
         match refused {
-            WebhookRefusal::Busy => retry_later(refused_status(refused), &error, RETRY_AFTER),
-            _ => json_reply(refused_status(refused), &error),
+            WebhookRefusal::Busy => {
+                retry_later(refused_status(refused), &json!({ "error": reason }), RETRY_AFTER)
+            }
+            _ => error_reply(refused_status(refused), reason),
         }
     }
 
     /// Answers 429 above `webhook_max_purges` per second. The check comes first, so that a purge
     /// that is answered with an error has not been applied. The sender has to repeat it.
     fn reject_over_rate(&self) -> Option<Reply> {
-        let pace = EventRate::new(self.max_purges, Duration::from_secs(1));
-        let wait = self.state.caller_limits.purges.try_acquire(pace, Instant::now()).err()?;
+        let rate = EventRate::new(self.max_purges, Duration::from_secs(1));
+        let wait = self.state.caller_limits.purges.try_acquire(rate, Instant::now()).err()?;
         self.state.metrics.limits.count(Limit::WebhookPurges);
         self.state.metrics.count_refused(WebhookRefusal::Rate);
         let error = format!(
@@ -201,7 +179,7 @@ impl PurgeWebhook {
         }
         let span = spans::invalidate(&spans::current(), "purge");
         let purge = self.cache.invalidator.purge(&ids, caller.by()).instrument(span.clone());
-        let Ok(PurgeOutcome { ended, receipts }) = purge.await else { return purge_failed() };
+        let Some(PurgeOutcome { ended, receipts }) = purge.await else { return purge_failed() };
         spans::record_result(&span, ended.as_str());
         let names: Value = ids.iter().map(JobId::as_str).collect();
         let receipts: Value =
@@ -233,7 +211,7 @@ impl PurgeWebhook {
         }
         let span = spans::invalidate(&spans::current(), "purge-all");
         let purge = self.cache.invalidator.purge_all(caller.by()).instrument(span.clone());
-        let Ok(PurgeAllOutcome { ended, flights, near }) = purge.await else {
+        let Some(PurgeAllOutcome { ended, flights, near }) = purge.await else {
             return purge_failed();
         };
         spans::record_result(&span, ended.as_str());
@@ -285,7 +263,7 @@ fn refused_status(refused: WebhookRefusal) -> StatusCode {
 fn purge_failed() -> Reply {
     let error = "the purge task failed, which is a bug in jobcache (see its log): the jobs may not be \
                  purged or queued; purge again";
-    json_reply(StatusCode::INTERNAL_SERVER_ERROR, &json!({ "error": error }))
+    error_reply(StatusCode::INTERNAL_SERVER_ERROR, error)
 }
 
 fn purge_pending(mut body: Value) -> Reply {

@@ -85,6 +85,11 @@ impl PurgeRequest {
     }
 }
 
+/// The beginning of an id, for an error.
+pub(super) fn shortened(id: &str) -> String {
+    id.chars().take(200).collect()
+}
+
 /// Returns the jobs that an id names: the key without its prefix.
 pub(super) fn job_ids(id: &str, routes: &Routes) -> Result<Vec<JobId>, String> {
     let jobs = routes.jobs_by_key(id);
@@ -93,7 +98,7 @@ pub(super) fn job_ids(id: &str, routes: &Routes) -> Result<Vec<JobId>, String> {
 
 /// Says why a text is no id.
 pub(super) fn not_an_id(id: &str) -> String {
-    let shown: String = id.chars().take(200).collect();
+    let shown = shortened(id);
     format!(
         "{shown:?} is not a job id: ids are 1 to 128 of A-Z a-z 0-9 . _ ~ -, and not . or ..; with \
          ids = \"opaque\" or a key of several variables 1 to 512 bytes without {{ }} and control \

@@ -48,7 +48,8 @@ pub(crate) struct Recent {
     began: Instant,
     snapshots: Mutex<VecDeque<CounterSnapshot>>,
     reasons: ReasonHistory,
-    times: Times,
+    /// The recent times.
+    pub(super) times: Times,
     proxy: Arc<ProxyMetrics>,
     events: Arc<Events>,
 }
@@ -67,12 +68,8 @@ impl Recent {
     /// The totals of so many seconds ago. Zero if no sample is that old, as in a young process.
     pub(super) fn totals_before(&self, seconds: usize) -> RequestTotals {
         let samples = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
-        match samples.len().checked_sub(seconds) {
-            Some(index) => {
-                samples.get(index).map_or_else(RequestTotals::default, |sample| sample.totals)
-            }
-            None => RequestTotals::default(),
-        }
+        let index = samples.len().checked_sub(seconds);
+        index.and_then(|index| samples.get(index)).map(|sample| sample.totals).unwrap_or_default()
     }
 
     /// The last ten minutes in steps of so many seconds, oldest first: the requests in each step,
@@ -104,17 +101,6 @@ impl Recent {
         before.totals
     }
 
-    fn forget_times(&self) {
-        for times in &self.times {
-            times.rotate();
-        }
-    }
-
-    /// The recent times.
-    pub(super) fn times(&self) -> &Times {
-        &self.times
-    }
-
     /// Why requests were not hits.
     pub(super) fn reasons(&self) -> Vec<ReasonCount> {
         self.reasons.counts(&self.proxy.requests)
@@ -128,7 +114,7 @@ impl Recent {
             ticks.tick().await;
             self.sample();
             if tick % ROTATE_AFTER == 0 {
-                self.forget_times();
+                self.times.iter().for_each(|times| times.rotate());
             }
         }
     }
@@ -168,27 +154,19 @@ pub(super) struct ReasonCount {
     pub(super) last_minute: u64,
 }
 
-/// All reasons, and their counts at each second of the last minute.
-struct ReasonHistory {
-    reasons: Vec<(&'static str, &'static str)>,
-    samples: Mutex<VecDeque<Vec<u64>>>,
-}
-
-impl Default for ReasonHistory {
-    fn default() -> Self {
-        Self { reasons: outcome_reasons().collect(), samples: Mutex::default() }
-    }
-}
+/// The counts of all reasons at each second of the last minute.
+#[derive(Default)]
+struct ReasonHistory(Mutex<VecDeque<Vec<u64>>>);
 
 impl ReasonHistory {
     /// Returns the reasons that have occurred.
     pub(super) fn counts(&self, requests: &RequestMetrics) -> Vec<ReasonCount> {
-        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // A process younger than a minute: all counts are of the last minute.
         let before =
             samples.front().filter(|_| samples.len() >= MAX_SAMPLES).cloned().unwrap_or_default();
         drop(samples);
-        let reasons = self.reasons.iter().enumerate().map(|(index, &(outcome, reason))| {
+        let reasons = outcome_reasons().enumerate().map(|(index, (outcome, reason))| {
             let total = requests.of_reason(outcome, reason);
             let last_minute = total.saturating_sub(before.get(index).copied().unwrap_or_default());
             ReasonCount { outcome, reason, total, last_minute }
@@ -198,9 +176,9 @@ impl ReasonHistory {
 
     /// Samples the counts; called once a second.
     pub(super) fn sample(&self, requests: &RequestMetrics) {
-        let count = |&(outcome, reason): &_| requests.of_reason(outcome, reason);
-        let counts = self.reasons.iter().map(count).collect();
-        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = |(outcome, reason)| requests.of_reason(outcome, reason);
+        let counts = outcome_reasons().map(count).collect();
+        let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if samples.len() >= MAX_SAMPLES {
             samples.pop_front();
         }
@@ -210,18 +188,19 @@ impl ReasonHistory {
 
 /// Returns all pairs of an outcome and a reason.
 fn outcome_reasons() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let bypass = || Bypass::ALL.iter().map(|why| why.as_str());
     // A word that is both a bypass and a no-store reason is listed once.
-    let no_store = NoStore::ALL.iter().map(|why| why.as_str());
-    let no_store = no_store.filter(move |why| bypass().all(|other| other != *why));
-    let miss = bypass().chain(no_store).map(|why| ("miss", why));
-    miss.chain(bypass().map(|why| ("pass", why)))
+    let no_store = NoStore::WORDS.into_iter().filter(|why| !Bypass::WORDS.contains(why));
+    let miss = Bypass::WORDS.into_iter().chain(no_store).map(|why| ("miss", why));
+    miss.chain(Bypass::WORDS.map(|why| ("pass", why)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{observe::metrics::Registry, proxy::metrics::ProxyMetrics};
+    use crate::{
+        observe::{events::EventKind, metrics::Registry},
+        proxy::metrics::ProxyMetrics,
+    };
 
     fn recent() -> Recent {
         let proxy = ProxyMetrics::register(&mut Registry::default());
@@ -267,11 +246,11 @@ mod tests {
             let counts = history.counts(&requests);
             counts.iter().map(|it| (it.reason, it.total, it.last_minute)).collect()
         };
-        requests.count("pass", "query");
-        requests.count("miss", "fenced");
+        requests.count(EventKind::Pass, "query");
+        requests.count(EventKind::Miss, "fenced");
         assert_eq!(counts(), [("fenced", 1, 1), ("query", 1, 1)]);
         history.sample(&requests);
-        requests.count("pass", "query");
+        requests.count(EventKind::Pass, "query");
         for _ in 1..MAX_SAMPLES {
             assert_eq!(counts(), [("fenced", 1, 1), ("query", 2, 2)], "of less than a minute");
             history.sample(&requests);
@@ -279,6 +258,6 @@ mod tests {
         assert_eq!(counts(), [("fenced", 1, 0), ("query", 2, 1)]);
         history.sample(&requests);
         assert_eq!(counts(), [("fenced", 1, 0), ("query", 2, 0)]);
-        assert_eq!(history.samples.lock().unwrap().len(), MAX_SAMPLES);
+        assert_eq!(history.0.lock().unwrap().len(), MAX_SAMPLES);
     }
 }

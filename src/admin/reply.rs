@@ -5,17 +5,14 @@
 //! waits for it. The stream ends when a shutdown begins, and when a reload changes the secrets: a
 //! client has to reconnect with a valid one.
 
-use std::{
-    convert::Infallible,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream::poll_fn};
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     HeaderMap, Response, StatusCode,
-    body::{Body, Frame, SizeHint},
+    body::Frame,
     http::{
         HeaderValue,
         header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS},
@@ -40,40 +37,11 @@ use crate::{
 pub type Reply = Response<ReplyBody>;
 
 /// The body of a response.
-#[derive(Debug)]
-pub enum ReplyBody {
-    /// A complete body; empty once it is sent.
-    Complete(Bytes),
-    /// A stream that ends when its sender is dropped.
-    Stream(mpsc::Receiver<Bytes>),
-}
+pub type ReplyBody = UnsyncBoxBody<Bytes, Infallible>;
 
-impl Body for ReplyBody {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let bytes = match self.get_mut() {
-            Self::Complete(bytes) if bytes.is_empty() => return Poll::Ready(None),
-            Self::Complete(bytes) => Poll::Ready(Some(std::mem::take(bytes))),
-            Self::Stream(chunks) => chunks.poll_recv(cx),
-        };
-        bytes.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Complete(bytes) if bytes.is_empty())
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Complete(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Stream(_) => SizeHint::default(),
-        }
-    }
+/// A complete body.
+pub(super) fn complete(bytes: impl Into<Bytes>) -> ReplyBody {
+    Full::new(bytes.into()).boxed_unsync()
 }
 
 /// A JSON response.
@@ -81,20 +49,21 @@ pub(super) fn json_reply(status: StatusCode, body: &impl Serialize) -> Reply {
     // Bodies hold strings, numbers, lists and maps with string keys, which never fail to serialize.
     let mut text = serde_json::to_vec(body).unwrap_or_default();
     text.push(b'\n');
-    typed_reply(status, "application/json", ReplyBody::Complete(text.into()))
+    typed_reply(status, "application/json", complete(text))
+}
+
+/// A JSON response with an error.
+pub(super) fn error_reply(status: StatusCode, error: &str) -> Reply {
+    json_reply(status, &json!({ "error": error }))
 }
 
 /// A response of this content type that must not be cached, sniffed for another type, or embedded
 /// by pages of other origins.
-pub(super) fn typed_reply(
-    status: StatusCode,
-    content_type: &'static str,
-    page: ReplyBody,
-) -> Reply {
+pub(super) fn typed_reply(status: StatusCode, media_type: &'static str, page: ReplyBody) -> Reply {
     let mut response = Response::new(page);
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     // Browsers then drop the response if a page of another site asked for it, which could otherwise
@@ -116,7 +85,7 @@ pub(super) fn retry_later(status: StatusCode, body: &impl Serialize, wait: Durat
 
 pub(super) fn method_not_allowed(allowed: &'static str) -> Reply {
     let error = format!("method not allowed; this page accepts {allowed}");
-    let mut response = json_reply(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": error }));
+    let mut response = error_reply(StatusCode::METHOD_NOT_ALLOWED, &error);
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     response
 }
@@ -140,9 +109,9 @@ pub(super) fn event_stream(
     let Some(listener) = events.subscribe(last.unwrap_or(0)) else {
         let error =
             format!("{MAX_SUBSCRIBERS} clients already read events, which is the limit; close one");
-        return json_reply(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": error }));
+        return error_reply(StatusCode::SERVICE_UNAVAILABLE, &error);
     };
-    let (chunks, body) = mpsc::channel(QUEUED_CHUNKS);
+    let (chunks, mut queued) = mpsc::channel(QUEUED_CHUNKS);
     let leaving = leaving.clone();
     tokio::spawn(async move {
         let mut drain = leaving.clone();
@@ -156,7 +125,8 @@ pub(super) fn event_stream(
             }
         }
     });
-    typed_reply(StatusCode::OK, "text/event-stream", ReplyBody::Stream(body))
+    let frames = poll_fn(move |cx| queued.poll_recv(cx)).map(|chunk| Ok(Frame::data(chunk)));
+    typed_reply(StatusCode::OK, "text/event-stream", StreamBody::new(frames).boxed_unsync())
 }
 
 /// Forwards events to the connection until it is closed.

@@ -9,7 +9,7 @@
 //! policy enforces it: only the script with this hash runs, no string becomes markup
 //! (`require-trusted-types-for`), and nothing is fetched from other hosts.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -26,7 +26,7 @@ use serde_json::{Map, Value, json};
 use super::{
     admin_state::{AdminState, StatusSources},
     recent::{CounterSnapshot, ReasonCount, Recent},
-    reply::{Reply, ReplyBody, typed_reply},
+    reply::{Reply, complete, typed_reply},
 };
 use crate::{
     cache::{Cache, ComparisonResult},
@@ -34,7 +34,7 @@ use crate::{
     limits::Limit,
     observe::metrics::{Counters, RecentTimes},
     proxy::metrics::RequestTotals,
-    store::{JournalStatus, NodeStatus, Store},
+    store::{NodeStatus, Store},
 };
 
 /// Number of busiest jobs in `/status`.
@@ -48,15 +48,16 @@ const WINDOWS_S: [(&str, usize); 2] = [("last_minute", 60), ("last_10_minutes", 
 type ReadUse = fn(&StatusSources, &Cache) -> i64;
 
 /// The part of the configuration that `/status` shows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct StatusConfig {
-    cache: config::CacheMode,
+    pub(super) cache: config::CacheMode,
     store: &'static str,
     near: &'static str,
     credentials: &'static str,
     /// Each limit with its value and its current use.
     limits: [(Limit, usize, ReadUse); 7],
     near_bytes: usize,
+    routes: Arc<[String]>,
 }
 
 impl StatusConfig {
@@ -91,35 +92,27 @@ impl StatusConfig {
                 }),
             ],
             near_bytes: config.cache.near.max_bytes,
+            routes: config.api.routes().into_iter().map(|route| route.path).collect(),
         }
-    }
-
-    /// The mode of the cache.
-    pub(super) fn cache_mode(&self) -> config::CacheMode {
-        self.cache
     }
 }
 
 /// The body of `/status`.
-pub(super) fn status(
-    cache: &Cache,
-    state: &AdminState,
-    mode: &StatusConfig,
-    draining: bool,
-) -> Value {
+pub(super) fn status(cache: &Cache, state: &AdminState, mode: &StatusConfig) -> Value {
     let StatusSources { proxy, upstream, recent, .. } = &state.status;
     let reason_counts = recent.reasons();
     let near = &cache.metrics().near;
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_s": recent.uptime().as_secs(),
-        "draining": draining,
+        "draining": *state.drain.borrow(),
         "mode": {
             "cache": mode.cache.as_str(),
             "store": mode.store,
             "near": mode.near,
             "credentials": mode.credentials,
         },
+        "routes": *mode.routes,
         "requests": requests(recent, &proxy.requests.totals()),
         "reasons": reasons(&reason_counts, |reason| reason.total),
         "reasons_last_minute": reasons(&reason_counts, |reason| reason.last_minute),
@@ -145,7 +138,7 @@ pub(super) fn status(
 }
 
 fn latencies(recent: &Recent) -> Value {
-    let [hit, miss, upstream, store] = recent.times().each_ref().map(|times| latency(times));
+    let [hit, miss, upstream, store] = recent.times.each_ref().map(|times| latency(times));
     json!({ "hit": hit, "miss": miss, "upstream": upstream, "store": store })
 }
 
@@ -156,30 +149,19 @@ fn store(cache: &Cache) -> Value {
         "breaker": if store.is_up() { "closed" } else { "open" },
         "tracking": store.metrics().tracking.up.get() == 1,
         "pending_invalidations": store.pending(),
-        "journal": store.journal().map(|journal| journal_json(&journal)),
+        // With what other processes with the same setting have not confirmed.
+        "journal": store.journal().map(|journal| json!({
+            "path": journal.path.to_string_lossy(),
+            "siblings": journal.siblings,
+            "sibling_invalidations": journal.sibling_invalidations,
+        })),
         "nodes": nodes(store),
-    })
-}
-
-/// The journal of this process, and what other processes with the same setting have not confirmed.
-fn journal_json(journal: &JournalStatus) -> Value {
-    json!({
-        "path": journal.path.to_string_lossy(),
-        "siblings": journal.siblings,
-        "sibling_invalidations": journal.sibling_invalidations,
     })
 }
 
 /// Jobs that changed without a purge, in all and by route.
 fn silent_changes(cache: &Cache) -> Value {
-    let routes = cache.silent_changes().into_iter().map(|route| {
-        json!({
-            "route": route.route,
-            "changes": route.changes,
-            "without_purges": route.is_without_purges,
-        })
-    });
-    json!({ "total": cache.metrics().silent_changes.get(), "routes": routes.collect::<Value>() })
+    json!({ "total": cache.metrics().silent_changes.get(), "routes": cache.silent_changes() })
 }
 
 /// The masters of a cluster; empty if the store is not a cluster.
@@ -245,7 +227,7 @@ fn request_counts(totals: &RequestTotals) -> Value {
 
 /// Comparisons with the upstream by result.
 fn comparison_counts(counts: &Counters<1>) -> Value {
-    let results = ComparisonResult::ALL.map(ComparisonResult::as_str).into_iter();
+    let results = ComparisonResult::WORDS.into_iter();
     let counts = results.map(|result| (result.to_owned(), counts.get([result]).into()));
     counts.collect::<Map<_, _>>().into()
 }
@@ -315,7 +297,7 @@ impl StatusPage {
     }
 
     pub(super) fn reply(&self) -> Reply {
-        let page = ReplyBody::Complete(self.page.clone());
+        let page = complete(self.page.clone());
         let mut response = typed_reply(StatusCode::OK, "text/html; charset=utf-8", page);
         let headers = response.headers_mut();
         headers.insert(CONTENT_SECURITY_POLICY, self.policy.clone());
@@ -343,8 +325,7 @@ mod tests {
     #[test]
     fn the_page_and_the_documentation_say_what_each_reason_means() {
         let documentation = include_str!("../../docs/troubleshooting.md");
-        let bypasses = Bypass::ALL.iter().map(|why| why.as_str());
-        for why in bypasses.chain(NoStore::ALL.iter().map(|why| why.as_str())) {
+        for why in Bypass::WORDS.into_iter().chain(NoStore::WORDS) {
             let entries = [format!("\n  {why}: ["), format!("\n  '{why}': [")];
             assert!(entries.iter().any(|entry| SCRIPT.contains(entry)), "{why} is not explained");
             let is_documented = [format!("`{why}`"), format!("detail={why}`")];

@@ -14,7 +14,7 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use hyper::http::{HeaderName, StatusCode, response};
+use hyper::http::{HeaderName, StatusCode, response::Parts};
 use tokio::time::sleep;
 use tracing::warn;
 use xxhash_rust::xxh3::Xxh3;
@@ -28,6 +28,7 @@ use super::{
 use crate::{
     semantics::{
         identity::RouteIndex,
+        labels::labels,
         policy::{self, NoStore, Policy, StoredHead},
     },
     store::{Key, Token},
@@ -39,50 +40,27 @@ const PURGE_GRACE: Duration = Duration::from_secs(2);
 /// Greatest number of header names in a warning.
 const MAX_NAMED_HEADERS: usize = 8;
 
-/// The result of a comparison; a label of its metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ComparisonResult {
-    /// The response of the upstream equals the entry.
-    Same,
-    /// The response differs, and no purge or write has reported a change of the job.
-    Different,
-    /// The upstream refuses the reader or has no such job, and no change was reported.
-    Refused,
-    /// The response differs, and the entry has been dropped meanwhile.
-    Changed,
-    /// The upstream gave no response or a server error, which proves nothing.
-    Failed,
-    /// The response was not complete or could not be compared, or the store could not be asked.
-    Unchecked,
-    /// Too many comparisons were under way.
-    Skipped,
+labels! {
+    /// The result of a comparison; a label of its metrics.
+    pub enum ComparisonResult {
+        /// The response of the upstream equals the entry.
+        Same = "same",
+        /// The response differs, and no purge or write has reported a change of the job.
+        Different = "different",
+        /// The upstream refuses the reader or has no such job, and no change was reported.
+        Refused = "refused",
+        /// The response differs, and the entry has been dropped meanwhile.
+        Changed = "changed",
+        /// The upstream gave no response or a server error, which proves nothing.
+        Failed = "failed",
+        /// The response was not complete or could not be compared, or the store could not be asked.
+        Unchecked = "unchecked",
+        /// Too many comparisons were under way.
+        Skipped = "skipped",
+    }
 }
 
 impl ComparisonResult {
-    /// Every result, in the order of declaration.
-    pub const ALL: [Self; 7] = [
-        Self::Same,
-        Self::Different,
-        Self::Refused,
-        Self::Changed,
-        Self::Failed,
-        Self::Unchecked,
-        Self::Skipped,
-    ];
-
-    /// The name in logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Same => "same",
-            Self::Different => "different",
-            Self::Refused => "refused",
-            Self::Changed => "changed",
-            Self::Failed => "failed",
-            Self::Unchecked => "unchecked",
-            Self::Skipped => "skipped",
-        }
-    }
-
     /// Whether the result does not depend on whether the entry is still in the store.
     fn is_immediate(self) -> bool {
         matches!(self, Self::Same | Self::Failed)
@@ -102,9 +80,8 @@ pub struct Comparison {
     not_storable: Option<NoStore>,
     /// Length of the body received so far.
     received_bytes: usize,
-    /// Whether the body received so far equals that of the entry.
-    body_matches: bool,
-    digest: Box<Xxh3>,
+    /// Digest of the body received so far, once it differs from that of the entry.
+    other_body: Option<Box<Xxh3>>,
 }
 
 impl Comparison {
@@ -127,8 +104,7 @@ impl Comparison {
             differing_headers: Vec::new(),
             not_storable: None,
             received_bytes: 0,
-            body_matches: true,
-            digest: Box::default(),
+            other_body: None,
         }
     }
 
@@ -138,12 +114,7 @@ impl Comparison {
     /// Compares the stored headers and checks whether the response may be stored. A header that is not
     /// part of an entry, such as `Set-Cookie`, is not compared, but may make the response personal to
     /// one client. Lifetimes do not matter: they say nothing about whether the hit was right.
-    pub(super) fn compare_head(
-        &mut self,
-        head: &response::Parts,
-        policy: &Policy,
-        now_ms: i64,
-    ) -> bool {
+    pub(super) fn compare_head(&mut self, head: &Parts, policy: &Policy, now_ms: i64) -> bool {
         self.status = head.status;
         let comparable = head.status == self.entry.status();
         if comparable {
@@ -158,9 +129,15 @@ impl Comparison {
     /// Compares the next part of the body. Returns whether more of it has to be compared.
     pub fn compare_body_part(&mut self, data: &[u8]) -> bool {
         let rest = self.entry.body().get(self.received_bytes..).unwrap_or_default();
-        self.body_matches &= rest.starts_with(data);
+        if self.other_body.is_none() && !rest.starts_with(data) {
+            let mut digest = Box::<Xxh3>::default();
+            digest.update(&self.entry.body()[..self.received_bytes]);
+            self.other_body = Some(digest);
+        }
+        if let Some(digest) = &mut self.other_body {
+            digest.update(data);
+        }
         self.received_bytes += data.len();
-        self.digest.update(data);
         self.received_bytes <= self.entry.body().len()
     }
 
@@ -174,7 +151,8 @@ impl Comparison {
     fn result(&self) -> ComparisonResult {
         match self.status {
             status if status == self.entry.status() => {
-                let whole = self.body_matches && self.received_bytes == self.entry.body().len();
+                let has_all = self.received_bytes == self.entry.body().len();
+                let whole = has_all && self.other_body.is_none();
                 let same =
                     whole && self.differing_headers.is_empty() && self.not_storable.is_none();
                 if same { ComparisonResult::Same } else { ComparisonResult::Different }
@@ -199,7 +177,7 @@ impl Invalidator {
         if result.is_immediate() {
             return result;
         }
-        let wrong_entries = &self.state.notes.wrong_entries;
+        let wrong_entries = &self.state.wrong_entries;
         let generation = Token::named(comparison.entry.generation());
         for pause in [Duration::ZERO, PURGE_GRACE] {
             sleep(pause).await;
@@ -230,7 +208,11 @@ impl Invalidator {
     }
 
     fn warn_of_wrong_entry(&self, comparison: &Comparison, result: ComparisonResult) {
-        let Comparison { key, entry, status, differing_headers, .. } = comparison;
+        let Comparison { key, entry, status, differing_headers, received_bytes, .. } = comparison;
+        let digest = match &comparison.other_body {
+            Some(digest) => format!("{:032x}", digest.digest128()),
+            None => entry::digest(&entry.body()[..*received_bytes]),
+        };
         let warnings = &self.state.notes.wrong_entry_warnings;
         let Some(suppressed) = warnings.admit(key.main()) else { return };
         let names = differing_headers.iter().take(MAX_NAMED_HEADERS).map(HeaderName::as_str);
@@ -240,8 +222,8 @@ impl Invalidator {
             status = status.as_u16(),
             headers = names.collect::<Vec<_>>().join(", "),
             not_storable = comparison.not_storable.map_or("", NoStore::as_str),
-            bytes = comparison.received_bytes,
-            digest = format!("{:032x}", comparison.digest.digest128()),
+            bytes = received_bytes,
+            digest,
             stored_bytes = entry.body().len(),
             stored_digest = entry::digest(entry.body()),
             suppressed,

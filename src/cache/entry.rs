@@ -27,7 +27,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use self::{
     coding::Coding,
-    head::{HIT_STATUS, Head, HeadForm, HeadSeconds, VARY_BY_CODING, numbered},
+    head::{AnswerKind, HIT_STATUS, Head, HeadForm, HeadSeconds, VARY_BY_CODING, numbered},
 };
 use crate::semantics::{
     audience::{Audience, Caller},
@@ -151,16 +151,16 @@ impl Entry {
         if !request.contains_key(IF_NONE_MATCH) || !self.head.status.is_success() {
             return None;
         }
-        let wanted = self.form(|| Coding::of_request(request)).0;
+        let preferred = self.form(|| Coding::of_request(request)).0;
         let others = self.compressed.iter().flat_map(|coded| [&self.head, &coded.head]);
-        let mut heads = iter::once(wanted).chain(others);
+        let mut heads = iter::once(preferred).chain(others);
         heads.find(|head| head.etag().is_some_and(|etag| policy::not_modified(request, &etag)))
     }
 
     /// Returns the form for a client. The coding that it wants matters only if there is a choice.
-    fn form(&self, wanted: impl FnOnce() -> Coding) -> (&Head, &Bytes) {
+    fn form(&self, coding: impl FnOnce() -> Coding) -> (&Head, &Bytes) {
         match &self.compressed {
-            Some(coded) if wanted() == Coding::Zstd => (&coded.head, &coded.body),
+            Some(coded) if coding() == Coding::Zstd => (&coded.head, &coded.body),
             _ => (&self.head, &self.body),
         }
     }
@@ -178,17 +178,7 @@ impl Entry {
     /// Answers a GET or HEAD, with 304 if the client already has the entry. Adds neither `Via` nor
     /// `Cache-Status`.
     pub fn respond(&self, method: &Method, request: &HeaderMap, now_ms: i64) -> Response<Bytes> {
-        // "the recipient cache SHOULD evaluate any applicable conditional header field preconditions
-        // received in that request with respect to the corresponding validators contained within the
-        // stored response" RFC 9111 4.3.2
-        let seconds = self.seconds(now_ms);
-        let Some(held) = self.held_form(request) else {
-            let (head, body) = self.form(|| Coding::of_request(request));
-            return full_response(method, head.status, head.plain_headers(seconds), body);
-        };
-        let mut response = not_modified(held);
-        response.headers_mut().insert(AGE, numbered("", seconds.age));
-        response
+        self.answer(method, request, now_ms, AnswerKind::Fresh)
     }
 
     /// Answers a GET or HEAD with a hit: like [`Entry::respond`], with `Via` and `Cache-Status` added.
@@ -196,16 +186,33 @@ impl Entry {
     /// "The first member represents the cache closest to the origin server, and the last member
     /// represents the cache closest to the user" RFC 9211 2
     pub fn hit(&self, method: &Method, request: &HeaderMap, now_ms: i64) -> Response<Bytes> {
+        self.answer(method, request, now_ms, AnswerKind::Hit)
+    }
+
+    fn answer(
+        &self,
+        method: &Method,
+        request: &HeaderMap,
+        now_ms: i64,
+        kind: AnswerKind,
+    ) -> Response<Bytes> {
+        // "the recipient cache SHOULD evaluate any applicable conditional header field preconditions
+        // received in that request with respect to the corresponding validators contained within the
+        // stored response" RFC 9111 4.3.2
         let seconds = self.seconds(now_ms);
         let Some(held) = self.held_form(request) else {
             let (head, body) = self.form(|| Coding::of_request(request));
-            return full_response(method, head.status, head.hit_headers(seconds), body);
+            return full_response(method, head.status, head.headers(seconds, kind), body);
         };
         let mut response = not_modified(held);
         let headers = response.headers_mut();
-        headers.insert(VIA, VIA_JOBCACHE);
+        if kind == AnswerKind::Hit {
+            headers.insert(VIA, VIA_JOBCACHE);
+        }
         headers.insert(AGE, numbered("", seconds.age));
-        headers.insert(CACHE_STATUS, numbered(HIT_STATUS, seconds.ttl));
+        if kind == AnswerKind::Hit {
+            headers.insert(CACHE_STATUS, numbered(HIT_STATUS, seconds.ttl));
+        }
         response
     }
 

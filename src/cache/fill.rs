@@ -23,7 +23,7 @@ use crate::{
         identity::{Identity, Place, RouteIndex},
         policy::{self, Bypass, Freshness, NoStore, StoredHead},
     },
-    store::{Fill, Key, Lease, Replacement, Seen, StoreError},
+    store::{EntryChange, Fill, Key, Lease, Seen, StoreError},
 };
 
 /// Held by a reader that reads the upstream for itself and all that join.
@@ -165,7 +165,7 @@ impl Filler {
         let freshness = freshness.limited_by_state(&body, policy);
         let asked_at_ms = match &lead.target {
             FillTarget::Nowhere => self.state.store.now_ms(),
-            FillTarget::Lease(lease) => lease.granted_at_ms(),
+            FillTarget::Lease(lease) => lease.granted_at_ms,
             FillTarget::Entry(known) => known.seen.now_ms,
         };
         let head = StoredHead::of(head, &policy.volatile, asked_at_ms);
@@ -218,11 +218,10 @@ impl Filler {
         lease: Lease,
         ttl: Duration,
     ) -> Result<Fill, StoreError> {
-        let (entry, token, granted_at_ms) =
-            (read.entry, lease.token().clone(), lease.granted_at_ms());
+        let (entry, token, granted_at_ms) = (read.entry, lease.token.clone(), lease.granted_at_ms);
         let compressed = self.compressed(entry).await;
         let members = &entry.audience().members;
-        let names = (&token, lease.epoch());
+        let names = (&token, &lease.epoch);
         let meta = entry.meta(members, &read.identity, names, compressed.as_ref());
         let body = entry.stored_body(compressed.as_ref());
         let filled = self.state.store.fill(lease, body, &meta, ttl).await?;
@@ -272,7 +271,8 @@ impl Filler {
         let &FilledRead { key, identity, caller, entry } = read;
         let (generation, seen) = (known.entry.generation(), &known.seen);
         let Some(members) = self.audience_of_replacement(read, known, is_refresh) else {
-            let admitted = store.admit(key, seen, generation, &caller.to_hex()).await;
+            let caller = caller.to_hex();
+            let admitted = store.change(key, seen, generation, EntryChange::Admit(&caller)).await;
             if let Ok(Fill::Stored) = admitted {
                 silent_changes.seen(&self.observed(read, &known.entry));
             }
@@ -285,8 +285,9 @@ impl Filler {
         let token = store.token(identity.hash());
         let meta = entry.meta(&members, &identity, (&token, &seen.epoch), compressed.as_ref());
         let body = entry.stored_body(compressed.as_ref());
-        let new = Replacement { body, meta: &meta, expires_at_ms: entry.expires_at_ms() };
-        let replaced = store.replace(key, seen, generation, new).await;
+        let expires_at_ms = entry.expires_at_ms();
+        let new = EntryChange::Replace { body, meta: &meta, expires_at_ms };
+        let replaced = store.change(key, seen, generation, new).await;
         if let Ok(Fill::Stored) = replaced {
             silent_changes.replaced(&self.observed(read, entry));
         }

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper::http::HeaderName;
+use serde::Serialize;
 
 use super::{
     decide::{self, Facts, LookupRequest, NoEntry, OtherLease, Uncached, WithEntry},
@@ -78,7 +78,6 @@ pub enum MissReason {
 }
 
 /// The state of a job and the forecast for a read of it.
-#[allow(clippy::struct_excessive_bools, reason = "the facts are independent of each other")]
 #[derive(Debug)]
 pub struct ForecastReport {
     /// How the read would be answered.
@@ -95,20 +94,31 @@ pub struct ForecastReport {
     pub pending: bool,
     /// Cluster slot of the job and the address of its master, if the store is a Redis Cluster.
     pub cluster_slot: Option<(u16, Option<String>)>,
-    /// Whether a recent response could not be stored (hit-for-miss).
-    pub hit_for_miss: bool,
-    /// How often the entry was replaced within a TTL.
-    pub replacements: u32,
-    /// Whether these are so many that a caller outside the audience passes.
-    pub is_replaced_too_often: bool,
-    /// Headers in which recent answers with the same body differed.
-    pub differing_headers: Vec<HeaderName>,
-    /// How often a foreign value was found within a TTL.
-    pub foreign_values: u32,
-    /// Unknown request headers that keep the callers of the job apart.
-    pub splitting_headers: Vec<String>,
+    /// The notes of this process about the job.
+    pub marks: JobMarks,
     /// Recent events of the job.
     pub history: JobHistory,
+}
+
+/// The notes of a process about a job, as `/explain` shows them.
+#[derive(Debug, Serialize)]
+pub struct JobMarks {
+    /// Headers in which recent answers with the same body differed.
+    pub differing_headers: Vec<String>,
+    /// How often a foreign value was found within a TTL.
+    #[serde(rename = "foreign")]
+    pub foreign_values: u32,
+    /// How often the entry was replaced within a TTL.
+    #[serde(rename = "replaced")]
+    pub replacements: u32,
+    /// Whether these are so many that a caller outside the audience passes.
+    #[serde(skip)]
+    pub is_replaced_too_often: bool,
+    /// Unknown request headers that keep the callers of the job apart.
+    pub splitting_headers: Vec<String>,
+    /// Whether a recent response could not be stored (hit-for-miss).
+    #[serde(rename = "uncacheable")]
+    pub hit_for_miss: bool,
 }
 
 impl CacheReader {
@@ -125,19 +135,21 @@ impl CacheReader {
         let (key, credential) = (&request.key, request.caller.credential());
         let hit_for_miss = self.is_hit_for_miss(&request, form);
         let facts = request.facts(hit_for_miss, self.notes.yields_key(key));
-        let splitting_headers = &self.state.notes.splitting_headers;
+        let marks = JobMarks {
+            differing_headers: self.notes.differing_headers(key),
+            foreign_values: self.notes.foreign_values.count(key),
+            replacements: self.notes.replacements(key, credential),
+            is_replaced_too_often: self.notes.is_replaced_too_often(key, credential),
+            splitting_headers: self.state.notes.splitting_headers.of_job(key, Instant::now()),
+            hit_for_miss,
+        };
         ForecastReport {
             forecast: self.forecast(&request, &facts, state.as_ref(), value.as_ref()),
             standing,
             near: self.state.is_near(key),
             pending: matches!(self.state.store.trust(key), Err(StoreError::Pending)),
             cluster_slot: self.state.store.place(key),
-            hit_for_miss,
-            replacements: self.notes.replacements(key, credential),
-            is_replaced_too_often: self.notes.is_replaced_too_often(key, credential),
-            differing_headers: self.notes.differing_headers(key),
-            foreign_values: self.notes.foreign_values.count(key),
-            splitting_headers: splitting_headers.of_job(key, Instant::now()),
+            marks,
             history: self.state.events.history(key.main()),
             value,
             state,
@@ -248,7 +260,7 @@ impl CacheReader {
             let reason = reject.map_or(MissReason::NoEntry, MissReason::Rejected);
             return Forecast::Miss { bypass: None, reason };
         };
-        let version = JobVersion { token: lease.token.clone(), epoch: state.epoch().clone() };
+        let version = JobVersion { token: lease.token.clone(), epoch: state.seen.epoch.clone() };
         match decide::leased(facts, self.lease_holder(request, &version, &version.epoch)) {
             OtherLease::Join(_) => Forecast::Join,
             OtherLease::Wait => Forecast::Wait,

@@ -4,7 +4,6 @@
 //! The callers in `proxy` and `admin` decide which jobs a write changes and who may purge.
 
 use std::{
-    future::Future,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -93,12 +92,6 @@ pub struct PurgeAllOutcome {
 
 /// Event reason for the end of a write with an unknown outcome.
 pub const OUTCOME_UNKNOWN: &str = "outcome-unknown";
-
-/// The task of a purge failed, which is a bug in jobcache: the purge may be neither confirmed nor
-/// queued for a retry.
-#[derive(Debug, thiserror::Error)]
-#[error("the task of the purge failed")]
-pub struct PurgeTaskFailed;
 
 /// Invalidates jobs.
 #[derive(Clone)]
@@ -269,15 +262,9 @@ impl Invalidator {
     }
 
     /// Purges jobs on request. The purge is carried out even if the returned future is dropped.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the task of the purge panics or is cancelled.
-    pub async fn purge(
-        self: &Arc<Self>,
-        ids: &[JobId],
-        by: Initiator,
-    ) -> Result<PurgeOutcome, PurgeTaskFailed> {
+    /// Returns `None` if its task failed, which is a bug in jobcache: then the purge may be neither
+    /// confirmed nor queued for a retry.
+    pub async fn purge(self: &Arc<Self>, ids: &[JobId], by: Initiator) -> Option<PurgeOutcome> {
         let keys = ids.iter().map(|id| self.config.key(id)).collect();
         self.purge_keys(keys, InvalidationSource::Purge, by).await
     }
@@ -288,7 +275,7 @@ impl Invalidator {
         keys: Vec<Key>,
         source: InvalidationSource,
         by: Initiator,
-    ) -> Result<PurgeOutcome, PurgeTaskFailed> {
+    ) -> Option<PurgeOutcome> {
         let invalidator = Arc::clone(self);
         let purge = async move {
             let Self { state, config, .. } = &*invalidator;
@@ -314,14 +301,7 @@ impl Invalidator {
     }
 
     /// Purges all jobs on request, as [`Invalidator::purge`] does some.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the task of the purge panics or is cancelled.
-    pub async fn purge_all(
-        self: &Arc<Self>,
-        by: Initiator,
-    ) -> Result<PurgeAllOutcome, PurgeTaskFailed> {
+    pub async fn purge_all(self: &Arc<Self>, by: Initiator) -> Option<PurgeAllOutcome> {
         let invalidator = Arc::clone(self);
         let source = InvalidationSource::PurgeAll;
         self.carry_out(async move { invalidator.drop_all(source, by).await }).await
@@ -346,11 +326,11 @@ impl Invalidator {
     async fn carry_out<T: Send + 'static>(
         &self,
         purge: impl Future<Output = T> + Send + 'static,
-    ) -> Result<T, PurgeTaskFailed> {
-        self.state.store.spawn(purge).await.map_err(|error| {
+    ) -> Option<T> {
+        let done = self.state.store.spawn(purge).await.inspect_err(|error| {
             error!(%error, "the task of a purge failed; the purge may be neither confirmed nor queued");
-            PurgeTaskFailed
-        })
+        });
+        done.ok()
     }
 
     fn record_events(&self, keys: &[Key], what: EventKind, why: &'static str, by: Initiator) {

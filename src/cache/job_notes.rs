@@ -31,7 +31,7 @@ const HIT_FOR_MISS_TIME: Duration = Duration::from_secs(10);
 const MAX_FOREIGN_VALUES: u32 = 3;
 /// Most replacements of an entry by the responses to one credential.
 const MAX_OF_CREDENTIAL: u32 = 3;
-/// Most credentials whose responses replace an entry.
+/// Most credentials with responses that replace an entry.
 const MAX_CREDENTIALS: u32 = 8;
 /// Greatest number of differing headers that are noted at a time, and shown for one job.
 const MAX_DIFFERING: usize = 8;
@@ -146,10 +146,10 @@ impl JobNotes {
     }
 
     /// Returns the headers in which recent answers for a job differed.
-    pub(super) fn differing_headers(&self, key: &Key) -> Vec<HeaderName> {
+    pub(super) fn differing_headers(&self, key: &Key) -> Vec<String> {
         let found = self.differing_headers.keys(|(job, _)| job == key).into_iter();
-        let mut names: Vec<HeaderName> = found.map(|(_, name)| name).collect();
-        names.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+        let mut names: Vec<String> = found.map(|(_, name)| name.to_string()).collect();
+        names.sort_unstable();
         names.truncate(MAX_DIFFERING);
         names
     }
@@ -239,6 +239,7 @@ impl<K: Clone + Eq + Hash> WindowedCounts<K> {
 
 /// The readers of one job with one credential: hashes of both.
 type Group = (u64, u64);
+type Groups = HashMap<Group, SeenValues>;
 
 /// Counts the values of unknown request headers, to find those that split the callers of a job.
 ///
@@ -251,7 +252,7 @@ type Group = (u64, u64);
 /// is kept, and only in this process.
 #[derive(Debug, Default)]
 pub(super) struct SplittingHeaders {
-    names: Mutex<HashMap<HeaderName, HashMap<Group, SeenValues>>>,
+    names: Mutex<HashMap<HeaderName, Groups>>,
     hasher: RandomState,
     warnings: HourlyPerName,
 }
@@ -317,7 +318,7 @@ impl SplittingHeaders {
     pub(super) fn of_job(&self, job: &Key, now: Instant) -> Vec<String> {
         let job = self.hash_of(job);
         let names = self.names();
-        let splits = |groups: &HashMap<Group, SeenValues>| {
+        let splits = |groups: &Groups| {
             groups.iter().any(|((of, _), seen)| *of == job && seen.splits() && seen.is_live(now))
         };
         let found = names.iter().filter(|(_, groups)| splits(groups));
@@ -330,7 +331,7 @@ impl SplittingHeaders {
         self.hasher.hash_one(job.main())
     }
 
-    fn names(&self) -> MutexGuard<'_, HashMap<HeaderName, HashMap<Group, SeenValues>>> {
+    fn names(&self) -> MutexGuard<'_, HashMap<HeaderName, Groups>> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -347,11 +348,7 @@ impl SeenValues {
 
 /// Returns whether a header is tracked or may be. Headers that have had a single value in each group
 /// make way: a constant header keeps nobody apart.
-fn make_room_for(
-    names: &mut HashMap<HeaderName, HashMap<Group, SeenValues>>,
-    name: &HeaderName,
-    now: Instant,
-) -> bool {
+fn make_room_for(names: &mut HashMap<HeaderName, Groups>, name: &HeaderName, now: Instant) -> bool {
     if names.contains_key(name) || names.len() < MAX_NAMES {
         return name.as_str().len() <= MAX_NAME_BYTES;
     }
@@ -363,12 +360,7 @@ fn make_room_for(
 }
 
 /// Notes a value. Returns whether the header splits the group.
-fn note_value(
-    groups: &mut HashMap<Group, SeenValues>,
-    group: Group,
-    value: u64,
-    now: Instant,
-) -> bool {
+fn note_value(groups: &mut Groups, group: Group, value: u64, now: Instant) -> bool {
     if !groups.contains_key(&group) && groups.len() >= MAX_GROUPS {
         let is_idle = |seen: &SeenValues| now.saturating_duration_since(seen.latest) > IDLE_TIME;
         groups.retain(|_, seen| seen.is_live(now) && (seen.splits() || !is_idle(seen)));

@@ -16,11 +16,12 @@ use super::{
     fill::{FillTarget, KnownEntry, LeaderRead},
     flight::{Flight, FlightRole, JobVersion},
     reader::{CacheReader, Found},
+    shared_state::SharedState,
     silent_changes::ObservedEntry,
 };
 use crate::{
     mutants::{self, Mutant},
-    semantics::policy::Bypass,
+    semantics::{labels::labels, policy::Bypass},
     store::{Budget, Epoch, Grant, Lease, Seen, StoreError, Token},
 };
 
@@ -29,30 +30,22 @@ const OTHER_FILL_WAIT: Duration = Duration::from_millis(250);
 /// First pause between two reads of the store while waiting for another sidecar's fill. Doubles.
 const FIRST_OTHER_FILL_PAUSE: Duration = Duration::from_millis(5);
 
-/// How a read is answered.
-pub enum Lookup {
-    /// The entry is the answer.
-    Hit(Arc<Entry>),
-    /// The reader reads the upstream, for itself and all that join.
-    Lead(Box<LeaderRead>),
-    /// The reader shares another reader's upstream read. The reason is the one for `Cache-Status`, if
-    /// there is one.
-    Join(Flight, Option<Bypass>),
-    /// The reader reads the upstream for itself only.
-    Pass(Bypass),
+labels! {
+    /// How a read is answered.
+    pub enum Lookup {
+        /// The entry is the answer.
+        Hit(Arc<Entry>) = "hit",
+        /// The reader reads the upstream, for itself and all that join.
+        Lead(Box<LeaderRead>) = "lead",
+        /// The reader shares another reader's upstream read. The reason is the one for
+        /// `Cache-Status`, if there is one.
+        Join(Flight, Option<Bypass>) = "join",
+        /// The reader reads the upstream for itself only.
+        Pass(Bypass) = "pass",
+    }
 }
 
 impl Lookup {
-    /// Returns the word for spans.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Hit(_) => "hit",
-            Self::Lead(_) => "lead",
-            Self::Join(..) => "join",
-            Self::Pass(_) => "pass",
-        }
-    }
-
     /// Whether other callers of the job may have an entry that this caller did not get.
     pub(super) fn may_be_split(&self) -> bool {
         match self {
@@ -133,11 +126,11 @@ impl CacheReader {
         version: &JobVersion,
         epoch: &Epoch,
     ) -> LeaseHolder<Flight> {
-        let (flights, notes) = (&self.state.flights, &self.state.notes);
+        let SharedState { flights, waited_leases, .. } = &*self.state;
         LeaseHolder {
             is_same_read: version.token.is_of(request.identity) && version.epoch == *epoch,
             flight: flights.join_confirmed(&request.key, version, request.coalesce_key),
-            was_waited_for: notes.waited_leases.count(&version.token) > 0,
+            was_waited_for: waited_leases.count(&version.token) > 0,
         }
     }
 
@@ -201,7 +194,7 @@ impl CacheReader {
     }
 
     async fn lead(&self, request: &LookupRequest, lease: Lease) -> Lookup {
-        let version = JobVersion { token: lease.token().clone(), epoch: lease.epoch().clone() };
+        let version = JobVersion { token: lease.token.clone(), epoch: lease.epoch.clone() };
         let flights = &self.state.flights;
         let role = flights.join_or_lead(&request.key, version, request.coalesce_key);
         if let FlightRole::Full = role {
@@ -302,7 +295,7 @@ impl StoreLookup<'_> {
     /// Asks for the lease of a job that has no entry, and decides how the read goes on.
     async fn ask_for_lease(&mut self, facts: &Facts, seen: &Seen) -> Result<LeaseStep, StoreError> {
         Ok(match self.lease(seen).await? {
-            Grant::Lease(lease) => match decide::granted(facts, *lease.epoch() != seen.epoch) {
+            Grant::Lease(lease) => match decide::granted(facts, lease.epoch != seen.epoch) {
                 None => LeaseStep::Fill(lease),
                 Some(uncached) => {
                     self.reader.state.store.release(lease).await;
@@ -344,7 +337,7 @@ impl StoreLookup<'_> {
                 found => return Ok(reader.answer_overtaken(request, facts, found)),
             }
         }
-        reader.state.notes.waited_leases.add(token);
+        reader.state.waited_leases.add(token);
         Ok(Lookup::Pass(Bypass::Leased))
     }
 

@@ -7,7 +7,7 @@
 
 use std::{
     future::poll_fn,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
@@ -24,7 +24,7 @@ use super::{
 use crate::{
     mutants::{self, Mutant},
     observe::spans,
-    store::{BarrierWait, Budget, Seen, StoreError, near::Noted},
+    store::{BarrierWait, Budget, NearMiss, Seen, StoreError, near::Noted},
 };
 
 /// Looks up reads.
@@ -48,31 +48,6 @@ impl NearLookup {
     /// Returns how long the lookup has waited for the barrier.
     pub fn waited(&self) -> Duration {
         self.wait.lasted()
-    }
-}
-
-/// Why there is no near hit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NearMiss {
-    /// Near entries were not looked at: there are none, or the store is not trusted for the key.
-    Unasked,
-    /// There is no entry that is a hit for the request.
-    NoEntry,
-    /// The barrier is down, so changes are not known here.
-    Untracked,
-    /// The entry was changed while the request waited for the barrier.
-    Evicted,
-}
-
-impl NearMiss {
-    /// Returns the word for metrics and spans.
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Unasked => "unasked",
-            Self::NoEntry => "miss",
-            Self::Untracked => "untracked",
-            Self::Evicted => "evicted",
-        }
     }
 }
 
@@ -161,11 +136,10 @@ impl CacheReader {
             (Found::Entry(known), Some(near), Some(noted)) => {
                 near.insert(key, Arc::clone(&known.entry), noted);
             }
-            (Found::NoEntry(Some(Reject::Identity), seen), ..) => {
-                self.state
-                    .notes
-                    .shared_key_warning
-                    .call_once(|| self.warn_of_shared_key(request, seen));
+            (Found::NoEntry(Some(Reject::Identity), seen), ..)
+                if !self.state.notes.has_shared_key.swap(true, Ordering::Relaxed) =>
+            {
+                self.warn_of_shared_key(request, seen);
             }
             _ => {}
         }
@@ -190,10 +164,10 @@ impl CacheReader {
     ) -> EntryFacts {
         let standing = self.config.fingerprinter.standing(entry.audience(), request.caller, now_ms);
         let is_age_accepted = request.directives.admit(entry.age(now_ms), entry.ttl(now_ms));
-        let facts = EntryFacts { standing, is_age_accepted, is_closed: false };
+        let mut facts = EntryFacts { standing, is_age_accepted, is_closed: false };
         let max = self.config.settings.credentials.audience;
-        let is_closed = !facts.is_hit() && self.notes.is_closed(request, entry, standing, max);
-        EntryFacts { is_closed, ..facts }
+        facts.is_closed = !facts.is_hit() && self.notes.is_closed(request, entry, standing, max);
+        facts
     }
 
     /// Collects the facts about a read without an entry, and notes a foreign value, with a warning.

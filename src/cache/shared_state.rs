@@ -3,7 +3,7 @@
 //! the metrics.
 
 use std::{
-    sync::{Arc, Once},
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -28,11 +28,12 @@ use crate::{
         audience::{Caller, Fingerprinter},
         identity::{Identity, Place, RouteIndex, Scopes},
         job_id::JobId,
-        policy::{Policy, RequestDirectives},
+        labels::labels,
+        policy::{NoStore, Policy, RequestDirectives},
         settings::{RouteConfig, StateTtlConfig},
     },
     store::{
-        Budget, IdentityHash, Key, NearMetrics, Store, StoreError, Token,
+        Budget, Ended, IdentityHash, Key, NearMetrics, Store, StoreError, Token,
         near::{NearEntries, Noted, Watcher},
     },
 };
@@ -52,25 +53,26 @@ pub(super) struct SharedState {
     pub(super) silent_changes: Arc<SilentChanges>,
     /// Limits the memory of responses that are being read into the cache.
     pub(super) capture_quota: Arc<Quota>,
+    /// Leases of other sidecars that a reader has waited for without result.
+    pub(super) waited_leases: WindowedCounts<Token>,
+    /// Entries that a comparison found to differ from the upstream's response.
+    pub(super) wrong_entries: WindowedCounts<Token>,
     pub(super) notes: ProcessNotes,
     pub(super) metrics: CacheMetrics,
     pub(super) events: Arc<Events>,
 }
 
 /// The notes of this process that a reload keeps, and the throttles of the warnings about them.
+#[derive(Default)]
 pub(super) struct ProcessNotes {
     /// Unknown request headers that keep callers apart.
     pub(super) splitting_headers: SplittingHeaders,
-    /// Leases of other sidecars that a reader has waited for without result.
-    pub(super) waited_leases: WindowedCounts<Token>,
-    /// Entries that a comparison found to differ from the upstream's response.
-    pub(super) wrong_entries: WindowedCounts<Token>,
     pub(super) wrong_entry_warnings: Throttle,
     pub(super) pending_warnings: Throttle,
     pub(super) foreign_value_warnings: Throttle,
     pub(super) differing_header_warnings: HourlyPerName,
-    /// The warning that two routes or two APIs share the key of a job.
-    pub(super) shared_key_warning: Once,
+    /// Whether two routes or two APIs were seen to share the key of a job.
+    pub(super) has_shared_key: AtomicBool,
 }
 
 impl SharedState {
@@ -106,7 +108,9 @@ impl SharedState {
             flights: Arc::new(Flights::new(flights)),
             silent_changes,
             capture_quota: captured,
-            notes: ProcessNotes::new(config.store.lease),
+            waited_leases: WindowedCounts::new(config.store.lease),
+            wrong_entries: WindowedCounts::new(WRONG_ENTRY_MEMORY),
+            notes: ProcessNotes::default(),
             metrics,
             events,
         })
@@ -150,21 +154,6 @@ impl SharedState {
             near.flush();
         }
         flights
-    }
-}
-
-impl ProcessNotes {
-    fn new(lease_time: Duration) -> Self {
-        Self {
-            splitting_headers: SplittingHeaders::default(),
-            waited_leases: WindowedCounts::new(lease_time),
-            wrong_entries: WindowedCounts::new(WRONG_ENTRY_MEMORY),
-            wrong_entry_warnings: Throttle::default(),
-            pending_warnings: Throttle::default(),
-            foreign_value_warnings: Throttle::default(),
-            differing_header_warnings: HourlyPerName::default(),
-            shared_key_warning: Once::new(),
-        }
     }
 }
 
@@ -286,43 +275,21 @@ impl CacheConfig {
     }
 }
 
-/// Cause of an invalidation; a label of its metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InvalidationSource {
-    /// A write, before it is answered.
-    Write,
-    /// A write, after one of its bodies has ended.
-    WriteBody,
-    /// A write or a reload that changes every job.
-    WriteAll,
-    /// A purge of some jobs on request.
-    Purge,
-    /// A purge of all jobs on request.
-    PurgeAll,
-    /// A comparison with the upstream, which has found a wrong entry.
-    Comparison,
-}
-
-impl InvalidationSource {
-    pub(super) const ALL: [Self; 6] = [
-        Self::Write,
-        Self::WriteBody,
-        Self::WriteAll,
-        Self::Purge,
-        Self::PurgeAll,
-        Self::Comparison,
-    ];
-
-    /// Returns the word for metrics, logs and spans.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Write => "write",
-            Self::WriteBody => "write-body",
-            Self::WriteAll => "write-all",
-            Self::Purge => "purge",
-            Self::PurgeAll => "purge-all",
-            Self::Comparison => "evidence",
-        }
+labels! {
+    /// Cause of an invalidation; a label of its metric.
+    pub enum InvalidationSource {
+        /// A write, before it is answered.
+        Write = "write",
+        /// A write, after one of its bodies has ended.
+        WriteBody = "write-body",
+        /// A write or a reload that changes every job.
+        WriteAll = "write-all",
+        /// A purge of some jobs on request.
+        Purge = "purge",
+        /// A purge of all jobs on request.
+        PurgeAll = "purge-all",
+        /// A comparison with the upstream, which has found a wrong entry.
+        Comparison = "evidence",
     }
 }
 
@@ -348,20 +315,19 @@ pub(crate) struct CacheMetrics {
 
 impl CacheMetrics {
     pub(super) fn register(r: &mut Registry) -> Self {
-        let sources = InvalidationSource::ALL.map(InvalidationSource::as_str);
-        let outcomes = |source| ["confirmed", "pending"].map(|ended| [source, ended]);
+        let outcomes = |source| Ended::WORDS.map(|ended| [source, ended]);
         Self {
             fills: r.counters_by(
                 "outcome",
                 "fills",
                 "Fills by outcome",
-                ["stored", "revoked", "failed"],
+                ["stored", "revoked", "failed"].into_iter().chain(NoStore::WORDS),
             ),
             invalidations: r.counters(
                 "invalidations",
                 "Invalidations by source and outcome",
                 ["source", "outcome"],
-                sources.into_iter().flat_map(outcomes),
+                InvalidationSource::WORDS.into_iter().flat_map(outcomes),
             ),
             foreign_values: r
                 .counter("foreign_values", "Values under jobcache keys that another program wrote"),

@@ -28,6 +28,7 @@ use std::{
 };
 
 use prometheus_client::metrics::counter::Counter;
+use serde::Serialize;
 use tracing::warn;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
@@ -107,13 +108,14 @@ struct RouteChanges {
 }
 
 /// The silent changes of one route, for operators.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SilentRoute {
     /// The template.
     pub route: String,
     /// Number of silent changes since the start.
     pub changes: u64,
     /// Whether the last hour had three silent changes, and no purge or `DEL`.
+    #[serde(rename = "without_purges")]
     pub is_without_purges: bool,
 }
 
@@ -137,7 +139,7 @@ impl SilentChanges {
     /// Notes an entry that was filled under a lease of this token, which was granted at this time by
     /// the store's clock, and compares it with the entry before it.
     pub(super) fn filled(&self, observed: &ObservedEntry<'_>, lease: &Token, granted_at_ms: i64) {
-        let new = RememberedEntry::new(observed, generation(lease.as_str()));
+        let Some(new) = self.hashed(observed, generation(lease.as_str())) else { return };
         let mut state = self.lock();
         let before = state.jobs.remove(observed.key);
         let silent = before.and_then(|before| state.compare(&before, &new, granted_at_ms));
@@ -150,31 +152,46 @@ impl SilentChanges {
 
     /// Notes an entry that was stored in place of one that had not expired.
     pub(super) fn replaced(&self, observed: &ObservedEntry<'_>) {
-        let mut state = self.lock();
-        state.jobs.remove(observed.key);
-        state.remember(observed, RememberedEntry::new(observed, None));
+        let Some(new) = self.hashed(observed, None) else { return };
+        self.lock().remember(observed, new);
     }
 
     /// Notes an entry of the store that was served to a caller, or that the caller was admitted to.
     pub(super) fn seen(&self, observed: &ObservedEntry<'_>) {
         let generation = generation(observed.entry.generation());
+        if let Some(known) = self.lock().jobs.get_mut(observed.key)
+            && known.generation.is_some()
+            && known.generation == generation
+        {
+            return known.add_caller(observed.caller);
+        }
+        let Some(new) = self.hashed(observed, generation) else { return };
         let mut state = self.lock();
         if let Some(known) = state.jobs.get_mut(observed.key) {
             let is_same = match known.generation {
                 Some(known) => generation == Some(known),
-                None => known.digest == xxh3_128(observed.entry.body()),
+                None => known.digest == new.digest,
             };
             if is_same {
                 known.generation = generation;
                 return known.add_caller(observed.caller);
             }
-            let (route, ended_early) = (known.route, known.ends_after(observed.now_ms));
-            state.jobs.remove(observed.key);
-            if ended_early {
+            if known.ends_after(observed.now_ms) {
+                let route = known.route;
                 state.routes[route].purged = Some(Instant::now());
             }
         }
-        state.remember(observed, RememberedEntry::new(observed, generation));
+        state.remember(observed, new);
+    }
+
+    /// Hashes an entry, without the lock, if there is room for it.
+    fn hashed(
+        &self,
+        observed: &ObservedEntry<'_>,
+        generation: Option<u64>,
+    ) -> Option<RememberedEntry> {
+        let has_room = self.lock().has_room(observed.key);
+        has_room.then(|| RememberedEntry::new(observed, generation))
     }
 
     /// Forgets jobs that are about to be changed, or were.
@@ -215,19 +232,17 @@ impl SilentChanges {
         let mut state = self.lock();
         let Some(known) = state.jobs.get_mut(name) else { return };
         let age = now.saturating_duration_since(known.noted_at);
-        if now + CLOCK_MARGIN >= known.expires_at {
-            return;
-        }
-        if age < OWN_CHANGE.0 && !std::mem::replace(&mut known.is_fill_reported, true) {
+        if now + CLOCK_MARGIN >= known.expires_at
+            || age < OWN_CHANGE.0 && !std::mem::replace(&mut known.is_fill_reported, true)
+        {
             return;
         }
         known.is_spoiled = true;
-        if age < OWN_CHANGE.1 {
-            // The report may be a late one of the fill, and does not show that the route has purges.
-            return;
+        // An earlier one may be a late one of the fill, and does not show that the route has purges.
+        if age >= OWN_CHANGE.1 {
+            let route = known.route;
+            state.routes[route].purged = Some(now);
         }
-        let route = known.route;
-        state.routes[route].purged = Some(now);
     }
 
     /// Returns the routes with silent changes.
@@ -296,15 +311,17 @@ impl State {
     }
 
     fn remember(&mut self, observed: &ObservedEntry<'_>, mut entry: RememberedEntry) {
-        if self.jobs.len() >= MAX_JOBS && !self.make_room() {
-            return;
+        if self.has_room(observed.key) {
+            entry.route = self.route(observed.route);
+            self.jobs.insert(observed.key.clone(), entry);
         }
-        entry.route = self.route(observed.route);
-        self.jobs.insert(observed.key.clone(), entry);
     }
 
-    /// Forgets jobs that are too old for a comparison. Returns whether there is room.
-    fn make_room(&mut self) -> bool {
+    /// Returns whether there is room for a job. Forgets those that are too old for a comparison.
+    fn has_room(&mut self, key: &Key) -> bool {
+        if self.jobs.len() < MAX_JOBS || self.jobs.contains_key(key) {
+            return true;
+        }
         let now = Instant::now();
         if self.last_search.is_none_or(|last| now >= last + SEARCH_INTERVAL) {
             self.last_search = Some(now);
@@ -361,7 +378,6 @@ fn generation(token: &str) -> Option<u64> {
 
 /// Passes the changes that the store reports on to the near entries and to the memory of silent
 /// changes.
-#[derive(Debug)]
 pub(super) struct ChangeWatcher {
     pub(super) near: Arc<dyn Watcher>,
     pub(super) silent_changes: Arc<SilentChanges>,

@@ -7,18 +7,22 @@
 
 use std::{
     collections::BTreeSet,
-    fmt::{Display, Write as _},
+    fmt::Write as _,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
     sync::Arc,
     time::Duration,
 };
 
+use hyper::{Method, Request, Uri};
 use jobcache::{
     RunError,
     config::{Config, ListenAddress, LoadedConfig, StoreUrl},
     observe::metrics::Registry,
+    semantics::{
+        job_id::JobId,
+        route::{Route, Routes, invalidation_rules::RuleMatch},
+    },
     store::{self, RecordMismatch, StoreError},
     tls,
     upstream::Upstream,
@@ -27,7 +31,7 @@ use jobcache::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
-    time::{error::Elapsed, timeout},
+    time::timeout,
 };
 
 use super::{CheckArgs, print_at_once};
@@ -38,6 +42,9 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// Text for everything that works.
 const REACHABLE: &str = "reachable";
 
+/// What was found at something that the configuration names, or why that cannot be reached.
+type Finding = Result<String, String>;
+
 /// Keywords of everything that a strict check could not reach.
 #[derive(Debug, thiserror::Error)]
 #[error("not everything can be reached: {}", .0.join(", "))]
@@ -46,12 +53,70 @@ pub(crate) struct Unreachable(Vec<&'static str>);
 /// Prints the loaded configuration, and what can be reached. Only a strict check fails because of that:
 /// jobcache starts without Redis and the API.
 pub(crate) async fn run(loaded: &LoadedConfig, args: &CheckArgs) -> Result<(), Failure> {
+    if !args.path.is_empty() {
+        return Ok(print_at_once(paths(&loaded.config, &args.path)?.as_bytes())?);
+    }
     tls::verify(&loaded.config).map_err(RunError::Tls)?;
-    let missing = print(loaded).await?;
+    let missing = Box::pin(print(loaded)).await?;
     if missing.is_empty() || !args.strict {
         return Ok(());
     }
     Err(Failure::Unreachable(Unreachable(missing)))
+}
+
+/// Says what a GET and a PUT of each path mean to the cache, as far as the path tells.
+fn paths(config: &Config, paths: &[Uri]) -> Result<String, RunError> {
+    let routes = Routes::new(&config.api)?;
+    let prefixes = config.prefixes();
+    let mut out = String::new();
+    for path in paths {
+        let request = |method: Method| {
+            let mut request = Request::new(());
+            *request.method_mut() = method;
+            *request.uri_mut() = path.clone();
+            request
+        };
+        let (get, put) = (request(Method::GET), request(Method::PUT));
+        let key = |job: &JobId| format!("{}{job}", prefixes[job.prefix()]);
+        let _ = writeln!(out, "GET {path}: {}", read(&routes, &get, key));
+        let _ = writeln!(out, "PUT {path}: {}", write(&routes, &put, key));
+    }
+    Ok(out)
+}
+
+fn read(routes: &Routes, request: &Request<()>, key: impl Fn(&JobId) -> String) -> String {
+    let path = request.uri().path();
+    match routes.classify(request) {
+        Route::Read(job) => {
+            let route = routes.route_of(path).unwrap_or_default();
+            format!("cached under {}, by the route {route}", key(&job.id()))
+        }
+        Route::Pass(why) => {
+            let setting = routes.setting_for(path, why);
+            let remedy = setting.map(|setting| format!("; {setting} would take it"));
+            format!("passes, and is not cached (detail={why}){}", remedy.unwrap_or_default())
+        }
+        Route::Write(_) => "is a write: a parameter names another method".to_owned(),
+    }
+}
+
+fn write(routes: &Routes, request: &Request<()>, key: impl Fn(&JobId) -> String) -> String {
+    /// Most keys that are shown.
+    const SHOWN: usize = 20;
+    match routes.classify(request) {
+        Route::Write(scope) if scope.too_many || scope.rules.iter().any(RuleMatch::is_all) => {
+            "forgets every job".to_owned()
+        }
+        Route::Write(scope) => {
+            let jobs = scope.all_jobs();
+            let shown: Vec<_> = jobs.iter().take(SHOWN).map(key).collect();
+            let more = jobs.len().saturating_sub(SHOWN);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let rules = if scope.rules.is_empty() { "" } else { ", and what its rules name" };
+            format!("forgets {}{more}{rules}", shown.join(" "))
+        }
+        Route::Pass(_) | Route::Read(_) => "names no job, and forgets none".to_owned(),
+    }
 }
 
 /// Returns keywords of everything that could not be reached.
@@ -63,21 +128,23 @@ async fn print(loaded: &LoadedConfig) -> io::Result<Vec<&'static str>> {
         let _ = write!(out, "\nwarning: {warning}");
     }
     let config = &loaded.config;
-    let ((store, mismatches), upstream, list) =
-        tokio::join!(store(config), upstream(config), warm_list(config));
-    let mismatches: BTreeSet<String> = mismatches.iter().map(ToString::to_string).collect();
+    let (store, upstream, list) = tokio::join!(store(config), upstream(config), warm_list(config));
+    let mismatches: BTreeSet<String> = store.iter().flatten().map(ToString::to_string).collect();
     for mismatch in &mismatches {
         let _ = write!(out, "\nwarning: {mismatch}");
     }
     let mut missing = Vec::new();
-    let mut report = |what: &'static str, name: String, Finding { text, is_reachable }: Finding| {
+    let mut report = |what: &'static str, name: String, found: Finding| {
+        missing.extend(found.is_err().then_some(what));
+        let (Ok(text) | Err(text)) = found;
         let _ = write!(out, "\n# {what:<9} {name}: {text}");
-        missing.extend((!is_reachable).then_some(what));
     };
-    report("store", config.store.url.to_string(), store);
+    let is_here = config.store.url == StoreUrl::Memory;
+    let reached = if is_here { "in this process" } else { REACHABLE };
+    report("store", config.store.url.to_string(), store.map(|_| reached.to_owned()));
     report("upstream", config.upstream.url.clone(), upstream);
     if let Some(path) = &config.warm.file {
-        report("warm.file", path.display().to_string(), warm_file(path, config));
+        report("warm.file", path.display().to_string(), probe_file(path, config));
     }
     if let (Some(target), Some(list)) = (&config.warm.list, list) {
         report("warm.list", target.to_string(), list);
@@ -87,62 +154,36 @@ async fn print(loaded: &LoadedConfig) -> io::Result<Vec<&'static str>> {
     Ok(missing)
 }
 
-/// Result of an attempt.
-struct Finding {
-    text: String,
-    is_reachable: bool,
-}
-
-fn warm_file(path: &Path, config: &Config) -> Finding {
-    probed(probe_file(path, config))
-}
-
 /// Reads the list as it is read at the start.
 async fn warm_list(config: &Config) -> Option<Finding> {
     config.warm.list.as_ref()?;
-    let read = timeout(TIMEOUT, probe_list(config)).await;
-    Some(read.map_or_else(|elapsed| connected::<io::Error>(Err(elapsed)), probed))
-}
-
-fn probed(read: Result<String, String>) -> Finding {
-    let is_reachable = read.is_ok();
-    let (Ok(text) | Err(text)) = read;
-    Finding { text, is_reachable }
+    Some(in_time(probe_list(config)).await.and_then(|read| read))
 }
 
 /// Connects as the sidecar itself does, TLS included.
 async fn upstream(config: &Config) -> Finding {
-    let upstream = match Upstream::new(config, &mut Registry::default(), Arc::default()) {
-        Ok(upstream) => upstream,
-        Err(error) => return probed(Err(format!("cannot be used: {error}"))),
-    };
-    connected(timeout(TIMEOUT, upstream.probe()).await.map(|made| made.map(|()| REACHABLE.into())))
+    let upstream = Upstream::new(config, &mut Registry::default(), Arc::default());
+    let upstream = upstream.map_err(|error| format!("cannot be used: {error}"))?;
+    let made = in_time(upstream.probe()).await?;
+    made.map(|()| REACHABLE.to_owned()).map_err(|error| format!("not reachable: {error}"))
 }
 
 /// Connects likewise, through sentinels if there are any. The server must be a master of a supported
-/// version. Also returns how other sidecars are configured differently.
-async fn store(config: &Config) -> (Finding, Vec<RecordMismatch>) {
+/// version. Returns how other sidecars are configured differently.
+async fn store(config: &Config) -> Result<Vec<RecordMismatch>, String> {
     if config.store.url == StoreUrl::Memory {
-        return (probed(Ok("in this process".to_owned())), Vec::new());
+        return Ok(Vec::new());
     }
-    match timeout(TIMEOUT, store::probe(config)).await {
-        Ok(Ok(mismatches)) => (probed(Ok(REACHABLE.into())), mismatches),
-        Ok(Err(StoreError::Refused(error))) => {
-            (probed(Err(format!("reachable, but it refuses jobcache: {error}"))), Vec::new())
-        }
-        Ok(Err(StoreError::Unusable(error))) => {
-            (probed(Err(format!("cannot be used: {error}"))), Vec::new())
-        }
-        probe => (connected(probe.map(|made| made.map(|_| REACHABLE.into()))), Vec::new()),
-    }
+    in_time(store::probe(config)).await?.map_err(|error| match error {
+        StoreError::Refused(error) => format!("reachable, but it refuses jobcache: {error}"),
+        StoreError::Unusable(error) => format!("cannot be used: {error}"),
+        error => format!("not reachable: {error}"),
+    })
 }
 
-fn connected<E: Display>(outcome: Result<Result<String, E>, Elapsed>) -> Finding {
-    probed(match outcome {
-        Ok(Ok(text)) => Ok(text),
-        Ok(Err(error)) => Err(format!("not reachable: {error}")),
-        Err(_) => Err(format!("not reachable: no answer within {}s", TIMEOUT.as_secs())),
-    })
+async fn in_time<T>(attempt: impl Future<Output = T>) -> Result<T, String> {
+    let late = |_| format!("not reachable: no answer within {}s", TIMEOUT.as_secs());
+    timeout(TIMEOUT, attempt).await.map_err(late)
 }
 
 /// Length of `HTTP/1.1 200`.

@@ -64,7 +64,7 @@ fn value(spec: &SettingSpec, matches: &ArgMatches) -> Option<RawValue> {
         let items = matches.get_many::<String>(name)?;
         return Some(RawValue::Many(items.cloned().collect()));
     }
-    matches.get_one::<String>(name).cloned().map(RawValue::One)
+    matches.get_one::<String>(name).map(|text| spec.split(text))
 }
 
 fn arg(spec: &'static SettingSpec) -> Option<Arg> {
@@ -75,8 +75,7 @@ fn arg(spec: &'static SettingSpec) -> Option<Arg> {
         .help_heading(flag.heading)
         .help(help(spec))
         .action(if spec.is_list() { ArgAction::Append } else { ArgAction::Set });
-    let is_switch = spec.is_switch();
-    Some(if is_switch {
+    Some(if spec.is_switch() {
         arg.num_args(0..=1).require_equals(true).default_missing_value("true")
     } else {
         arg

@@ -289,7 +289,7 @@ pub(super) fn times(
     Ok(states)
 }
 
-/// Final statuses that may be stored beside 200.
+/// Final statuses that may be stored besides 200.
 pub(super) fn statuses(
     times: Vec<(String, Duration)>,
 ) -> Result<Vec<(StatusCode, Duration)>, String> {

@@ -41,7 +41,7 @@ pub(super) static ROUTES: TableSpec = TableSpec {
             unset: "`store.prefix`",
             example: "\"exports:\"",
             limits: "1 to 64 bytes",
-            help: "Beginning of the key. Two routes whose jobs may have the same key need different \
+            help: "Beginning of the key. Routes with jobs that may have the same key need different \
                    ones. No prefix may begin with another. A change needs a restart.",
         },
         TableKey {
@@ -77,7 +77,7 @@ pub(super) static ROUTES: TableSpec = TableSpec {
             unset: "`statuses`",
             example: "{ 202 = \"5s\", 404 = \"2s\" }",
             limits: "1s to 24h",
-            help: "Statuses that are stored beside 200, and for how long.",
+            help: "Statuses that are stored besides 200, and for how long.",
         },
     ],
 };
@@ -136,7 +136,7 @@ impl FileTable for RouteConfig {
 }
 
 fn key_noun(key: &str) -> &'static str {
-    if key == "states" { "state" } else { "status" }
+    if key == "states" { "state" } else { "code" }
 }
 
 fn pairs(times: &[(String, Duration)]) -> String {

@@ -298,6 +298,11 @@ impl SettingSpec {
         matches!(self.setter, Setter::Switch(_))
     }
 
+    /// Reads one text of a flag or variable: pairs are separated by commas.
+    pub fn split(&self, text: &str) -> RawValue {
+        self.setter.split(text)
+    }
+
     /// Whether the value is a list; a variable separates its items by commas.
     pub fn is_list(&self) -> bool {
         matches!(self.setter, Setter::List(..))

@@ -53,6 +53,8 @@ enum ClientError {
     Timeout(#[from] Elapsed),
 }
 
+type Answer = Result<Response<Bytes>, ClientError>;
+
 impl Client {
     fn new(address: SocketAddr) -> Self {
         Self { address, sender: None }
@@ -60,19 +62,13 @@ impl Client {
 
     /// Sends a request and reads the whole answer. Opens a new connection if the last one is
     /// closed.
-    async fn send(
-        &mut self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Response<Bytes>, ClientError> {
+    async fn send(&mut self, request: Request<Full<Bytes>>) -> Answer {
         timeout(ANSWER_TIMEOUT, self.exchange(request)).await?
     }
 
     /// Keeps the connection only after a complete answer: a broken connection, or one with an
     /// unread answer, cannot be used again.
-    async fn exchange(
-        &mut self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Response<Bytes>, ClientError> {
+    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Answer {
         let mut sender = match self.sender.take() {
             Some(sender) if !sender.is_closed() => sender,
             _ => self.connect().await?,
@@ -175,30 +171,21 @@ impl PurgeClient {
     }
 }
 
-/// Whether the store came up before the demo started.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum StoreState {
-    Up,
-    Down,
-}
-
-impl StoreState {
-    /// Asks the sidecar until the store is up, as a readiness probe would.
-    pub(super) async fn of(setup: &DemoSetup) -> Self {
-        let mut client = Client::new(setup.admin);
-        for _ in 0..STORE_CHECKS {
-            let request = Request::get("/readyz").header(HOST, setup.admin.to_string());
-            let Ok(request) = request.body(Full::<Bytes>::default()) else { break };
-            if let Ok(response) = client.send(request).await
-                && let Ok(body) = serde_json::from_slice::<serde_json::Value>(response.body())
-                && body["store"] == "up"
-            {
-                return Self::Up;
-            }
-            sleep(STORE_CHECK_EVERY).await;
+/// Asks the sidecar until the store is up, as a readiness probe would. Returns whether it is.
+pub(super) async fn is_store_up(setup: &DemoSetup) -> bool {
+    let mut client = Client::new(setup.admin);
+    for _ in 0..STORE_CHECKS {
+        let request = Request::get("/readyz").header(HOST, setup.admin.to_string());
+        let Ok(request) = request.body(Full::<Bytes>::default()) else { break };
+        if let Ok(response) = client.send(request).await
+            && let Ok(body) = serde_json::from_slice::<Value>(response.body())
+            && body["store"] == "up"
+        {
+            return true;
         }
-        Self::Down
+        sleep(STORE_CHECK_EVERY).await;
     }
+    false
 }
 
 /// Largest random change of the polling interval, as a fraction of it.

@@ -16,8 +16,8 @@ pub(super) struct Figures(Mutex<DemoCounts>);
 #[derive(Default)]
 struct DemoCounts {
     totals: DemoTotals,
-    from_cache: Latencies,
-    from_upstream: Latencies,
+    /// By [`AnswerSource`].
+    latencies: [Latencies; 2],
 }
 
 /// Totals since the start.
@@ -60,26 +60,20 @@ pub(super) struct Quantiles {
     pub(super) p99: Duration,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Latencies(VecDeque<Duration>);
 
 impl Figures {
     pub(super) fn record_poll(&self, poll: PollOutcome) {
         let mut counts = self.lock();
-        let counts = &mut *counts;
         counts.totals.polls += 1;
         let PollOutcome::Answered { source, took, stale } = poll else {
             counts.totals.failed += 1;
             return;
         };
         counts.totals.stale += u64::from(stale);
-        match source {
-            AnswerSource::Cache => {
-                counts.totals.hits += 1;
-                counts.from_cache.add(took);
-            }
-            AnswerSource::Upstream => counts.from_upstream.add(took),
-        }
+        counts.totals.hits += u64::from(source == AnswerSource::Cache);
+        counts.latencies[source as usize].add(took);
     }
 
     pub(super) fn purge_acknowledged(&self) {
@@ -94,16 +88,14 @@ impl Figures {
         self.lock().totals
     }
 
-    /// Latency of the most recent answers from a source; `None` before the first.
-    pub(super) fn latency(&self, source: AnswerSource) -> Option<Quantiles> {
-        let counts = self.lock();
-        let mut sorted: Vec<Duration> = match source {
-            AnswerSource::Cache => counts.from_cache.0.iter().copied().collect(),
-            AnswerSource::Upstream => counts.from_upstream.0.iter().copied().collect(),
-        };
-        drop(counts);
-        sorted.sort_unstable();
-        Quantiles::of(&sorted)
+    /// Latencies of the most recent answers from each source; `None` before the first.
+    pub(super) fn latencies(&self) -> [Option<Quantiles>; 2] {
+        let kept = self.lock().latencies.clone();
+        kept.map(|Latencies(times)| {
+            let mut sorted = Vec::from(times);
+            sorted.sort_unstable();
+            Quantiles::of(&sorted)
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, DemoCounts> {
@@ -144,8 +136,7 @@ mod tests {
         }
         figures.record_poll(PollOutcome::Failed);
         let [p50, p99] = [51, 100].map(Duration::from_millis);
-        assert_eq!(figures.latency(AnswerSource::Cache), Some(Quantiles { p50, p99 }));
-        assert_eq!(figures.latency(AnswerSource::Upstream), None);
+        assert_eq!(figures.latencies(), [Some(Quantiles { p50, p99 }), None]);
         let counted =
             DemoTotals { polls: 102, hits: 101, failed: 1, stale: 1, ..DemoTotals::default() };
         assert_eq!(figures.totals(), counted);

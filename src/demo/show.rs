@@ -17,7 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::{
     api::{self, SampleJobs},
-    figures::{AnswerSource, DemoTotals, Figures, Quantiles},
+    figures::{DemoTotals, Figures, Quantiles},
 };
 
 /// Interval between two updates: on a terminal, where lines are rewritten, and elsewhere.
@@ -95,10 +95,8 @@ impl Show {
     /// Prints the summary.
     pub(super) fn close(&mut self) -> io::Result<()> {
         let now = self.read();
-        let latencies =
-            [AnswerSource::Cache, AnswerSource::Upstream].map(|s| self.figures.latency(s));
         let gap = if self.rewrites { "\n\n" } else { "\n" };
-        let text = summary(&now, latencies);
+        let text = summary(&now, self.figures.latencies());
         write!(self.out, "{gap}{text}")?;
         self.out.flush()
     }
@@ -108,9 +106,7 @@ impl Show {
         while self.window.len() > 1 && now.at > self.window[0].at + WINDOW {
             self.window.pop_front();
         }
-        let latencies =
-            [AnswerSource::Cache, AnswerSource::Upstream].map(|s| self.figures.latency(s));
-        let line = line(&self.window[0], &now, latencies);
+        let line = line(&self.window[0], &now, self.figures.latencies());
         self.window.push_back(now);
         if self.rewrites {
             // Line wrapping is off (`?7l`): half of a wrapped line would stay on the screen.

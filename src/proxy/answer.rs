@@ -69,8 +69,9 @@ impl Answer {
         metrics: &RequestMetrics,
         access_line: Option<AccessLine>,
     ) -> Answered<Body, RepeatHit> {
-        let (outcome, reason) = self.verdict.labels();
-        metrics.count(outcome, reason);
+        let (kind, reason) = self.verdict.event();
+        metrics.count(kind, reason);
+        let outcome = kind.as_str();
         let status = self.response.status();
         if let Some(cache_status) = self.verdict.cache_status(status, self.setting) {
             headers::cache_status(self.response.headers_mut(), cache_status);
@@ -84,29 +85,18 @@ impl Answer {
 }
 
 impl Verdict {
-    /// Returns what happened, and why, for the events of a job.
+    /// Returns what happened, and why, as events, metrics and log name it.
     pub(super) fn event(&self) -> (EventKind, &'static str) {
-        let kind = match self {
-            Self::Hit => EventKind::Hit,
-            Self::Miss { .. } => EventKind::Miss,
-            Self::Pass(_) => EventKind::Pass,
-            Self::Write { .. } => EventKind::Write,
-            Self::Failed(_) | Self::Refused(_) => EventKind::Error,
-        };
-        (kind, self.labels().1)
-    }
-
-    fn labels(&self) -> (&'static str, &'static str) {
         match self {
-            Self::Hit => ("hit", ""),
+            Self::Hit => (EventKind::Hit, ""),
             Self::Miss { filled: Some(result @ FillResult::Abandoned(_)), .. } => {
-                ("miss", result.as_str())
+                (EventKind::Miss, result.as_str())
             }
-            Self::Miss { why, .. } => ("miss", why.map_or("", Bypass::as_str)),
-            Self::Pass(why) => ("pass", why.as_str()),
-            Self::Write { pending: false } => ("write", ""),
-            Self::Write { pending: true } => ("write", "invalidation-pending"),
-            Self::Failed(reason) | Self::Refused(reason) => ("error", reason),
+            Self::Miss { why, .. } => (EventKind::Miss, why.map_or("", Bypass::as_str)),
+            Self::Pass(why) => (EventKind::Pass, why.as_str()),
+            Self::Write { pending: false } => (EventKind::Write, ""),
+            Self::Write { pending: true } => (EventKind::Write, "invalidation-pending"),
+            Self::Failed(reason) | Self::Refused(reason) => (EventKind::Error, reason),
         }
     }
 
@@ -118,17 +108,15 @@ impl Verdict {
         let (mut why, collapsed, stored) = match self {
             Self::Hit => return None,
             Self::Refused(detail) => return Some(CacheStatus::Refused { detail }),
-            Self::Miss { filled, collapsed, why: None } => {
-                (Forward::Miss, *collapsed, *filled == Some(FillResult::Stored))
-            }
-            Self::Miss { collapsed, why: Some(why), .. } => {
-                (Forward::from(*why), *collapsed, false)
+            Self::Miss { filled, collapsed, why } => {
+                let stored = why.is_none() && *filled == Some(FillResult::Stored);
+                (why.map_or(Forward::Miss, Forward::from), *collapsed, stored)
             }
             Self::Pass(why) => (Forward::from(*why), false, false),
             Self::Write { .. } => (Forward::Method, false, false),
             Self::Failed(_) => (Forward::Bypass, false, false),
         };
-        let mut reason = self.labels().1;
+        let mut reason = self.event().1;
         if !status.is_success() && self.reveals_others() {
             (why, reason) = (Forward::Miss, NoStore::Status.as_str());
         }
@@ -140,9 +128,14 @@ impl Verdict {
     /// or sent to a login page, must not learn from the reason whether there is an entry, or a read
     /// under way. Metrics and log keep the reason.
     fn reveals_others(&self) -> bool {
-        use Bypass::{Audience, Leased, NoCache, Shadow, ShadowHit, Uncacheable};
-        let (Self::Pass(why) | Self::Miss { why: Some(why), .. }) = self else { return false };
-        matches!(why, Audience | Leased | NoCache | Shadow | ShadowHit | Uncacheable)
+        match self {
+            Self::Pass(why) | Self::Miss { why: Some(why), .. } => why.reveals_others(),
+            Self::Miss { why: None, .. }
+            | Self::Hit
+            | Self::Write { .. }
+            | Self::Failed(_)
+            | Self::Refused(_) => false,
+        }
     }
 }
 
@@ -233,13 +226,14 @@ pub(super) fn entry_response(entry: &Entry, head: &Parts, now_ms: i64) -> Respon
 }
 
 /// Closes the client connection after this response if no request can follow it.
-pub(super) fn close_if_spent(response: &mut Response<Body>, requester: &Requester) {
-    let Some(body) = response.body().upstream() else { return };
+pub(super) fn close_if_spent(mut response: Response<Body>, from: &Requester) -> Response<Body> {
+    let Some(body) = response.body().upstream() else { return response };
     // The response came before the upload was asked for, and the client may or may not send it.
     // HTTP/2 has no such field and ends only the stream.
-    let is_unread = body.upload_unrequested() && requester.informational.is_accepted();
+    let is_unread = body.upload_unrequested && from.informational.is_accepted();
     // The client has lost the connection that its login belongs to, and logs in again over its next.
-    if is_unread || body.ends_client_connection() {
+    if is_unread || body.ends_client {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    response
 }

@@ -5,7 +5,6 @@
 //! the response to a write: it holds its end back until the jobs are invalidated once more.
 
 use std::{
-    future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -25,7 +24,7 @@ use tracing::debug;
 use crate::{
     limits::{BufferedFrames, Permit, Quota, frame_cost, join, with_permit},
     semantics::policy::NoStore,
-    upstream::{BodyError, ResponseBody},
+    upstream::{BodyError, BodyOutcome, PolledFrame, ResponseBody},
 };
 
 /// Most bytes that are still read from the response to a write after its client has hung up.
@@ -73,10 +72,7 @@ impl HttpBody for Body {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame<BodyError> {
         match self.get_mut() {
             Self::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
@@ -226,10 +222,7 @@ impl HttpBody for Tee {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame<BodyError> {
         if let Some(rest) = &mut self.rest {
             return Pin::new(rest).poll_frame(cx);
         }
@@ -260,17 +253,8 @@ impl TeeEnd {
 }
 
 /// Resolves once it is known how the body of a write's response ended.
-pub(super) type BodyEndFuture = Pin<Box<dyn Future<Output = BodyEnd> + Send>>;
+pub(super) type BodyEndFuture = Pin<Box<dyn Future<Output = BodyOutcome> + Send>>;
 type OnBodyEnd = Box<dyn FnOnce(BodyEndFuture) -> JoinHandle<()> + Send>;
-
-/// How the body of a write's response ended.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum BodyEnd {
-    /// The upstream sent the whole body.
-    Complete,
-    /// The body was cut off.
-    Truncated,
-}
 
 /// The body of a write's response. An upstream may commit while it sends the body, so the jobs are
 /// invalidated again when the body has ended, and the client sees the end after that.
@@ -302,18 +286,15 @@ impl HttpBody for InvalidatingBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame<BodyError> {
         loop {
             match &mut self.state {
                 InvalidatingState::Open(body, _) => {
                     let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
                     let end = match &frame {
                         Some(Ok(_)) if !body.is_end_stream() => return Poll::Ready(frame),
-                        Some(Ok(_)) | None => BodyEnd::Complete,
-                        Some(Err(_)) => BodyEnd::Truncated,
+                        Some(Ok(_)) | None => BodyOutcome::Complete,
+                        Some(Err(_)) => BodyOutcome::Truncated,
                     };
                     self.held = frame;
                     let state = std::mem::replace(&mut self.state, InvalidatingState::Done);
@@ -355,7 +336,7 @@ impl Drop for InvalidatingBody {
     }
 }
 
-async fn drain(mut body: Body) -> BodyEnd {
+async fn drain(mut body: Body) -> BodyOutcome {
     let read = async {
         let mut left = DRAIN_BYTES;
         while let Some(frame) = body.frame().await {
@@ -365,7 +346,7 @@ async fn drain(mut body: Body) -> BodyEnd {
         Some(())
     };
     match timeout(DRAIN_TIMEOUT, read).await {
-        Ok(Some(())) => BodyEnd::Complete,
-        _ => BodyEnd::Truncated,
+        Ok(Some(())) => BodyOutcome::Complete,
+        _ => BodyOutcome::Truncated,
     }
 }

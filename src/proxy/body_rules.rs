@@ -47,12 +47,10 @@ use crate::{
     upstream::{RequestBody, ResponseBody, UpstreamError},
 };
 
+type Rules = [RuleMatch];
+
 /// A parsed body, `None` if it is empty, or why it could not be parsed.
 type Inspected = Result<Option<ParsedBody>, RuleMiss>;
-
-/// Why a rule may have missed jobs: the words of [`RuleMiss`] that are counted.
-const MISSES: &str = "too-large encoded slow not-json content-type ambiguous event-stream not-found \
-                      not-id too-many";
 
 /// Inspects the bodies of writes.
 pub(super) struct BodyInspector {
@@ -100,8 +98,10 @@ impl NamedInBody {
 
 impl BodyInspector {
     pub(super) fn new(room: Arc<Quota>, registry: &mut Registry) -> Self {
+        // Without room a write is refused, so nothing is missed.
+        let misses = RuleMiss::ALL.into_iter().filter(|miss| *miss != RuleMiss::Memory);
         let misses =
-            MISSES.split(' ').flat_map(|reason| ["request", "response"].map(|body| [body, reason]));
+            misses.flat_map(|miss| ["request", "response"].map(|body| [body, miss.as_str()]));
         Self {
             warnings: HourlyPerName::default(),
             room,
@@ -163,7 +163,7 @@ impl BodyInspector {
     /// Finds the jobs that a response body names.
     pub(super) async fn response(
         &self,
-        rules: &[RuleMatch],
+        rules: &Rules,
         response: Response<ResponseBody>,
     ) -> Result<InspectedResponse, UpstreamError> {
         let (head, mut body) = response.into_parts();
@@ -195,17 +195,24 @@ impl BodyInspector {
     }
 
     /// Returns what a document names, and counts the misses.
-    fn named(&self, rules: &[RuleMatch], side: BodySide, document: &Inspected) -> NamedInBody {
+    fn named(&self, rules: &Rules, side: BodySide, document: &Inspected) -> NamedInBody {
         let mut named = NamedInBody::NOTHING;
         for rule in rules.iter().filter(|rule| rule.max_body(side).is_some()) {
             let miss = match document {
                 Ok(None) => None,
                 Err(why) => Some(*why),
                 Ok(Some(document)) => {
-                    let jobs = rule.jobs(side, &document.value);
-                    let found = jobs.len();
-                    named.jobs.extend(jobs);
-                    miss(rule, side, document, found, named.jobs.len())
+                    let before = named.jobs.len();
+                    named.jobs.extend(rule.jobs(side, &document.value));
+                    if named.jobs.len() > MAX_NAMED {
+                        Some(RuleMiss::TooMany)
+                    } else if named.jobs.len() == before {
+                        Some(RuleMiss::NotFound)
+                    } else if rule.leads_elsewhere(side, &document.value) {
+                        Some(RuleMiss::NotId)
+                    } else {
+                        document.doubt
+                    }
                 }
             };
             named.jobs.truncate(MAX_NAMED);
@@ -245,37 +252,17 @@ impl BodyInspector {
     }
 }
 
-/// Returns why a rule may have missed jobs in a document in which it found this many, and the rules
-/// so far together `all`.
-fn miss(
-    rule: &RuleMatch,
-    side: BodySide,
-    document: &ParsedBody,
-    found: usize,
-    all: usize,
-) -> Option<RuleMiss> {
-    if all > MAX_NAMED {
-        Some(RuleMiss::TooMany)
-    } else if found == 0 {
-        Some(RuleMiss::NotFound)
-    } else if rule.leads_elsewhere(side, &document.value) {
-        Some(RuleMiss::NotId)
-    } else {
-        document.doubt
-    }
-}
-
 /// Whether a rule for the response has to assume a miss if the response is unknown.
-pub(super) fn misses_unknown_response(rules: &[RuleMatch]) -> bool {
+pub(super) fn misses_unknown_response(rules: &Rules) -> bool {
     let reads = |rule: &RuleMatch| rule.max_body(BodySide::Response).is_some();
     rules.iter().any(|rule| reads(rule) && rule.on_miss() == OnMiss::All)
 }
 
 /// Returns the largest size that a rule reads of this body, if any rule reads it.
-fn max_inspected(rules: &[RuleMatch], side: BodySide) -> Option<usize> {
+fn max_inspected(rules: &Rules, side: BodySide) -> Option<usize> {
     rules.iter().filter_map(|rule| rule.max_body(side)).max()
 }
 
-fn named_by(rules: &[RuleMatch], side: BodySide, document: &ParsedBody) -> Vec<JobId> {
+fn named_by(rules: &Rules, side: BodySide, document: &ParsedBody) -> Vec<JobId> {
     rules.iter().flat_map(|rule| rule.jobs(side, &document.value)).take(MAX_NAMED).collect()
 }

@@ -10,14 +10,21 @@ use crate::{
     cache::ComparisonResult,
     limits::LimitHits,
     observe::{
+        events::EventKind,
         metrics::{Counters, Registry},
         throttle::HourlyPerName,
     },
-    semantics::route::{Routes, WriteTarget},
+    semantics::{
+        policy::Bypass,
+        route::{Routes, WriteTarget},
+    },
 };
 
 /// Longest method that a warning shows. Clients may invent others.
 const MAX_METHOD: usize = 16;
+
+/// Reasons of requests that are no read of a job.
+const NO_READS: [Bypass; 3] = [Bypass::Path, Bypass::Method, Bypass::Upgrade];
 
 /// The metrics of the proxy.
 pub(crate) struct ProxyMetrics {
@@ -113,14 +120,8 @@ impl ProxyMetrics {
 
 impl ComparisonMetrics {
     fn register(r: &mut Registry) -> Self {
-        let mut by_result = |name, help| {
-            r.counters_by(
-                "outcome",
-                name,
-                help,
-                ComparisonResult::ALL.map(ComparisonResult::as_str),
-            )
-        };
+        let mut by_result =
+            |name, help| r.counters_by("outcome", name, help, ComparisonResult::WORDS);
         Self {
             shadow: by_result(
                 "shadow",
@@ -154,19 +155,21 @@ impl RequestMetrics {
         }
     }
 
-    /// Counts a request by its outcome and reason, in the words of `Cache-Status`.
-    pub(crate) fn count(&self, outcome: &'static str, reason: &'static str) {
-        if outcome == "hit" {
+    /// Counts a request by what became of it and the reason, in the words of `Cache-Status`.
+    pub(crate) fn count(&self, kind: EventKind, reason: &'static str) {
+        if kind == EventKind::Hit {
             self.hits.inc();
             return;
         }
-        self.by_reason.inc([outcome, reason]);
+        self.by_reason.inc([kind.as_str(), reason]);
         let mut others = self.others();
-        let total = match (outcome, reason) {
-            ("miss", _) => &mut others.misses,
-            ("pass", "path" | "method" | "upgrade") => &mut others.others,
-            ("pass", _) => &mut others.passes,
-            ("write", _) => &mut others.writes,
+        let total = match kind {
+            EventKind::Miss => &mut others.misses,
+            EventKind::Pass if NO_READS.iter().any(|why| why.as_str() == reason) => {
+                &mut others.others
+            }
+            EventKind::Pass => &mut others.passes,
+            EventKind::Write => &mut others.writes,
             _ => &mut others.errors,
         };
         *total += 1;

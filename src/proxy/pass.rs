@@ -39,7 +39,7 @@ use crate::{
         policy::Bypass,
         route::{WriteTarget, is_unsafe, overrides_method},
     },
-    upstream::{RequestBody, ResponseBody, RetryPolicy, UploadEnd, UpstreamError},
+    upstream::{Exchanged, RequestBody, ResponseBody, RetryPolicy, UploadEnd},
 };
 
 /// Forwards the head of a read that the cache cannot answer, for this client only.
@@ -73,9 +73,14 @@ pub(super) async fn forward(
         context.cache.record_pass(&job, why);
     }
     let setting = context.routes.setting_for(request.uri().path(), why);
+    if *request.method() == Method::GET {
+        let totals = || context.metrics.requests.totals();
+        context.advice.note(request.uri().path(), why, setting, totals);
+    }
     let upgrade = Upgrade::of(&mut request);
     let may_change = is_unsafe(&request);
-    let overridden = overrides_method(&request);
+    let retry =
+        if overrides_method(&request) { RetryPolicy::Never } else { RetryPolicy::OnceIfSafe };
     let mut request = context.forward_request(request, &requester);
     if let Some(upgrade) = &upgrade {
         set_upgrade(request.headers_mut(), upgrade.protocols.clone());
@@ -86,21 +91,17 @@ pub(super) async fn forward(
         target: WriteTarget::of(&request),
         is_answered: false,
     });
-    let retry = if overridden { RetryPolicy::Never } else { RetryPolicy::OnceIfSafe };
     let (head, body) = request.into_parts();
     let (body, upload) = if may_change { body.tracked() } else { (body, None) };
     let sent = context.send(Request::from_parts(head, body), retry).await;
-    let mut response = match sent.and_then(|sent| prepare_passed(context, sent, upgrade)) {
-        Ok(response) => response.map(Body::Upstream),
+    let response = match sent.and_then(|sent| prepare_passed(context, sent, upgrade)) {
+        Ok(response) => close_if_spent(response.map(Body::Upstream), &requester),
         Err(error) => return upstream_failure(&error),
     };
-    close_if_spent(&mut response, &requester);
-    match write.and_then(|write| write.invalidation(upload, &response)) {
-        Some(invalidation) => {
-            spawn_write(context, Box::pin(invalidation.conclude(Ok(response)))).await
-        }
-        None => Answer { setting, ..Answer::new(response, Verdict::Pass(why)) },
-    }
+    let Some(invalidation) = write.and_then(|write| write.invalidation(upload, &response)) else {
+        return Answer { setting, ..Answer::new(response, Verdict::Pass(why)) };
+    };
+    spawn_write(context, Box::pin(invalidation.conclude(Ok(response)))).await
 }
 
 /// A write that names no job in its target. If the client or the upstream gives up before there is
@@ -134,8 +135,7 @@ impl PassedWrite {
         let unfenced = cache.invalidator.unfenced();
         let mut invalidation = WriteInvalidation::new(&self.context, unfenced, upload);
         invalidation.all = all;
-        invalidation.note_status(response.status());
-        cache.invalidator.widen(&mut invalidation.write, &jobs);
+        invalidation.note_response(response.status(), &jobs);
         Some(invalidation)
     }
 }
@@ -175,7 +175,7 @@ fn prepare_passed(
     context: &ProxyContext,
     response: Response<ResponseBody>,
     upgrade: Option<Upgrade>,
-) -> Result<Response<ResponseBody>, UpstreamError> {
+) -> Exchanged {
     // A switch to a protocol that was not forwarded is an error.
     let protocol = switched_protocol(&response);
     let is_granted = |Upgrade { protocols, .. }: &Upgrade| {
@@ -185,7 +185,7 @@ fn prepare_passed(
         return prepare_response(response);
     };
     let mut response = prepare_switch(response)?;
-    let permit = response.body_mut().take_permit();
+    let permit = response.body_mut().permit.take();
     let upstream = hyper::upgrade::on(&mut response);
     context.tasks.spawn(async move {
         let _permit = permit;

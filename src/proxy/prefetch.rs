@@ -5,11 +5,10 @@
 //! hold: nothing is stored that a write or a purge has overtaken, clients that ask meanwhile join
 //! the flight, and the entry is only for the credential and representation that it was read with.
 
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt as _;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Limited};
 use hyper::{
     HeaderMap, Method, Request, StatusCode, Uri,
-    body::Body as _,
     http::{header::CONTENT_ENCODING, request::Parts},
 };
 use tracing::error;
@@ -20,6 +19,7 @@ use crate::{
     config::CacheMode,
     semantics::{
         job_id::JobId,
+        labels::labels,
         policy::{Bypass, NoStore},
         route::Route,
     },
@@ -31,61 +31,42 @@ use crate::{
 /// The peer of a prefetch. Its host and scheme come from the configuration, so they are trusted.
 const PREFETCH_PEER: Peer = Peer { ip: None, is_tls: false, is_trusted: true, connection: None };
 
-/// The result of a prefetch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PrefetchOutcome {
-    /// The job was read and stored.
-    Stored,
-    /// There was already an entry.
-    Present,
-    /// Another read of the job was under way and brought a response.
-    Joined,
-    /// The upstream answered with another status than 200, below 500.
-    Status,
-    /// The response may not be stored.
-    Unstorable,
-    /// The cache does not serve this read.
-    Passed,
-    /// A write is in flight, or was just answered.
-    Fenced,
-    /// Another sidecar, or a caller here that does not share, is reading the job.
-    Leased,
-    /// The job changed during the read.
-    Revoked,
-    /// The store was not available, or did not take the response.
-    Store,
-    /// The upstream gave no whole response, or answered 5xx.
-    Upstream,
-    /// A limit on shared reads or captured bytes was met, or the read that was joined brought
-    /// nothing to share.
-    Busy,
-    /// The queue was full, or nothing reads it any more, as in a drain.
-    Overflow,
-    /// The task failed, which is a bug in jobcache.
-    Died,
+labels! {
+    /// The result of a prefetch.
+    pub enum PrefetchOutcome {
+        /// The job was read and stored.
+        Stored = "stored",
+        /// There was already an entry.
+        Present = "present",
+        /// Another read of the job was under way and brought a response.
+        Joined = "joined",
+        /// The upstream answered with another status than 200, below 500.
+        Status = "status",
+        /// The response may not be stored.
+        Unstorable = "unstorable",
+        /// The cache does not serve this read.
+        Passed = "passed",
+        /// A write is in flight, or was just answered.
+        Fenced = "fenced",
+        /// Another sidecar, or a caller here that does not share, is reading the job.
+        Leased = "leased",
+        /// The job changed during the read.
+        Revoked = "revoked",
+        /// The store was not available, or did not take the response.
+        Store = "store",
+        /// The upstream gave no whole response, or answered 5xx.
+        Upstream = "upstream",
+        /// A limit on shared reads or captured bytes was met, or the read that was joined brought
+        /// nothing to share.
+        Busy = "busy",
+        /// The queue was full, or nothing reads it any more, as in a drain.
+        Overflow = "overflow",
+        /// The task failed, which is a bug in jobcache.
+        Died = "died",
+    }
 }
 
 impl PrefetchOutcome {
-    /// Returns the outcome for metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stored => "stored",
-            Self::Present => "present",
-            Self::Joined => "joined",
-            Self::Status => "status",
-            Self::Unstorable => "unstorable",
-            Self::Passed => "passed",
-            Self::Fenced => "fenced",
-            Self::Leased => "leased",
-            Self::Revoked => "revoked",
-            Self::Store => "store",
-            Self::Upstream => "upstream",
-            Self::Busy => "busy",
-            Self::Overflow => "overflow",
-            Self::Died => "died",
-        }
-    }
-
     /// Whether a later attempt may have another outcome.
     pub fn is_transient(self) -> bool {
         matches!(
@@ -196,23 +177,19 @@ impl Proxy {
         *request.uri_mut() = target.clone();
         request.headers_mut().clone_from(headers);
         let request = self.context.fill_request(&request.into_parts().0, PREFETCH_PEER);
-        let (head, mut body) = self.context.exchange(request).await?.into_parts();
+        let (head, body) = self.context.exchange(request).await?.into_parts();
         if head.status != StatusCode::OK {
             return Err(JobListError::Status(head.status));
         }
         if head.headers.contains_key(CONTENT_ENCODING) {
             return Err(JobListError::Encoded);
         }
-        let mut read = BytesMut::new();
-        while !body.is_end_stream() {
-            let Some(frame) = body.frame().await else { break };
-            let data = frame?.into_data().unwrap_or_default();
-            if read.len() + data.len() > max {
-                return Err(JobListError::TooLarge(max));
-            }
-            read.extend_from_slice(&data);
-        }
-        Ok(read.freeze())
+        let read = Limited::new(body, max).collect().await;
+        let read = read.map_err(|error| match error.downcast::<BodyError>() {
+            Ok(error) => JobListError::Broken(*error),
+            Err(_) => JobListError::TooLarge(max),
+        });
+        Ok(read?.to_bytes())
     }
 }
 

@@ -18,7 +18,7 @@ use hyper::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
-use super::{body_rules::BodyInspector, framing, metrics::ProxyMetrics};
+use super::{body_rules::BodyInspector, framing, metrics::ProxyMetrics, route_advice::RouteAdvice};
 use crate::{
     cache::Cache,
     config::{CacheMode, Config, SampleRate, ServerConfig},
@@ -28,7 +28,7 @@ use crate::{
     service::Informational,
     transport::Peer,
     upstream::{
-        self, RequestBody, ResponseBody, RetryPolicy, Upstream, UpstreamError, to_origin_form,
+        self, Exchanged, RequestBody, RetryPolicy, Upstream, UpstreamError, to_origin_form,
     },
 };
 
@@ -81,6 +81,7 @@ pub(super) struct ProxyContext {
     /// Limits the comparisons that run in the background.
     pub(super) comparisons: Arc<Quota>,
     pub(super) inspector: Arc<BodyInspector>,
+    pub(super) advice: Arc<RouteAdvice>,
     pub(super) metrics: Arc<ProxyMetrics>,
 }
 
@@ -95,7 +96,7 @@ impl ProxyContext {
         &self,
         mut request: Request<RequestBody>,
         retry: RetryPolicy,
-    ) -> Result<Response<ResponseBody>, UpstreamError> {
+    ) -> Exchanged {
         let span = spans::upstream(&mut request, self.upstream.authority());
         let result = self.upstream.send(request, retry).instrument(span.clone()).await;
         let outcome = result.as_ref().map(Response::status).map_err(UpstreamError::as_str);
@@ -104,10 +105,7 @@ impl ProxyContext {
     }
 
     /// Sends a read, again if it may, and turns the response head into ours.
-    pub(super) async fn exchange(
-        &self,
-        request: Request<RequestBody>,
-    ) -> Result<Response<ResponseBody>, UpstreamError> {
+    pub(super) async fn exchange(&self, request: Request<RequestBody>) -> Exchanged {
         self.send(request, RetryPolicy::OnceIfSafe).await.and_then(prepare_response)
     }
 

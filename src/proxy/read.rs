@@ -87,7 +87,7 @@ fn bypass(context: &ProxyContext, request: &Request<Incoming>, client: Peer) -> 
         // An HTTP/2 request can have a body without a header that announces it.
         has_body: !request.body().is_end_stream(),
         has_barred_credential: context.cache.fingerprinter().must_bypass(request.headers()),
-        is_bound: context.upstream.is_bound(client.connection),
+        is_bound: context.upstream.bound.is_bound(client.connection),
         is_off: context.config.mode == CacheMode::Off,
     };
     facts.bypass()

@@ -97,14 +97,11 @@ impl RepeatHit {
     }
 }
 
-/// Answers repeats of requests.
-pub(crate) struct RepeatHits(pub(super) Arc<ProxyContext>);
-
-impl RepeatFastPath for RepeatHits {
+impl RepeatFastPath for ProxyContext {
     type Repeat = RepeatHit;
 
     fn is_offered(&self) -> bool {
-        self.0.config.server.repeat_fast_path
+        self.config.server.repeat_fast_path
     }
 
     fn poll_repeat(
@@ -114,13 +111,13 @@ impl RepeatFastPath for RepeatHits {
         head: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Bytes, FastPathMiss>> {
-        let ProxyContext { config, cache, upstream, metrics, .. } = &*self.0;
+        let ProxyContext { config, cache, upstream, metrics, .. } = self;
         if repeat.near_lookup.is_none() {
             repeat.decision = verify::decide_sample(config.verify);
             // A sampled hit is compared with the upstream, which needs the fields of the request.
             if repeat.decision == SampleDecision::Sampled
-                || upstream.is_bound(repeat.connection)
-                || !repeat.retarget(&self.0, path)
+                || upstream.bound.is_bound(repeat.connection)
+                || !repeat.retarget(self, path)
             {
                 let decision = repeat.decision;
                 return Poll::Ready(Err(FastPathMiss { decision, ..FastPathMiss::default() }));
@@ -133,7 +130,7 @@ impl RepeatFastPath for RepeatHits {
         let (entry, now_ms) = near.map_err(|_| miss)?;
         let body = entry.write_hit(head, now_ms, repeat.coding).cloned().ok_or(miss)?;
         cache.metrics().near.count_lookup("hit");
-        metrics.requests.count("hit", "");
+        metrics.requests.count(EventKind::Hit, "");
         metrics.repeats.inc();
         cache.record_answer(&repeat.lookup, EventKind::Hit, "", repeat.sample.as_ref());
         Poll::Ready(Ok(body))

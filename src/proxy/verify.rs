@@ -10,7 +10,6 @@
 //! ([`ComparedBody`]).
 
 use std::{
-    future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -21,7 +20,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{
     Method, Request,
-    body::{Body as HttpBody, Frame, SizeHint},
+    body::{Body as HttpBody, SizeHint},
     http::{Extensions, request},
 };
 use prometheus_client::metrics::counter::Counter;
@@ -38,7 +37,7 @@ use crate::{
     observe::{metrics::Counters, spans},
     service::{FastPathMiss, SampleDecision},
     transport::Peer,
-    upstream::{BodyError, RequestBody, ResponseBody},
+    upstream::{BodyError, PolledFrame, RequestBody, ResponseBody},
 };
 
 /// Most comparisons in the background at a time. Past this number they are skipped, so that
@@ -165,10 +164,7 @@ impl HttpBody for ComparedBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame<BodyError> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {

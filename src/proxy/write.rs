@@ -12,7 +12,7 @@
 //! that nothing was done. Whenever the fence has fallen before the bodies ended, the last end still
 //! drops what was stored meanwhile.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Instant};
+use std::{pin::Pin, sync::Arc, time::Instant};
 
 use hyper::{
     Request, Response, StatusCode,
@@ -22,7 +22,7 @@ use tracing::{Instrument as _, Span, error};
 
 use super::{
     answer::{Answer, Verdict, close_if_spent, refuse_retryable, refuse_with, upstream_failure},
-    body::{Body, BodyEnd, BodyEndFuture, InvalidatingBody},
+    body::{Body, BodyEndFuture, InvalidatingBody},
     body_rules::{InspectError, InspectedResponse, RuleFinding, misses_unknown_response},
     proxy_context::{ProxyContext, Requester, prepare_response},
 };
@@ -31,11 +31,12 @@ use crate::{
     mutants::{self, Mutant},
     observe::spans,
     semantics::{
+        job_id::JobId,
         policy::is_endless,
         route::{WriteScope, WriteTarget, invalidation_rules::RuleMatch},
     },
     store::{Ended, Write},
-    upstream::{RequestBody, ResponseBody, RetryPolicy, UploadEnd, UploadOutcome, UpstreamError},
+    upstream::{BodyOutcome, RequestBody, RetryPolicy, UploadEnd, UpstreamError},
 };
 
 /// Forwards a write in a task of its own, and answers it once its jobs are invalidated.
@@ -77,21 +78,17 @@ async fn forward_write(
         let located = context.routes.location_targets(&target, &response);
         jobs.extend(located.all_jobs());
         invalidation.all |= located.too_many;
-        // A job that is named elsewhere may be a limit in the query (`?limit=10`). `count` looks
-        // closer.
+        // A job that is named elsewhere may be a limit (`?limit=10`). `count` looks closer.
         let is_claimed =
             !scope.rules.is_empty() || scope.names_job_at_its_place() || !located.names_no_job();
         if response.status().is_success() && !is_claimed {
             context.metrics.unclaimed.count(&context.routes, &method, &target);
         }
-        context.cache.invalidator.widen(&mut invalidation.write, &jobs);
-        invalidation.note_status(response.status());
+        invalidation.note_response(response.status(), &jobs);
         response
     });
-    let mut result = result.and_then(prepare_response);
-    if let Ok(response) = &mut result {
-        close_if_spent(response, &requester);
-    }
+    let result = result.and_then(prepare_response);
+    let result = result.map(|response| close_if_spent(response, &requester));
     invalidation.conclude(result).await
 }
 
@@ -151,7 +148,7 @@ pub(super) struct WriteInvalidation {
     context: Arc<ProxyContext>,
     /// The span of the request, which the later invalidations outlive.
     span: Span,
-    pub(super) write: Write,
+    write: Write,
     /// Whether the write changes every job.
     pub(super) all: bool,
     /// Outcome of the write as far as it has shown itself.
@@ -181,11 +178,8 @@ impl WriteInvalidation {
 
     /// Invalidates what a write has changed, then answers it. Must run in [`spawn_write`], so that
     /// nothing cancels it.
-    pub(super) async fn conclude(
-        mut self,
-        result: Result<Response<Body>, UpstreamError>,
-    ) -> Answer {
-        let fence = if let Ok(response) = &result {
+    pub(super) async fn conclude(mut self, sent: Result<Response<Body>, UpstreamError>) -> Answer {
+        let fence = if let Ok(response) = &sent {
             self.fence_at_head(response)
         } else {
             self.upload = None;
@@ -193,7 +187,7 @@ impl WriteInvalidation {
         };
         let ended = self.invalidate(fence, InvalidationSource::Write).await;
         let pending = ended == Ended::Pending;
-        match result {
+        match sent {
             Ok(response) => {
                 let response = response.map(|body| self.invalidate_at_ends(body, fence));
                 Answer::new(response, Verdict::Write { pending })
@@ -216,9 +210,7 @@ impl WriteInvalidation {
 
     /// Invalidates when the response has ended. If the upload has not, the fence is kept.
     async fn end_after_response(mut self, end: BodyEndFuture, fence: FenceEnd) {
-        if end.await == BodyEnd::Truncated {
-            self.note_unknown();
-        }
+        self.note_end(end.await);
         self.response_has_ended = true;
         self.check_upload();
         let kept = self.upload.is_some().then_some(fence);
@@ -231,7 +223,7 @@ impl WriteInvalidation {
         let Some(upload) = self.upload.take() else { return };
         let tasks = self.context.tasks.clone();
         tasks.spawn(async move {
-            self.note_upload(upload.outcome().await);
+            self.note_end(upload.outcome().await);
             self.end_again(None).await;
         });
     }
@@ -243,10 +235,11 @@ impl WriteInvalidation {
         self.invalidate(fence, InvalidationSource::WriteBody).await;
     }
 
-    /// Notes whether the status says that nothing was done. Then no other job is dropped, and the
-    /// fence is lifted at once: a client without permission to write must be able neither to purge
-    /// everything nor to keep a job uncached.
-    pub(super) fn note_status(&mut self, status: StatusCode) {
+    /// Notes the jobs that the response names, and whether its status says that nothing was done.
+    /// Then no other job is dropped, and the fence is lifted at once: a client without permission to
+    /// write must be able neither to purge everything nor to keep a job uncached.
+    pub(super) fn note_response(&mut self, status: StatusCode, named: &[JobId]) {
+        self.context.cache.invalidator.widen(&mut self.write, named);
         if matches!(status.as_u16(), 401 | 403 | 405 | 413 | 415 | 429) {
             self.outcome = WriteOutcome::Refused;
             self.all = false;
@@ -261,9 +254,9 @@ impl WriteInvalidation {
         }
     }
 
-    /// Notes how the upload ended. The upstream may act on the part of it that has arrived.
-    fn note_upload(&mut self, outcome: UploadOutcome) {
-        if outcome == UploadOutcome::Truncated {
+    /// Notes how a body ended. The upstream may act on the part of an upload that has arrived.
+    fn note_end(&mut self, outcome: BodyOutcome) {
+        if outcome == BodyOutcome::Truncated {
             self.note_unknown();
         }
     }
@@ -272,13 +265,13 @@ impl WriteInvalidation {
     fn check_upload(&mut self) {
         if let Some(outcome) = self.upload.as_mut().and_then(UploadEnd::try_outcome) {
             self.upload = None;
-            self.note_upload(outcome);
+            self.note_end(outcome);
         }
     }
 
     /// Decides when the fence falls, and which ends are still to come.
     fn fence_at_head(&mut self, response: &Response<Body>) -> FenceEnd {
-        if response.body().upstream().is_some_and(ResponseBody::upload_unrequested)
+        if response.body().upstream().is_some_and(|body| body.upload_unrequested)
             || mutants::is(Mutant::EndOnce)
         {
             self.upload = None;

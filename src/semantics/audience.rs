@@ -30,7 +30,7 @@ use self::{
 };
 pub use self::{
     fingerprint::{CredentialKey, Fingerprint, Variant},
-    header_roles::may_read_as_another,
+    header_roles::{is_address_header, is_variant_header, may_read_as_another, plain_name},
 };
 pub use super::settings::CredentialMode as Mode;
 use super::settings::{self, QueryConfig};

@@ -20,7 +20,7 @@ use hyper::{
     http::header::Entry,
 };
 
-use super::audience::may_read_as_another;
+use super::audience::{is_address_header, may_read_as_another, plain_name};
 use crate::transport::Peer;
 
 pub(crate) use super::policy::{CacheStatus, Forward, cache_status};
@@ -66,30 +66,27 @@ fn is_end_to_end(name: &str) -> bool {
             | "content-length"
             | "content-type"
             | "cookie"
-            | "forwarded"
             | "host"
             | "persistent-auth"
             | "remote-user"
             | "set-cookie"
             | "traceparent"
             | "tracestate"
-            | "true-client-ip"
             | "vary"
             | "via"
             | "x-api-key"
-            | "x-real-ip"
             | "x-tenant-id"
-    ) || END_TO_END_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    ) || is_of_gateway(name)
+        || END_TO_END_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Prefixes of the fields that gateways add.
-const END_TO_END_PREFIXES: [&str; 8] =
-    ["cf-", "x-amzn-", "x-auth-", "x-client-", "x-forwarded-", "x-goog-", "x-ms-", "x-user-"];
+const END_TO_END_PREFIXES: [&str; 7] =
+    ["cf-", "x-amzn-", "x-auth-", "x-client-", "x-goog-", "x-ms-", "x-user-"];
 
-/// Fields with other names than `X-Forwarded-*` that gateways write: where a request comes from, and
-/// the URL that it had.
-const FORWARDED: [&str; 6] =
-    ["forwarded", "true-client-ip", "x-client-ip", "x-original-url", "x-real-ip", "x-rewrite-url"];
+/// Fields with other names than `X-Forwarded-*` and those of addresses that gateways write: where a
+/// request comes from, and the URL that it had.
+const FORWARDED: [&str; 3] = ["forwarded", "x-original-url", "x-rewrite-url"];
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -158,15 +155,19 @@ fn remove_all(headers: &mut HeaderMap, removed: impl Fn(&HeaderName) -> bool) {
 }
 
 /// Removes what an untrusted peer says about others: `X-Forwarded-*` (some of these name a user),
-/// `Forwarded` (RFC 7239), and what some proxies send instead.
+/// `Forwarded` (RFC 7239), and the addresses that some proxies send instead. No entry depends on an
+/// address, so a made-up one must not reach an upstream that answers by it.
 pub(crate) fn strip_forwarded(headers: &mut HeaderMap) {
-    let is_forwarding = |name: &HeaderName| {
-        // Some upstreams, such as CGI, map every character that is not a letter or digit to the
-        // same one.
-        let name = name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-        name.starts_with("x-forwarded-") || FORWARDED.contains(&name.as_str())
-    };
-    remove_all(headers, is_forwarding);
+    // Some upstreams, such as CGI, map every character that is not a letter or digit to the same one.
+    remove_all(headers, |name| {
+        is_of_gateway(name.as_str())
+            || may_read_as_another(name) && is_of_gateway(&plain_name(name))
+    });
+}
+
+/// Whether a gateway says with this field where a request comes from.
+fn is_of_gateway(name: &str) -> bool {
+    name.starts_with("x-forwarded-") || FORWARDED.contains(&name) || is_address_header(name)
 }
 
 /// Sets `X-Forwarded-Proto` where it is absent. A request over TLS carries it from the beginning:

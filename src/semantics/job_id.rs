@@ -127,7 +127,7 @@ impl Ids {
         }
     }
 
-    /// Whether an id names a job and not, as a word does, something beside the jobs.
+    /// Whether an id names a job and not, as a word does, something next to the jobs.
     pub fn names_job(self, id: &str) -> bool {
         self == Self::Opaque || !is_word(id)
     }

@@ -35,7 +35,7 @@ use super::settings::StateTtlConfig;
 pub struct Policy {
     /// Greatest age of an answer from the cache, and the lifetime of a response that states none.
     pub ttl: Duration,
-    /// Final statuses that are stored beside 200, each with its greatest age.
+    /// Final statuses that are stored besides 200, each with its greatest age.
     pub statuses: Vec<(StatusCode, Duration)>,
     /// Whether only responses that state a lifetime are stored.
     pub stated_only: bool,

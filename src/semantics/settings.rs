@@ -7,7 +7,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hyper::StatusCode;
 use percent_encoding::percent_decode_str;
 
-use super::{job_id::Ids, json_pointer::JsonPointer};
+use super::{job_id::Ids, json_pointer::JsonPointer, labels::labels};
 
 /// How callers are distinguished, and what follows from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,25 +29,15 @@ pub struct CredentialsConfig {
     pub recheck: Option<Duration>,
 }
 
-/// Treatment of requests with a credential.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CredentialMode {
-    /// Only what the upstream itself has served to this credential.
-    Partition,
-    /// The same as everyone: a gateway in front has authorised the request.
-    Shared,
-    /// Nothing: the request passes uncached.
-    Bypass,
-}
-
-impl CredentialMode {
-    /// The word in the configuration.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Partition => "partition",
-            Self::Shared => "shared",
-            Self::Bypass => "bypass",
-        }
+labels! {
+    /// Treatment of requests with a credential.
+    pub enum CredentialMode {
+        /// Only what the upstream itself has served to this credential.
+        Partition = "partition",
+        /// The same as everyone: a gateway in front has authorised the request.
+        Shared = "shared",
+        /// Nothing: the request passes uncached.
+        Bypass = "bypass",
     }
 }
 
@@ -62,7 +52,7 @@ pub struct ApiConfig {
     pub tables: Vec<RouteConfig>,
     /// How ids are read, unless a route says so itself.
     pub ids: Ids,
-    /// Statuses that are stored beside 200, and for how long, unless a route says so itself.
+    /// Statuses that are stored besides 200, and for how long, unless a route says so itself.
     pub statuses: Vec<(StatusCode, Duration)>,
     /// Paths that are never cached.
     pub except: Vec<String>,
@@ -116,7 +106,7 @@ pub struct RouteConfig {
     pub ttl: Option<Duration>,
     /// Lifetimes by the state of the job; none = `ttl.states.map`.
     pub states: Option<Vec<(String, Duration)>>,
-    /// Statuses that are stored beside 200, and for how long.
+    /// Statuses that are stored besides 200, and for how long.
     pub statuses: Option<Vec<(StatusCode, Duration)>>,
 }
 

@@ -80,7 +80,7 @@ use tracing::debug;
 
 pub use self::connection_metrics::ServerMetrics;
 use self::{
-    connection_metrics::ConnectionError,
+    connection_metrics::{ConnectionError, Result},
     handshake::{ClientProtocol, Handshake, OpenedConnection},
     http1_conn::Http1Config,
     http2_conn::Http2Config,
@@ -145,11 +145,7 @@ impl<S: Service> ClientConnection<S> {
         }
     }
 
-    async fn try_serve(
-        &mut self,
-        socket: Socket,
-        remote: RemoteAddress,
-    ) -> Result<(), ConnectionError> {
+    async fn try_serve(&mut self, socket: Socket, remote: RemoteAddress) -> Result<()> {
         let ConnectionConfig { handshake, http1, http2 } = &*self.config;
         let limit = handshake.config.header_timeout;
         let opened = tokio::select! {

@@ -26,6 +26,9 @@ use crate::{
 /// Connections that may wait to be accepted; the kernel caps the number at `net.core.somaxconn`.
 const BACKLOG: u32 = 1024;
 
+/// A connection and the address of its client.
+pub(super) type Accepted = (Socket, RemoteAddress);
+
 /// Whether other processes of this user may bind the same address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reuse {
@@ -153,7 +156,7 @@ impl Listener {
     }
 
     /// Waits for the next connection.
-    pub(super) async fn accept(&self) -> io::Result<(Socket, RemoteAddress)> {
+    pub(super) async fn accept(&self) -> io::Result<Accepted> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, remote) = listener.accept().await?;
@@ -167,33 +170,31 @@ impl Listener {
     /// reset them.
     ///
     /// Asks the socket itself, because tokio's record of its readiness may be outdated.
-    pub(super) fn close(self) -> io::Result<Vec<(Socket, RemoteAddress)>> {
-        match self {
+    pub(super) fn close(self) -> io::Result<Vec<Accepted>> {
+        Ok(match self {
             Self::Tcp(listener) => {
                 let listener = listener.into_std()?;
-                Ok(accept_waiting(|| {
+                accept_waiting(|| {
                     let (stream, remote) = listener.accept()?;
                     stream.set_nonblocking(true)?;
                     Ok((Socket::Left(TcpStream::from_std(stream)?), Some(remote)))
-                }))
+                })
             }
             Self::Unix(listener, place) => {
                 // Remove the path first, so that no further client connects.
                 drop(place);
                 let listener = listener.into_std()?;
-                Ok(accept_waiting(|| {
+                accept_waiting(|| {
                     let (stream, _) = listener.accept()?;
                     stream.set_nonblocking(true)?;
                     Ok((Socket::Right(UnixStream::from_std(stream)?), None))
-                }))
+                })
             }
-        }
+        })
     }
 }
 
-fn accept_waiting(
-    mut accept: impl FnMut() -> io::Result<(Socket, RemoteAddress)>,
-) -> Vec<(Socket, RemoteAddress)> {
+fn accept_waiting(mut accept: impl FnMut() -> io::Result<Accepted>) -> Vec<Accepted> {
     let mut waiting = Vec::new();
     // The backlog of the last of several listeners may fill up again meanwhile, hence the limit.
     while waiting.len() < 2 * BACKLOG as usize {

@@ -1,34 +1,57 @@
 //! Errors of the store and of its cluster nodes, and the budget: how long a request waits for an
 //! answer.
 
-use std::{fmt, future::Future, time::Duration};
+use std::{fmt, future::Future, io, time::Duration};
 
 use futures_util::future::join_all;
-use redis::{ErrorKind, RedisError, ServerErrorKind};
+use redis::{
+    ErrorKind::{
+        AuthenticationFailed, Extension, InvalidClientConfig, Io, Parse, Server,
+        UnexpectedReturnType,
+    },
+    RedisError,
+    ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly, TryAgain},
+};
 use tokio::time::{Instant, error::Elapsed};
 
-/// A cluster node's refusal of a command for a slot that it does not serve alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Redirect {
-    /// The slot belongs to another node: the slot map is out of date.
-    Moved,
-    /// The slot is moving to this node, and the key is there already or does not exist.
-    Ask(Option<NodeAddress>),
-    /// The slot is moving, and of several keys some are on each node.
-    TryAgain,
-    /// The node has lost the majority of the cluster, or the slot has no owner.
-    Down,
+use crate::semantics::labels::labels;
+
+labels! {
+    /// A cluster node's refusal of a command for a slot that it does not serve alone; its word is
+    /// the server's error code in lower case.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub enum Redirect {
+        /// The slot belongs to another node: the slot map is out of date.
+        Moved = "moved",
+        /// The slot is moving to this node, and the key is there already or does not exist.
+        Ask(Option<NodeAddress>) = "ask",
+        /// The slot is moving, and of several keys some are on each node.
+        TryAgain = "tryagain",
+        /// The node has lost the majority of the cluster, or the slot has no owner.
+        Down = "clusterdown",
+    }
 }
 
-impl Redirect {
-    /// Returns the label for metrics: the server's error code in lower case.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Moved => "moved",
-            Self::Ask(_) => "ask",
-            Self::TryAgain => "tryagain",
-            Self::Down => "clusterdown",
-        }
+labels! {
+    /// The errors of the store as metrics and operators see them. The server's own words may contain
+    /// its address, which only the log may show.
+    pub enum StoreErrorKind {
+        /// There is no trusted connection.
+        Down = "down",
+        /// An invalidation of the key is not confirmed yet.
+        Pending = "pending",
+        /// The server has just restarted or failed over.
+        Grace = "grace",
+        /// The budget ran out.
+        Timeout = "timeout",
+        /// There was no connection, or not to a server to use.
+        Lost = "lost",
+        /// TLS could not be set up.
+        Tls = "tls",
+        /// The server answered with an error.
+        Refused = "refused",
+        /// A cluster node does not serve the slot.
+        Redirected = "redirected",
     }
 }
 
@@ -78,23 +101,22 @@ pub enum StoreError {
         /// The path in `pending.journal`.
         path: std::path::PathBuf,
         /// The error of the operating system.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
 impl StoreError {
-    /// Returns the label for metrics and operators. The server's own words may contain its address,
-    /// which only the log may show.
-    pub fn as_str(&self) -> &'static str {
+    /// Returns the label for metrics and operators.
+    pub fn kind(&self) -> StoreErrorKind {
         match self {
-            Self::Down => "down",
-            Self::Pending => "pending",
-            Self::Grace => "grace",
-            Self::Timeout | Self::Spent => "timeout",
-            Self::Unreachable(_) | Self::Lost(_) | Self::Unusable(_) => "lost",
-            Self::Tls(_) => "tls",
-            Self::Refused(_) | Self::Journal { .. } => "refused",
-            Self::Redirected(_) => "redirected",
+            Self::Down => StoreErrorKind::Down,
+            Self::Pending => StoreErrorKind::Pending,
+            Self::Grace => StoreErrorKind::Grace,
+            Self::Timeout | Self::Spent => StoreErrorKind::Timeout,
+            Self::Unreachable(_) | Self::Lost(_) | Self::Unusable(_) => StoreErrorKind::Lost,
+            Self::Tls(_) => StoreErrorKind::Tls,
+            Self::Refused(_) | Self::Journal { .. } => StoreErrorKind::Refused,
+            Self::Redirected(_) => StoreErrorKind::Redirected,
         }
     }
 }
@@ -196,45 +218,49 @@ pub(super) const BACKOFF: (Duration, Duration) =
 /// Error of a script that accesses a key which is not on this node, or no longer there.
 const NON_LOCAL: &str = "non local key";
 
-/// Classifies errors by how they are handled: `Lost` ends the session, `Refused` does not.
+/// Classifies errors by how they are handled: `Lost` and `Unusable` end the session, `Refused` does
+/// not.
 impl From<RedisError> for StoreError {
     fn from(error: RedisError) -> Self {
         match error.kind() {
             // The `redis` crate has no kind for BUSY: a script has been running for too long, and
             // the server answers no commands.
-            _ if error.code() == Some("BUSY") => StoreError::Timeout,
-            ErrorKind::Server(
-                ServerErrorKind::ReadOnly
-                | ServerErrorKind::MasterDown
-                | ServerErrorKind::BusyLoading,
-            ) => StoreError::Unusable(error.to_string()),
-            ErrorKind::Server(ServerErrorKind::Moved) => StoreError::Redirected(Redirect::Moved),
-            ErrorKind::Server(ServerErrorKind::Ask) => {
+            _ if error.code() == Some("BUSY") => Self::Timeout,
+            Server(ReadOnly | MasterDown | BusyLoading) => Self::Unusable(error.to_string()),
+            Server(Moved) => Self::Redirected(Redirect::Moved),
+            Server(Ask) => {
                 let to = error.redirect_node().and_then(|(to, _)| NodeAddress::parse(to));
-                StoreError::Redirected(Redirect::Ask(to))
+                Self::Redirected(Redirect::Ask(to))
             }
-            ErrorKind::Server(ServerErrorKind::TryAgain) => {
-                StoreError::Redirected(Redirect::TryAgain)
-            }
-            ErrorKind::Server(ServerErrorKind::ClusterDown) => {
-                StoreError::Redirected(Redirect::Down)
-            }
+            Server(TryAgain) => Self::Redirected(Redirect::TryAgain),
+            Server(ClusterDown) => Self::Redirected(Redirect::Down),
             // A script in a migrating slot has deleted a key and then accesses it.
-            ErrorKind::Server(_) if error.to_string().contains(NON_LOCAL) => {
-                StoreError::Redirected(Redirect::TryAgain)
+            Server(_) if error.to_string().contains(NON_LOCAL) => {
+                Self::Redirected(Redirect::TryAgain)
             }
             // The last two are replies that cannot be decoded. If the stream itself is corrupt, the
             // connection ends with it, and the next operation reports that.
-            ErrorKind::Server(_)
-            | ErrorKind::Extension
-            | ErrorKind::UnexpectedReturnType
-            | ErrorKind::Parse => StoreError::Refused(error.to_string()),
-            ErrorKind::AuthenticationFailed => StoreError::Refused(format!(
+            Server(_) | Extension | UnexpectedReturnType | Parse => {
+                Self::Refused(error.to_string())
+            }
+            AuthenticationFailed => Self::Refused(format!(
                 "{error}; check the user and the password in `store.url`, `store.username` and \
                  `store.password`"
             )),
-            _ => StoreError::Lost(error.to_string()),
+            // Permanent: the settings do not fit together.
+            InvalidClientConfig => Self::Refused(error.to_string()),
+            Io => Self::Lost(error.to_string()),
+            // Most are `Client`: found before the command was sent, or in the replies to a login.
+            // They say nothing about the operation, so it is safe to begin anew.
+            _ => Self::Unusable(error.to_string()),
         }
+    }
+}
+
+/// A socket that was in use broke.
+impl From<io::Error> for StoreError {
+    fn from(error: io::Error) -> Self {
+        Self::Lost(error.to_string())
     }
 }
 
@@ -246,7 +272,17 @@ impl From<Elapsed> for StoreError {
 
 #[cfg(test)]
 mod tests {
+    use redis::ErrorKind;
+
     use super::*;
+
+    #[test]
+    fn an_error_of_the_client_ends_the_session_and_one_of_its_settings_is_refused() {
+        let error = |kind: ErrorKind| StoreError::from(RedisError::from((kind, "why")));
+        assert!(matches!(error(ErrorKind::InvalidClientConfig), StoreError::Refused(_)));
+        assert!(matches!(error(ErrorKind::Client), StoreError::Unusable(_)));
+        assert!(matches!(error(ErrorKind::Io), StoreError::Lost(_)));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_timeout_counts_against_the_store_only_if_it_had_most_of_the_budget() {

@@ -13,11 +13,13 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    CredentialKey, Ended, Epoch, Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState, Purged,
-    RemovedEntry, Replacement, Seen, StoredValue, Token,
-    words::{EntryChange, LeaseGuard, MAX_PAIRS_OF_CREDENTIAL, millis, unix_ms},
+    CredentialKey, Ended, EntryChange, Epoch, Fill, Grant, Key, KeyReceipt, KeyState, Lease,
+    LeaseState, RemovedEntry, Seen, StoredValue, Token, Write,
+    errors::Result,
+    words::{LeaseGuard, MAX_PAIRS_OF_CREDENTIAL, millis, now_ms},
+    write::{Begun, combined},
 };
-use crate::{clock, config};
+use crate::config;
 
 /// Approximate bytes that an entry costs in addition to its body and meta.
 const ENTRY_OVERHEAD: usize = 512;
@@ -48,7 +50,7 @@ struct MemorySlot {
     entry: Option<StoredValue>,
     lease: Option<MemoryLease>,
     /// Writes in flight, each with its deadline.
-    fence: Vec<(Token, i64)>,
+    fence: HashMap<Token, i64>,
 }
 
 struct MemoryLease {
@@ -80,7 +82,7 @@ impl Memory {
         let slot = slots.live(key, now);
         let slot = slot.as_deref();
         let held = slot.and_then(|slot| slot.lease.as_ref());
-        let fence = slot.and_then(|slot| slot.fence.iter().map(|(_, deadline)| *deadline).max());
+        let fence = slot.and_then(|slot| slot.fence.values().copied().max());
         KeyState {
             seen: self.seen(slot.and_then(|slot| slot.entry.clone()), now),
             is_alien: false,
@@ -139,22 +141,29 @@ impl Memory {
         Fill::Stored
     }
 
-    pub(super) fn change(&self, key: &Key, seen: &Seen, change: EntryChange<'_>) -> Fill {
+    pub(super) fn change(
+        &self,
+        key: &Key,
+        seen: &Seen,
+        generation: &str,
+        change: EntryChange<'_>,
+    ) -> Fill {
         let now = now_ms();
         let mut slots = self.slots();
-        let Some(entry) = slots.unchanged(key, seen, now) else { return Fill::Revoked };
+        let unchanged = slots.unchanged(key, seen, now);
+        let Some(entry) = unchanged.filter(|entry| generation_of(&entry.meta) == generation) else {
+            return Fill::Revoked;
+        };
         let before = size(entry);
         match change {
             EntryChange::Admit(caller) => {
                 let meta = String::from_utf8_lossy(&entry.meta);
                 entry.meta = admitted(&meta, caller, seen.now_ms).into();
             }
-            EntryChange::Replace(Replacement { body, meta, expires_at_ms })
-                if expires_at_ms > now =>
-            {
+            EntryChange::Replace { body, meta, expires_at_ms } if expires_at_ms > now => {
                 *entry = stored(body, meta, expires_at_ms);
             }
-            EntryChange::Replace(_) => return Fill::Revoked,
+            EntryChange::Replace { .. } => return Fill::Revoked,
         }
         let after = size(entry);
         slots.bytes = slots.bytes + after - before;
@@ -166,32 +175,43 @@ impl Memory {
         self.slots().release(&lease.key, &lease.token);
     }
 
-    pub(super) fn begin(&self, keys: &[Key], write: &Token, fence: Duration) {
+    pub(super) fn begin(&self, write: &mut Write) {
+        self.fence(&write.keys, write);
+        write.begun = Begun::Confirmed;
+    }
+
+    /// Fences some keys of a write, as its begin does.
+    pub(super) fn fence(&self, keys: &[Key], write: &Write) {
         let now = now_ms();
         let mut slots = self.slots();
         for key in keys {
             slots.sweep(now);
             slots.drop_entry(key);
-            slots.slot(key).add_fence(write, now + millis(fence));
+            slots.slot(key).fence.insert(write.id.clone(), now + millis(write.fence));
         }
     }
 
-    pub(super) fn end(&self, keys: &[Key], write: &Token, linger: Duration) -> Purged {
+    /// Returns the outcome for all keys, and the receipt of each.
+    pub(super) fn end(
+        &self,
+        Write { keys, id, .. }: &Write,
+        linger: Duration,
+    ) -> (Result<Ended>, Vec<Option<KeyReceipt>>) {
         let now = now_ms();
         let mut slots = self.slots();
-        let mut was = Vec::with_capacity(keys.len());
+        let mut results = Vec::with_capacity(keys.len());
         for key in keys {
             slots.sweep(now);
-            was.push(Some(slots.live(key, now).map(|slot| slot.receipt(now)).unwrap_or_default()));
+            results
+                .push(Ok(slots.live(key, now).map(|slot| slot.receipt(now)).unwrap_or_default()));
             slots.drop_entry(key);
             if linger > Duration::ZERO {
-                slots.slot(key).add_fence(write, now + millis(linger));
+                slots.slot(key).fence.insert(id.clone(), now + millis(linger));
             } else if let Some(slot) = slots.by_key.get_mut(key) {
-                slot.fence.retain(|(other, _)| other != write);
+                slot.fence.remove(id);
             }
         }
-        let entries = was.iter().flatten().filter(|was| was.entry.is_some()).count();
-        Purged { ended: Ended::Confirmed { entries }, receipts: was }
+        combined(results)
     }
 
     pub(super) fn purge_all(&self) -> Ended {
@@ -228,7 +248,7 @@ impl MemorySlots {
             self.bytes -= size(&entry);
         }
         slot.lease.take_if(|held| held.expires_ms <= now);
-        slot.fence.retain(|(_, deadline)| *deadline > now);
+        slot.fence.retain(|_, deadline| *deadline > now);
         Some(slot)
     }
 
@@ -290,11 +310,6 @@ impl MemorySlots {
 }
 
 impl MemorySlot {
-    fn add_fence(&mut self, write: &Token, deadline: i64) {
-        self.fence.retain(|(other, _)| other != write);
-        self.fence.push((write.clone(), deadline));
-    }
-
     /// Describes the contents, for the receipt of an end.
     fn receipt(&self, now_ms: i64) -> KeyReceipt {
         let entry = self.entry.as_ref().map(|entry| {
@@ -311,6 +326,13 @@ impl MemorySlot {
     }
 }
 
+/// Returns the generation in a meta. Bodies alone do not tell entries apart: that of every response
+/// without a job is empty.
+fn generation_of(meta: &[u8]) -> String {
+    let meta = serde_json::from_slice::<serde_json::Value>(meta).unwrap_or_default();
+    meta["generation"].as_str().unwrap_or_default().to_owned()
+}
+
 /// Copies the body: the bytes may be part of a much larger buffer, which is counted elsewhere for
 /// as long as they live.
 fn stored(body: &Bytes, meta: &str, expires_at_ms: i64) -> StoredValue {
@@ -320,10 +342,6 @@ fn stored(body: &Bytes, meta: &str, expires_at_ms: i64) -> StoredValue {
 
 fn size(entry: &StoredValue) -> usize {
     entry.body.len() + entry.meta.len() + ENTRY_OVERHEAD
-}
-
-fn now_ms() -> i64 {
-    unix_ms(clock::now())
 }
 
 /// Returns meta with this caller in its audience: renewed in its place, else added in front. Then
@@ -366,11 +384,12 @@ mod tests {
     #[test]
     fn writes_alone_do_not_make_it_grow() {
         let memory = Memory::new(&config::Config::default());
-        let write = Token("w".into());
+        let (fence, begun) = (Duration::from_secs(1), Begun::NotSent);
         for id in 0..1_000 {
-            let keys = [Key::new("job_status:", &id.to_string())];
-            memory.begin(&keys, &write, Duration::from_secs(1));
-            memory.end(&keys, &write, Duration::ZERO);
+            let keys = vec![Key::new("job_status:", &id.to_string())];
+            let mut write = Write { keys, elsewhere: 0, id: Token::named("w"), fence, begun };
+            memory.begin(&mut write);
+            let _ = memory.end(&write, Duration::ZERO);
         }
         assert!(memory.slots().by_key.len() <= SWEEP, "{}", memory.slots().by_key.len());
     }

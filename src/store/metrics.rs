@@ -9,12 +9,13 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use super::StoreError;
+use super::{Redirect, StoreError, errors::StoreErrorKind};
 use crate::{
     observe::{
         events::{EventKind, Events},
         metrics::{Counters, RecentTimes, Registry},
     },
+    semantics::labels::labels,
     tls::TlsMetrics,
 };
 
@@ -23,36 +24,31 @@ use crate::{
 const BUCKETS: [f64; 13] =
     [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
 
-/// The names of the errors.
-const ERRORS: [&str; 6] = ["down", "pending", "timeout", "lost", "refused", "redirected"];
-/// The errors that open the breaker; `redirected` comes from a cluster that is down.
-const FATAL: [&str; 4] = ["timeout", "lost", "refused", "redirected"];
+/// The errors that open the breaker; `Redirected` comes from a cluster that is down.
+const FATAL: [StoreErrorKind; 4] = [
+    StoreErrorKind::Timeout,
+    StoreErrorKind::Lost,
+    StoreErrorKind::Refused,
+    StoreErrorKind::Redirected,
+];
 
-/// Operations of the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum StoreOp {
-    /// Reads a key.
-    Read,
-    /// Asks for a lease.
-    Lease,
-    /// Stores an entry.
-    Fill,
-    /// Lets another caller use an entry.
-    Admit,
-    /// Replaces the body of an entry with a newer one.
-    Replace,
-    /// Fences a job before a write.
-    Begin,
-    /// Invalidates.
-    End,
-}
-
-impl StoreOp {
-    /// The names, in the order of declaration.
-    const NAMES: [&str; 7] = ["read", "lease", "fill", "admit", "replace", "begin", "end"];
-
-    fn as_str(self) -> &'static str {
-        Self::NAMES[self as usize]
+labels! {
+    /// Operations of the store.
+    pub(crate) enum StoreOp {
+        /// Reads a key.
+        Read = "read",
+        /// Asks for a lease.
+        Lease = "lease",
+        /// Stores an entry.
+        Fill = "fill",
+        /// Lets another caller use an entry.
+        Admit = "admit",
+        /// Replaces the body of an entry with a newer one.
+        Replace = "replace",
+        /// Fences a job before a write.
+        Begin = "begin",
+        /// Invalidates.
+        End = "end",
     }
 }
 
@@ -79,7 +75,7 @@ pub(crate) struct StoreMetrics {
 /// Times and errors of store operations.
 pub(crate) struct OperationMetrics {
     /// The histograms of a family, looked up once.
-    seconds: [Histogram; StoreOp::NAMES.len()],
+    seconds: [Histogram; StoreOp::WORDS.len()],
     errors: Counters<2>,
     pub(crate) recent: Arc<RecentTimes>,
 }
@@ -99,7 +95,7 @@ impl StoreMetrics {
                 "error",
                 "store_connect_failures",
                 "Failed connections to the store, by error",
-                FATAL.into_iter().chain(["tls"]),
+                FATAL.into_iter().chain([StoreErrorKind::Tls]).map(StoreErrorKind::as_str),
             ),
             breaker_open: r
                 .gauge("breaker_open", "1 while requests do not ask the store, because it is down"),
@@ -107,7 +103,7 @@ impl StoreMetrics {
                 "error",
                 "breaker_openings",
                 "Times that the store was trusted and then lost, by error",
-                FATAL,
+                FATAL.map(StoreErrorKind::as_str),
             ),
             tracking: TrackingMetrics::register(r),
             cluster: ClusterMetrics::register(r),
@@ -127,12 +123,12 @@ impl StoreMetrics {
     /// Records that the store was trusted and was lost.
     pub(super) fn open_breaker(&self, error: &StoreError) {
         self.breaker_open.set(1);
-        self.breaker_openings.inc([error.as_str()]);
+        self.breaker_openings.inc([error.kind().as_str()]);
     }
 
     /// Records that a connection could not be made, or that the store is not what it should be.
     pub(super) fn fail_to_connect(&self, error: &StoreError) {
-        self.connect_failures.inc([error.as_str()]);
+        self.connect_failures.inc([error.kind().as_str()]);
     }
 }
 
@@ -142,9 +138,9 @@ impl OperationMetrics {
         let seconds = Family::new_with_constructor(new);
         let seconds =
             r.add_with_unit("store_operation", "Time of store operations", Unit::Seconds, seconds);
-        let errors = StoreOp::NAMES.map(|op| ERRORS.map(|error| [op, error]));
+        let errors = StoreOp::WORDS.map(|op| StoreErrorKind::WORDS.map(|error| [op, error]));
         Self {
-            seconds: StoreOp::NAMES.map(|op| seconds.get_or_create_owned(&[("op", op)])),
+            seconds: StoreOp::WORDS.map(|op| seconds.get_or_create_owned(&[("op", op)])),
             errors: r.counters(
                 "store_errors",
                 "Failed store operations, by error",
@@ -159,11 +155,25 @@ impl OperationMetrics {
     pub(super) fn record<T>(&self, op: StoreOp, result: &Result<T, StoreError>, took: Duration) {
         self.seconds[op as usize].observe(took.as_secs_f64());
         if let Err(error) = result {
-            self.errors.inc([op.as_str(), error.as_str()]);
+            self.errors.inc([op.as_str(), error.kind().as_str()]);
         }
-        if result.as_ref().err().is_none_or(|error| error.as_str() != "down") {
+        if !matches!(result, Err(StoreError::Down)) {
             self.recent.observe(took, 1);
         }
+    }
+}
+
+labels! {
+    /// Why there is no near hit.
+    pub enum NearMiss {
+        /// Near entries were not looked at: there are none, or the store is not trusted for the key.
+        Unasked = "unasked",
+        /// There is no entry that is a hit for the request.
+        NoEntry = "miss",
+        /// The barrier is down, so changes are not known here.
+        Untracked = "untracked",
+        /// The entry was changed while the request waited for the barrier.
+        Evicted = "evicted",
     }
 }
 
@@ -187,11 +197,12 @@ pub struct NearMetrics {
 impl NearMetrics {
     /// Registers the metrics.
     pub fn register(r: &mut Registry) -> Self {
+        let misses = NearMiss::ALL.into_iter().filter(|miss| *miss != NearMiss::Unasked);
         let lookups = r.counters_by(
             "outcome",
             "near_lookups",
             "Lookups in this process by outcome",
-            ["miss", "evicted", "untracked", "hit"],
+            misses.map(NearMiss::as_str).chain(["hit"]),
         );
         Self {
             hits: lookups.handle(["hit"]),
@@ -252,9 +263,6 @@ impl TrackingMetrics {
     }
 }
 
-/// The redirections, as the server spells them.
-const KINDS: [&str; 4] = ["moved", "ask", "tryagain", "clusterdown"];
-
 /// The metrics of a Redis Cluster; all zero for any other store.
 pub(crate) struct ClusterMetrics {
     up: Gauge,
@@ -283,7 +291,7 @@ impl ClusterMetrics {
                 "kind",
                 "store_redirections",
                 "Operations that a node of the Redis Cluster redirected, by kind",
-                KINDS,
+                Redirect::WORDS,
             ),
             refreshes: r.counter(
                 "store_topology_refreshes",
@@ -309,15 +317,7 @@ mod tests {
     fn an_operation_is_timed_under_its_own_name() {
         let mut registry = Registry::default();
         let operations = OperationMetrics::register(&mut registry);
-        for op in [
-            StoreOp::Read,
-            StoreOp::Lease,
-            StoreOp::Fill,
-            StoreOp::Admit,
-            StoreOp::Replace,
-            StoreOp::Begin,
-            StoreOp::End,
-        ] {
+        for op in StoreOp::ALL {
             operations.record::<()>(op, &Err(StoreError::Timeout), Duration::ZERO);
             let text = registry.exposition();
             let name = op.as_str();

@@ -11,7 +11,6 @@
 //! about what came after it.
 
 use std::{
-    fmt,
     future::Future,
     hash::RandomState,
     sync::{
@@ -47,7 +46,7 @@ const TYPICAL_SIZE: usize = 1 << 10;
 const LOCKS: (usize, usize) = (16, 4 << 20);
 
 /// Receives the news of changes in the store.
-pub trait Watcher: fmt::Debug + Send + Sync {
+pub trait Watcher: Send + Sync {
     /// The value under this name is out of date.
     fn evict(&self, name: &[u8]);
     /// Every value may be out of date and must not be used again.
@@ -254,12 +253,6 @@ impl<V: Clone + Send + Sync> Watcher for NearEntries<V> {
 
     fn evict_matching(&self, is_gone: &dyn Fn(&[u8]) -> bool) {
         self.remove_some(|| self.values.retain(|key, _| !is_gone(key.main().as_bytes())));
-    }
-}
-
-impl<V> fmt::Debug for NearEntries<V> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NearEntries").finish_non_exhaustive()
     }
 }
 

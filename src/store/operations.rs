@@ -1,6 +1,7 @@
 //! The operations on keys, each timed and counted.
 
 use std::{
+    future::Future,
     sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -9,9 +10,9 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    BarrierWait, Budget, Ended, Engine, Fill, Grant, IdentityHash, Key, KeyState, Lease, Purged,
-    Replacement, Seen, Store, StoreError, StoredValue, Write, barrier::BarrierDown, errors::Result,
-    memory::Memory, metrics::StoreOp, redis::Shard, words::EntryChange, write::Begun,
+    BarrierWait, Budget, Ended, Engine, EntryChange, Fill, Grant, IdentityHash, Key, KeyState,
+    Lease, Purged, Seen, Store, StoreError, StoredValue, Write, barrier::BarrierDown,
+    errors::Result, memory::Memory, metrics::StoreOp, redis::Shard, write::Begun,
 };
 
 impl Store {
@@ -20,10 +21,8 @@ impl Store {
     /// it fails, the value must not be inserted. Costs a round trip if the store reports only
     /// changes to keys that were read, and none otherwise.
     pub async fn follow(&self, key: &Key, budget: &mut Budget) -> Result<()> {
-        match &self.engine {
-            Engine::Redis(redis) => redis.owner(key)?.follow(key, budget).await,
-            Engine::Memory(_) => Err(StoreError::Down),
-        }
+        let follow = async |shard: Arc<Shard>| shard.follow(key, budget).await;
+        self.on_key(key, follow, |_| Err(StoreError::Down)).await
     }
 
     /// Waits until the watcher knows of every change to a key that was acknowledged to anyone
@@ -36,25 +35,22 @@ impl Store {
         wait: &mut BarrierWait,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), BarrierDown>> {
-        match &self.engine {
-            Engine::Redis(redis) => redis.poll_barrier(key, staleness, wait, cx),
-            Engine::Memory(_) => Poll::Ready(Err(BarrierDown)),
-        }
+        let Some(redis) = self.redis() else { return Poll::Ready(Err(BarrierDown)) };
+        redis.poll_barrier(key, staleness, wait, cx)
     }
 
     /// Reads a key: one round trip, no script.
     pub async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen> {
         let read = async |shard: Arc<Shard>| shard.read(key, budget).await;
-        self.timed(StoreOp::Read, key, read, |memory| memory.read(key)).await
+        let read = self.on_key(key, read, |memory| Ok(memory.read(key)));
+        self.timed(StoreOp::Read, read).await
     }
 
     /// Reads everything under the keys of a job: one round trip, no script. For diagnosis: the
     /// result does not affect the connection, and the operation is not counted.
     pub async fn inspect(&self, key: &Key, budget: &mut Budget) -> Result<KeyState> {
-        match &self.engine {
-            Engine::Redis(redis) => redis.owner(key)?.inspect(key, budget).await,
-            Engine::Memory(memory) => Ok(memory.inspect(key)),
-        }
+        let inspect = async |shard: Arc<Shard>| shard.inspect(key, budget).await;
+        self.on_key(key, inspect, |memory| Ok(memory.inspect(key))).await
     }
 
     /// Asks for the right to fill a key with an entry of this identity, which the token of the
@@ -73,8 +69,8 @@ impl Store {
         let token = self.tokens.next_of(identity);
         let expected = self.events.expect_own_change(key.main());
         let lease = async |shard: Arc<Shard>| shard.lease(key, &token, refused, budget).await;
-        let of_memory = |memory: &Memory| memory.lease(key, &token, refused);
-        let grant = self.timed(StoreOp::Lease, key, lease, of_memory).await;
+        let lease = self.on_key(key, lease, |memory| Ok(memory.lease(key, &token, refused)));
+        let grant = self.timed(StoreOp::Lease, lease).await;
         if !matches!(grant, Ok(Grant::Lease(_))) {
             self.events.withdraw_expected(key.main(), expected);
         }
@@ -91,52 +87,34 @@ impl Store {
         ttl: Duration,
     ) -> Result<Fill> {
         self.expect([&lease.key]);
-        let started = Instant::now();
-        let fill = match &self.engine {
-            Engine::Redis(redis) => {
-                async { redis.owner(&lease.key)?.fill(lease, body, meta, ttl).await }.await
+        let fill = async {
+            match &self.engine {
+                Engine::Redis(redis) => redis.owner(&lease.key)?.fill(lease, body, meta, ttl).await,
+                Engine::Memory(memory) => Ok(memory.fill(&lease, body, meta, ttl)),
             }
-            Engine::Memory(memory) => Ok(memory.fill(&lease, body, meta, ttl)),
         };
-        self.metrics.operations.record(StoreOp::Fill, &fill, started.elapsed());
-        fill
+        self.timed(StoreOp::Fill, fill).await
     }
 
-    /// Adds a caller to the audience of an entry, if that is still the very entry that was seen.
-    /// Meta records the time at which it was seen; the upstream served it to the caller no earlier.
-    pub async fn admit(
+    /// Changes an entry, if it is still the very entry that was seen.
+    pub async fn change(
         &self,
-        key: &Key,
-        seen: &Seen,
-        generation: &str,
-        caller: &str,
-    ) -> Result<Fill> {
-        self.change(StoreOp::Admit, key, seen, generation, EntryChange::Admit(caller)).await
-    }
-
-    /// Replaces an entry with a newer body, if it is still the very entry that was seen. `meta` is
-    /// a JSON object without its closing brace, as for [`Store::fill`].
-    pub async fn replace(
-        &self,
-        key: &Key,
-        seen: &Seen,
-        generation: &str,
-        new: Replacement<'_>,
-    ) -> Result<Fill> {
-        self.expect([key]);
-        self.change(StoreOp::Replace, key, seen, generation, EntryChange::Replace(new)).await
-    }
-
-    async fn change(
-        &self,
-        op: StoreOp,
         key: &Key,
         seen: &Seen,
         generation: &str,
         change: EntryChange<'_>,
     ) -> Result<Fill> {
+        let op = match change {
+            EntryChange::Admit(_) => StoreOp::Admit,
+            EntryChange::Replace { .. } => {
+                self.expect([key]);
+                StoreOp::Replace
+            }
+        };
         let changed = async |shard: Arc<Shard>| shard.change(key, seen, generation, change).await;
-        self.timed(op, key, changed, |memory| memory.change(key, seen, change)).await
+        let changed =
+            self.on_key(key, changed, |memory| Ok(memory.change(key, seen, generation, change)));
+        self.timed(op, changed).await
     }
 
     /// Hands a lease back when the answer cannot be stored.
@@ -158,17 +136,17 @@ impl Store {
     pub async fn begin(&self, keys: Vec<Key>, fence: Duration, budget: &mut Budget) -> Write {
         let mut write = self.write(keys, fence);
         self.expect(&write.keys);
-        match &self.engine {
-            Engine::Redis(redis) => {
-                let started = Instant::now();
-                let begun = redis.begin(&mut write, budget).await;
-                self.metrics.operations.record(StoreOp::Begin, &begun, started.elapsed());
+        let begin = async {
+            match &self.engine {
+                Engine::Redis(redis) => redis.begin(&mut write, budget).await,
+                Engine::Memory(memory) => {
+                    memory.begin(&mut write);
+                    Ok(())
+                }
             }
-            Engine::Memory(memory) => {
-                memory.begin(&write.keys, &write.id, fence);
-                write.begun = Begun::Confirmed;
-            }
-        }
+        };
+        // Without a fence the end of the write runs twice.
+        let _ = self.timed(StoreOp::Begin, begin).await;
         write
     }
 
@@ -185,7 +163,7 @@ impl Store {
     pub async fn renew(&self, write: &Write) {
         match &self.engine {
             Engine::Redis(redis) => redis.renew(write).await,
-            Engine::Memory(memory) => memory.begin(write.renewed(), &write.id, write.fence),
+            Engine::Memory(memory) => memory.fence(write.renewed(), write),
         }
     }
 
@@ -195,15 +173,13 @@ impl Store {
     /// Call it before the write is answered, from a task that is never cancelled.
     pub async fn end(&self, write: &Write, linger: Duration, budget: &mut Budget) -> Ended {
         self.expect(&write.keys);
-        let started = Instant::now();
-        match &self.engine {
-            Engine::Redis(redis) => {
-                let ended = redis.end(write, linger, budget).await;
-                self.metrics.operations.record(StoreOp::End, &ended, started.elapsed());
-                ended.unwrap_or(Ended::Pending)
+        let end = async {
+            match &self.engine {
+                Engine::Redis(redis) => redis.end(write, linger, budget).await.0,
+                Engine::Memory(memory) => memory.end(write, linger).0,
             }
-            Engine::Memory(memory) => memory.end(&write.keys, &write.id, linger).ended,
-        }
+        };
+        self.timed(StoreOp::End, end).await.unwrap_or(Ended::Pending)
     }
 
     /// Invalidates keys, as the end of a write that did not pass through this sidecar. Runs under
@@ -213,12 +189,12 @@ impl Store {
         let write = self.write(keys, Duration::ZERO);
         self.expect(&write.keys);
         let started = Instant::now();
-        let (ended, was) = match &self.engine {
+        let (ended, receipts) = match &self.engine {
             Engine::Redis(redis) => redis.purge(&write, wait).await,
-            Engine::Memory(memory) => return memory.end(&write.keys, &write.id, Duration::ZERO),
+            Engine::Memory(memory) => memory.end(&write, Duration::ZERO),
         };
         self.metrics.operations.record(StoreOp::End, &ended, started.elapsed());
-        Purged { ended: ended.unwrap_or(Ended::Pending), receipts: was }
+        Purged { ended: ended.unwrap_or(Ended::Pending), receipts }
     }
 
     /// Invalidates every key under the prefix. Runs under its own deadline. Must not be cancelled,
@@ -237,22 +213,23 @@ impl Store {
         }
     }
 
-    /// Runs an operation on one key, at its owner or in memory, and counts it.
-    async fn timed<T>(
+    /// Runs an operation on one key, at its owner or in memory.
+    async fn on_key<T>(
         &self,
-        op: StoreOp,
         key: &Key,
         at_owner: impl AsyncFnOnce(Arc<Shard>) -> Result<T>,
-        in_memory: impl FnOnce(&Memory) -> T,
+        in_memory: impl FnOnce(&Memory) -> Result<T>,
     ) -> Result<T> {
+        match &self.engine {
+            Engine::Redis(redis) => at_owner(redis.owner(key)?).await,
+            Engine::Memory(memory) => in_memory(memory),
+        }
+    }
+
+    /// Times and counts an operation.
+    async fn timed<T>(&self, op: StoreOp, operation: impl Future<Output = Result<T>>) -> Result<T> {
         let started = Instant::now();
-        let result = match &self.engine {
-            Engine::Redis(redis) => match redis.owner(key) {
-                Ok(shard) => at_owner(shard).await,
-                Err(error) => Err(error),
-            },
-            Engine::Memory(memory) => Ok(in_memory(memory)),
-        };
+        let result = operation.await;
         self.metrics.operations.record(op, &result, started.elapsed());
         result
     }

@@ -132,7 +132,8 @@ impl PendingSet {
         PurgeAllTask { slots, addition }
     }
 
-    /// Adds keys. Returns their records, and the slots of the keys that found no room.
+    /// Adds keys, each with its linger. Returns their records, and the slots of the keys that found no
+    /// room, which become pending.
     fn insert_all<'k>(
         &self,
         inner: &mut Inner,
@@ -141,36 +142,24 @@ impl PendingSet {
         let mut records = Vec::new();
         let mut overflowed = SlotSet::NONE;
         for (key, write, linger) in keys {
-            match self.insert(inner, key, write, linger) {
-                Some(linger) => records.push(Record::added(key.main(), write.as_str(), linger)),
-                None => overflowed.insert(slot_of_key(key)),
+            inner.additions += 1;
+            let addition = inner.additions;
+            if inner.keys.len() >= self.limit && !inner.keys.contains_key(key) {
+                inner.slots.overflow(slot_of_key(key), addition);
+                overflowed.insert(slot_of_key(key));
+                continue;
             }
+            let linger_of_others =
+                inner.remove(key).map_or(Duration::ZERO, |item| item.others(write));
+            let linger = linger.max(linger_of_others);
+            records.push(Record::added(key.main(), write.as_str(), linger));
+            let (key, write, due) = (key.clone(), write.clone(), Due::now(addition));
+            inner.put(PendingItem { key, write, linger, linger_of_others, due });
         }
         if !overflowed.is_empty() {
             records.push(Record::slots_added(&overflowed));
         }
         (records, overflowed)
-    }
-
-    /// Adds a key, and returns its linger. If there is no room, its slot becomes pending.
-    fn insert(
-        &self,
-        inner: &mut Inner,
-        key: &Key,
-        write: &Token,
-        linger: Duration,
-    ) -> Option<Duration> {
-        inner.additions += 1;
-        let addition = inner.additions;
-        if inner.keys.len() >= self.limit && !inner.keys.contains_key(key) {
-            inner.slots.overflow(slot_of_key(key), addition);
-            return None;
-        }
-        let linger_of_others = inner.remove(key).map_or(Duration::ZERO, |item| item.others(write));
-        let linger = linger.max(linger_of_others);
-        let (key, write, due) = (key.clone(), write.clone(), Due::now(addition));
-        inner.put(PendingItem { key, write, linger, linger_of_others, due });
-        Some(linger)
     }
 
     /// Adds everything of another journal, and returns its records.

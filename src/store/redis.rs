@@ -33,7 +33,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
-use tracing::info;
+use tracing::{info, warn};
 
 use self::{
     cluster::{
@@ -166,7 +166,13 @@ pub(super) async fn close(engine: &RedisEngine, deadline: Duration) {
         retry_due(engine).await;
     };
     let _ = timeout(deadline, last_try).await;
-    queue.log_remaining();
+    let pending = queue.pending.len();
+    if pending > 0 {
+        warn!(
+            pending,
+            "stopped with unconfirmed invalidations; their entries may be served until their TTL ends"
+        );
+    }
 }
 
 /// Publishes the status whenever a server becomes trusted or tracked, or stops being so. The store

@@ -123,17 +123,6 @@ impl RetryQueue {
     pub(super) fn update_gauge(&self) {
         self.metrics.pending.set(i64::try_from(self.pending.len()).unwrap_or(i64::MAX));
     }
-
-    /// Logs what is left when the process stops.
-    pub(super) fn log_remaining(&self) {
-        let left = self.pending.len();
-        if left > 0 {
-            warn!(
-                pending = left,
-                "stopped with unconfirmed invalidations; their entries may be served until their TTL ends"
-            );
-        }
-    }
 }
 
 /// Interval between two looks at the siblings. A process that ends, or a job that becomes pending

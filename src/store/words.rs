@@ -17,6 +17,8 @@ use std::{
 
 use bytes::Bytes;
 
+use crate::{clock, semantics::labels::labels};
+
 /// The name of a job's entry in the store: prefix and id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key(pub(super) Box<str>);
@@ -118,24 +120,21 @@ pub struct Seen {
     pub in_grace: bool,
 }
 
-/// The newer body with which [`Store::replace`](super::Store::replace) replaces an entry.
+/// A change of an entry that has been seen, by [`Store::change`](super::Store::change).
 #[derive(Clone, Copy, Debug)]
-pub struct Replacement<'r> {
-    /// The newer body.
-    pub body: &'r Bytes,
-    /// A JSON object without its closing brace.
-    pub meta: &'r str,
-    /// When it expires, in ms since 1970 by the store's clock.
-    pub expires_at_ms: i64,
-}
-
-/// A change of an entry that has been seen.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum EntryChange<'c> {
-    /// Adds this caller to its audience.
+pub enum EntryChange<'c> {
+    /// Adds this caller to its audience. Meta records the time at which the entry was seen; the
+    /// upstream served it to the caller no earlier.
     Admit(&'c str),
-    /// Replaces its body.
-    Replace(Replacement<'c>),
+    /// Replaces it with a newer body.
+    Replace {
+        /// The newer body.
+        body: &'c Bytes,
+        /// A JSON object without its closing brace.
+        meta: &'c str,
+        /// When it expires, in ms since 1970 by the store's clock.
+        expires_at_ms: i64,
+    },
 }
 
 /// The outcome of a fill, an admission or a replacement.
@@ -148,30 +147,27 @@ pub enum Fill {
     Revoked,
 }
 
-/// The outcome of an invalidation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// The store has confirmed it.
-    Confirmed {
-        /// Number of entries that were removed.
-        entries: usize,
-    },
-    /// The store has not confirmed it. The jobs are bypassed here until it has.
-    Pending,
-}
-
-impl Ended {
-    /// Returns the label for metrics and spans.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Confirmed { .. } => "confirmed",
-            Self::Pending => "pending",
-        }
+labels! {
+    /// The outcome of an invalidation.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Ended {
+        /// The store has confirmed it.
+        Confirmed {
+            /// Number of entries that were removed.
+            entries: usize,
+        } = "confirmed",
+        /// The store has not confirmed it. The jobs are bypassed here until it has.
+        Pending = "pending",
     }
 }
 
 pub(super) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The time by the clock of this process, in ms since 1970.
+pub(super) fn now_ms() -> i64 {
+    unix_ms(clock::now())
 }
 
 /// A time in ms since 1970.
@@ -227,9 +223,12 @@ pub enum Grant {
 #[derive(Debug)]
 pub struct Lease {
     pub(super) key: Key,
-    pub(super) token: Token,
-    pub(super) epoch: Epoch,
-    pub(super) granted_at_ms: i64,
+    /// Becomes the generation of the entry.
+    pub token: Token,
+    /// The epoch to which the entry will belong.
+    pub epoch: Epoch,
+    /// When the lease was asked for, in ms since 1970 by the store's clock.
+    pub granted_at_ms: i64,
     pub(super) hold: LeaseGuard,
 }
 
@@ -263,23 +262,6 @@ impl Drop for LeaseGuard {
     }
 }
 
-impl Lease {
-    /// Returns when the lease was asked for, in ms since 1970 by the store's clock.
-    pub fn granted_at_ms(&self) -> i64 {
-        self.granted_at_ms
-    }
-
-    /// Returns its token, which becomes the generation of the entry.
-    pub fn token(&self) -> &Token {
-        &self.token
-    }
-
-    /// Returns the epoch to which the entry will belong.
-    pub fn epoch(&self) -> &Epoch {
-        &self.epoch
-    }
-}
-
 /// Everything that stands under the keys of a job.
 #[derive(Clone, Debug)]
 pub struct KeyState {
@@ -302,13 +284,6 @@ pub struct LeaseState {
     pub token: Token,
     /// Time until it expires, in ms; -1 if it never does.
     pub left_ms: i64,
-}
-
-impl KeyState {
-    /// Returns the epoch of the connection that read the state.
-    pub fn epoch(&self) -> &Epoch {
-        &self.seen.epoch
-    }
 }
 
 /// A master of a cluster.

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use super::{Ended, Key, StoreError, Token, errors::Result};
+use super::{Ended, Key, Token, errors::Result};
 
 /// A write in flight over some keys.
 #[derive(Debug)]
@@ -125,46 +125,17 @@ impl RemovedEntry {
     }
 }
 
-/// The combined outcome of several ends.
-#[derive(Debug)]
-pub(super) struct BatchOutcome<'k> {
-    /// The result for all keys together: the last failure, if there was one.
-    pub(super) ended: Result<Ended>,
-    pub(super) unconfirmed: Vec<&'k Key>,
-    /// The receipt of each key, in the order of the keys.
-    pub(super) receipts: Vec<Option<KeyReceipt>>,
-}
-
-impl Default for BatchOutcome<'_> {
-    fn default() -> Self {
-        let ended = Ok(Ended::Confirmed { entries: 0 });
-        Self { ended, unconfirmed: Vec::new(), receipts: Vec::new() }
-    }
-}
-
-impl<'k> BatchOutcome<'k> {
-    pub(super) fn add_results(&mut self, keys: &'k [Key], results: Vec<Result<KeyReceipt>>) {
-        for (key, result) in keys.iter().zip(results) {
-            match result {
-                Ok(was) => {
-                    if let Ok(Ended::Confirmed { entries }) = &mut self.ended {
-                        *entries += usize::from(was.entry.is_some());
-                    }
-                    self.receipts.push(Some(was));
-                }
-                Err(error) => {
-                    self.unconfirmed.push(key);
-                    self.receipts.push(None);
-                    self.ended = Err(error);
-                }
-            }
-        }
-    }
-
-    /// Whether the next keys would fail as well: the last failure was not about a single key.
-    pub(super) fn is_hopeless(&self) -> bool {
-        matches!(&self.ended, Err(error) if !matches!(error, StoreError::Refused(_)))
-    }
+/// Combines the ends of several keys: the outcome for all, which is the last failure if there was
+/// one, and the receipt of each.
+pub(super) fn combined(
+    results: Vec<Result<KeyReceipt>>,
+) -> (Result<Ended>, Vec<Option<KeyReceipt>>) {
+    let mut failed = None;
+    let receipts =
+        results.into_iter().map(|result| result.map_err(|error| failed = Some(error)).ok());
+    let receipts: Vec<_> = receipts.collect();
+    let entries = receipts.iter().flatten().filter(|receipt| receipt.entry.is_some()).count();
+    (failed.map_or(Ok(Ended::Confirmed { entries }), Err), receipts)
 }
 
 #[cfg(test)]

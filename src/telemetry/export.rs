@@ -47,7 +47,9 @@ const FIRST_RETRY_DELAY: Duration = Duration::from_millis(200);
 /// Creates the tracer, and the export of its spans.
 pub(super) fn pipeline(traces: &TracesConfig) -> (SdkTracer, SpanExport) {
     let (sender, spans) = mpsc::channel(traces.queue);
-    let counts = span_counts(["exported", "failed", "dropped"].map(|outcome| [outcome]));
+    // Counted before the registry exists. `failed`: the collector did not accept them; `dropped`: the
+    // queue was full.
+    let counts = Counters::new(["outcome"], [["exported"], ["failed"], ["dropped"]]);
     let queue = SpanQueue { sender, dropped: counts.handle(["dropped"]) };
     let resource = resource();
     let attributes = ResourceAttributesWithSchema::from(&resource);
@@ -55,12 +57,6 @@ pub(super) fn pipeline(traces: &TracesConfig) -> (SdkTracer, SpanExport) {
         SdkTracerProvider::builder().with_resource(resource).with_span_processor(queue).build();
     let traces = traces.clone();
     (provider.tracer("jobcache"), SpanExport { spans, attributes, traces, counts })
-}
-
-/// Spans by outcome: `exported`, `failed` (the collector did not accept them) or `dropped` (the
-/// queue was full). They are counted before the registry exists.
-fn span_counts<const N: usize>(outcomes: [[&'static str; 1]; N]) -> Counters<1> {
-    Counters::new(["outcome"], outcomes)
 }
 
 /// The resource attributes from the environment. The default of `service.name` is `jobcache`.
@@ -121,7 +117,7 @@ pub(crate) struct SpanExportTask {
 impl SpanExport {
     /// Registers the counts of spans, which are empty if none are exported.
     pub(crate) fn register(export: Option<&Self>, registry: &mut Registry) {
-        let none = span_counts([]);
+        let none = Counters::new(["outcome"], []);
         let counts = export.map_or(&none, |export| &export.counts);
         registry.add_counters("spans", "Spans for a collector by outcome", counts);
     }
@@ -136,17 +132,14 @@ impl SpanExport {
         let collector = Collector::new(&self.traces, tls_renew_interval, metrics)?;
         info!(to = ?self.traces, "sending spans");
         let (stop, stopped) = oneshot::channel();
-        let Self { spans, attributes, traces, counts } = self;
         let outlet = SpanSender {
             collector,
-            attributes,
-            traces,
-            counts,
+            export: self,
             reported_drops: 0,
             failure_warnings: Throttle::default(),
             drop_warnings: Throttle::default(),
         };
-        Ok(SpanExportTask { stop, task: tokio::spawn(outlet.run(spans, stopped)) })
+        Ok(SpanExportTask { stop, task: tokio::spawn(outlet.run(stopped)) })
     }
 }
 
@@ -163,9 +156,7 @@ impl SpanExportTask {
 
 struct SpanSender {
     collector: Collector,
-    attributes: ResourceAttributesWithSchema,
-    traces: TracesConfig,
-    counts: Counters<1>,
+    export: SpanExport,
     /// Number of dropped spans that a warning has reported.
     reported_drops: u64,
     failure_warnings: Throttle,
@@ -173,29 +164,29 @@ struct SpanSender {
 }
 
 impl SpanSender {
-    async fn run(mut self, mut spans: mpsc::Receiver<SpanData>, mut stop: oneshot::Receiver<()>) {
+    async fn run(mut self, mut stop: oneshot::Receiver<()>) {
         let mut batch = Vec::new();
         let mut due = Instant::now();
         loop {
-            let room = self.traces.batch - batch.len();
+            let room = self.export.traces.batch - batch.len();
             let was_empty = batch.is_empty();
             tokio::select! {
-                received = spans.recv_many(&mut batch, room) => match received {
+                received = self.export.spans.recv_many(&mut batch, room) => match received {
                     0 => break,
-                    _ if was_empty => due = Instant::now() + self.traces.delay,
+                    _ if was_empty => due = Instant::now() + self.export.traces.delay,
                     _ => {}
                 },
                 () = sleep_until(due), if !was_empty => {}
                 // A dropped sender is a stop, too.
                 _ = &mut stop => break,
             }
-            if batch.len() >= self.traces.batch || Instant::now() >= due {
+            if batch.len() >= self.export.traces.batch || Instant::now() >= due {
                 self.deliver(std::mem::take(&mut batch)).await;
             }
         }
         loop {
-            while batch.len() < self.traces.batch
-                && let Ok(span) = spans.try_recv()
+            while batch.len() < self.export.traces.batch
+                && let Ok(span) = self.export.spans.try_recv()
             {
                 batch.push(span);
             }
@@ -208,7 +199,7 @@ impl SpanSender {
 
     async fn deliver(&mut self, batch: Vec<SpanData>) {
         let count = batch.len() as u64;
-        let resource_spans = group_spans_by_resource_and_scope(batch, &self.attributes);
+        let resource_spans = group_spans_by_resource_and_scope(batch, &self.export.attributes);
         let message = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
         let rejected = match self.send(message.into()).await {
             Ok(answer) => rejected_spans(&answer.body).min(count),
@@ -224,14 +215,14 @@ impl SpanSender {
                 count
             }
         };
-        self.counts.add(["exported"], count - rejected);
-        self.counts.add(["failed"], rejected);
+        self.export.counts.add(["exported"], count - rejected);
+        self.export.counts.add(["failed"], rejected);
         self.warn_of_dropped();
     }
 
     /// Warns of dropped spans. The queue does not warn itself, because it runs while a span ends.
     fn warn_of_dropped(&mut self) {
-        let dropped = self.counts.get(["dropped"]);
+        let dropped = self.export.counts.get(["dropped"]);
         if dropped > self.reported_drops
             && let Some(suppressed) = self.drop_warnings.admit("dropped")
         {
@@ -243,17 +234,19 @@ impl SpanSender {
 
     /// Sends a message. Retries until it is accepted, fails for good, or times out.
     async fn send(&self, message: Bytes) -> Result<CollectorReply, String> {
-        let end = Instant::now() + self.traces.timeout;
+        let end = Instant::now() + self.export.traces.timeout;
         let mut pause = FIRST_RETRY_DELAY;
         loop {
             let attempt = timeout_at(end, self.collector.post(message.clone())).await;
-            let wait = match &attempt {
-                Ok(Ok(answer)) if answer.status.is_success() => None,
-                Ok(Ok(answer)) if is_retryable(answer.status) => {
-                    Some(answer.retry_after.unwrap_or(pause).max(pause))
+            let (error, wait) = match attempt {
+                Ok(Ok(answer)) if answer.status.is_success() => return Ok(answer),
+                Ok(Ok(answer)) => {
+                    let wait = answer.retry_after.unwrap_or(pause).max(pause);
+                    let wait = is_retryable(answer.status).then_some(wait);
+                    (format!("the answer is {}", answer.status), wait)
                 }
-                Ok(Err(_)) => Some(pause),
-                Ok(Ok(_)) | Err(_) => None,
+                Ok(Err(error)) => (error, Some(pause)),
+                Err(_) => (format!("no answer within {:?}", self.export.traces.timeout), None),
             };
             match wait {
                 Some(wait) if Instant::now() + wait < end => {
@@ -261,20 +254,8 @@ impl SpanSender {
                     sleep(wait).await;
                     pause *= 2;
                 }
-                _ => return self.outcome(attempt),
+                _ => return Err(error),
             }
-        }
-    }
-
-    fn outcome(
-        &self,
-        attempt: Result<Result<CollectorReply, String>, tokio::time::error::Elapsed>,
-    ) -> Result<CollectorReply, String> {
-        match attempt {
-            Ok(Ok(answer)) if answer.status.is_success() => Ok(answer),
-            Ok(Ok(answer)) => Err(format!("the answer is {}", answer.status)),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(format!("no answer within {:?}", self.traces.timeout)),
         }
     }
 }

@@ -15,7 +15,7 @@ use hyper::{
     header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue},
     http::{
         request,
-        uri::{self, Authority, PathAndQuery, Scheme},
+        uri::{Authority, PathAndQuery, Scheme},
     },
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -88,6 +88,10 @@ impl Connector {
             Endpoint::Tcp(authority) | Endpoint::Tls { authority, .. } => authority,
             Endpoint::Unix(_) => "localhost",
         }
+    }
+
+    pub(super) fn scheme(&self) -> Scheme {
+        if self.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP }
     }
 
     /// The name of the endpoint in messages.
@@ -251,13 +255,13 @@ async fn drive(connection: impl Future<Output = hyper::Result<()>>) {
 /// trailers say how a call has ended. A call is a POST. gRPC-Web (`application/grpc-web`) does not
 /// need it: it was made for HTTP/1.1.
 fn needs_http2(head: &request::Parts) -> bool {
-    let is_grpc = |value: &[u8]| match value.strip_prefix(b"application/grpc") {
-        Some(rest) => matches!(rest.first(), None | Some(b'+' | b';')),
-        None => false,
+    let is_grpc = |value: &HeaderValue| {
+        let rest = value.as_bytes().strip_prefix(b"application/grpc");
+        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
     };
     head.version == Version::HTTP_2
         && head.method == Method::POST
-        && head.headers.get(CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes()))
+        && head.headers.get(CONTENT_TYPE).is_some_and(is_grpc)
 }
 
 /// Converts the head of a client's request for the upstream: its target, its `Host`, and the HTTP
@@ -276,10 +280,7 @@ pub fn to_origin_form(head: &mut request::Parts, default_host: &str) {
         head.headers.insert(HOST, value);
     }
     let target = head.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-    let mut parts = uri::Parts::default();
-    parts.path_and_query = Some(target);
-    // A path alone is always a valid target.
-    head.uri = Uri::from_parts(parts).unwrap_or_default();
+    head.uri = target.into();
     head.version = if needs_http2(head) { Version::HTTP_2 } else { Version::HTTP_11 };
 }
 

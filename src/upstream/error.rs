@@ -1,8 +1,12 @@
 //! Why the upstream gave no response, and whether that is the fault of the client.
 
-use std::time::Duration;
+use std::{task::Poll, time::Duration};
+
+use bytes::Bytes;
+use hyper::body::Frame;
 
 use super::upload::{UploadActivity, UploadState};
+use crate::semantics::labels::labels;
 
 /// Why the upstream gave no response. `proxy::answer` maps each error to a status.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +84,9 @@ pub enum UpstreamError {
     ClientGone(#[source] UploadError),
 }
 
+/// The result of polling a body for its next frame.
+pub type PolledFrame<E> = Poll<Option<Result<Frame<Bytes>, E>>>;
+
 /// Why the body of a response ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
@@ -140,24 +147,50 @@ impl UpstreamError {
 
     /// The name in logs, metrics and headers.
     pub fn as_str(&self) -> &'static str {
+        self.kind().as_str()
+    }
+
+    fn kind(&self) -> UpstreamErrorKind {
         match self {
-            Self::Connect { .. } => "upstream-connect",
-            Self::ConnectTimeout { .. } => "upstream-connect-timeout",
-            Self::Tls { .. } => "upstream-tls",
-            Self::ResponseTimeout { .. } => "upstream-response-timeout",
-            Self::Busy { .. } => "upstream-busy",
-            Self::Closed { .. } => "upstream-closed",
-            Self::Broken(error) if error.is_parse_too_large() => "upstream-head-too-large",
-            Self::Broken(error) if error.is_parse() => "upstream-malformed",
-            Self::Broken(_) => "upstream-broken",
-            Self::UnrequestedUpgrade => "unasked-upgrade",
-            Self::TransferCoding => "upstream-transfer-coding",
-            Self::Body(BodyError::Idle(_)) => "upstream-body-timeout",
-            Self::Body(_) => "upstream-body",
-            Self::ClientStalled { .. } => "client-stalled",
-            Self::ClientSlow { .. } => "client-slow",
-            Self::ClientGone(_) => "client-gone",
+            Self::Connect { .. } => UpstreamErrorKind::Connect,
+            Self::ConnectTimeout { .. } => UpstreamErrorKind::ConnectTimeout,
+            Self::Tls { .. } => UpstreamErrorKind::Tls,
+            Self::ResponseTimeout { .. } => UpstreamErrorKind::ResponseTimeout,
+            Self::Busy { .. } => UpstreamErrorKind::Busy,
+            Self::Closed { .. } => UpstreamErrorKind::Closed,
+            Self::Broken(error) if error.is_parse_too_large() => UpstreamErrorKind::HeadTooLarge,
+            Self::Broken(error) if error.is_parse() => UpstreamErrorKind::Malformed,
+            Self::Broken(_) => UpstreamErrorKind::Broken,
+            Self::UnrequestedUpgrade => UpstreamErrorKind::UnrequestedUpgrade,
+            Self::TransferCoding => UpstreamErrorKind::TransferCoding,
+            Self::Body(BodyError::Idle(_)) => UpstreamErrorKind::BodyTimeout,
+            Self::Body(_) => UpstreamErrorKind::Body,
+            Self::ClientStalled { .. } => UpstreamErrorKind::ClientStalled,
+            Self::ClientSlow { .. } => UpstreamErrorKind::ClientSlow,
+            Self::ClientGone(_) => UpstreamErrorKind::ClientGone,
         }
+    }
+}
+
+labels! {
+    /// The kinds of errors, which metrics count.
+    pub(super) enum UpstreamErrorKind {
+        Connect = "upstream-connect",
+        ConnectTimeout = "upstream-connect-timeout",
+        Tls = "upstream-tls",
+        ResponseTimeout = "upstream-response-timeout",
+        Busy = "upstream-busy",
+        Closed = "upstream-closed",
+        HeadTooLarge = "upstream-head-too-large",
+        Malformed = "upstream-malformed",
+        Broken = "upstream-broken",
+        UnrequestedUpgrade = "unasked-upgrade",
+        TransferCoding = "upstream-transfer-coding",
+        BodyTimeout = "upstream-body-timeout",
+        Body = "upstream-body",
+        ClientStalled = "client-stalled",
+        ClientSlow = "client-slow",
+        ClientGone = "client-gone",
     }
 }
 

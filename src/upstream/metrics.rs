@@ -12,7 +12,7 @@ use std::{
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 use tracing::{info, warn};
 
-use super::error::UpstreamError;
+use super::error::{UpstreamError, UpstreamErrorKind};
 use crate::{
     limits::{Limit, LimitHits},
     observe::{
@@ -70,7 +70,7 @@ impl UpstreamMetrics {
                 "outcome",
                 "upstream_requests",
                 "Upstream exchanges by outcome",
-                ["answered"],
+                ["answered"].into_iter().chain(UpstreamErrorKind::WORDS),
             ),
             response_seconds: r.seconds(
                 "upstream_response",
@@ -142,6 +142,7 @@ const FAILURES_UNTIL_DOWN: u32 = 3;
 
 /// Reports to the log and the metrics when the upstream begins to fail and when it answers again.
 /// The error of each request is logged at debug level where the request is answered.
+#[derive(Default)]
 struct Health {
     /// A warning was logged and no answer has followed it yet.
     failing: AtomicBool,
@@ -156,13 +157,7 @@ struct Health {
 
 impl Health {
     fn new(gauge: Gauge, events: Arc<Events>) -> Self {
-        Self {
-            failing: AtomicBool::default(),
-            warnings: Throttle::default(),
-            failures: AtomicU32::default(),
-            gauge: Mutex::new(gauge),
-            events,
-        }
+        Self { gauge: Mutex::new(gauge), events, ..Self::default() }
     }
 
     /// Records how an exchange ended. Errors of the client say nothing about the upstream. Nor does

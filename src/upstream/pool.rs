@@ -114,11 +114,8 @@ impl Pool {
 /// Divisor of `upstream.max_connections`: at most one connection in this many may be bound.
 const BOUND_SHARE: usize = 4;
 
-/// Shortest pause between two looks for an idle connection that is too old.
-const MIN_EXPIRY_CHECK: Duration = Duration::from_millis(10);
-
 /// The client connections that are open, and what belongs to those that are bound.
-pub(super) struct BoundConnections {
+pub(crate) struct BoundConnections {
     clients: Mutex<HashMap<ConnectionId, Option<Box<Binding>>>>,
     /// The number of bound client connections. While it is 0, no request takes the lock.
     count: AtomicUsize,
@@ -130,17 +127,19 @@ pub(super) struct BoundConnections {
 }
 
 /// A bound client connection.
+#[derive(Default)]
 struct Binding {
     /// Its connection to the upstream, unless that is in use or lost.
     idle: Option<IdleBound>,
-    #[expect(dead_code, reason = "held, not read")]
-    expiry: AbortOnDropHandle<()>,
 }
 
 struct IdleBound {
     sender: RequestSender,
     permit: Permit,
     since: Instant,
+    /// Closes the connection when it is too old.
+    #[expect(dead_code, reason = "held, not read")]
+    expiry: AbortOnDropHandle<()>,
 }
 
 /// The owner of a bound connection while that is in use.
@@ -216,23 +215,23 @@ impl BoundConnections {
         }
     }
 
-    /// Registers an open client connection.
-    pub(super) fn open(&self) -> ConnectionId {
+    /// Registers an open client connection. Its requests follow one another.
+    pub(crate) fn open(&self) -> ConnectionId {
         let id = ConnectionId(self.next_id.fetch_add(1, Ordering::Relaxed));
         self.lock().insert(id, None);
         id
     }
 
     /// Closes what belongs to a client connection. A connection in use closes after its exchange.
-    pub(super) fn close(&self, client: ConnectionId) {
+    pub(crate) fn close(&self, client: ConnectionId) {
         let binding = self.lock().remove(&client).flatten();
         if binding.is_some() {
             self.count.fetch_sub(1, Ordering::Release);
         }
     }
 
-    /// Whether a client connection is bound.
-    pub(super) fn is_bound(&self, client: Option<ConnectionId>) -> bool {
+    /// Whether a connection belongs, or has belonged, to this client connection.
+    pub(crate) fn is_bound(&self, client: Option<ConnectionId>) -> bool {
         self.count.load(Ordering::Acquire) > 0
             && client.is_some_and(|id| self.lock().get(&id).is_some_and(Option::is_some))
     }
@@ -281,8 +280,7 @@ impl BoundConnections {
         // A client connection that has closed owns nothing any more.
         let Some(binding) = clients.get_mut(&client) else { return ConnectionHome::Nowhere };
         if binding.is_none() {
-            let expiry = self.spawn_expiry(client);
-            *binding = Some(Box::new(Binding { idle: None, expiry }));
+            *binding = Some(Box::default());
             self.count.fetch_add(1, Ordering::Release);
         }
         self.home(client, permit)
@@ -315,35 +313,14 @@ impl BoundConnections {
         }
     }
 
-    /// Closes idle connections of a client connection once they are too old.
-    fn spawn_expiry(self: &Arc<Self>, client: ConnectionId) -> AbortOnDropHandle<()> {
-        let bound = Arc::downgrade(self);
-        let mut wait = self.idle_timeout;
-        AbortOnDropHandle::new(tokio::spawn(async move {
-            loop {
-                sleep(wait).await;
-                let Some(next) = bound.upgrade().and_then(|bound| bound.expire(client)) else {
-                    return;
-                };
-                wait = next;
-            }
-        }))
-    }
-
-    /// Closes the idle connection of a client connection if it is too old. Returns the time until
-    /// the next one may be.
-    fn expire(&self, client: ConnectionId) -> Option<Duration> {
+    /// Closes the idle connection of a client connection if it is too old.
+    fn expire(&self, client: ConnectionId) {
         let mut clients = self.lock();
-        let idle = &mut clients.get_mut(&client)?.as_mut()?.idle;
-        let age = idle.as_ref().map_or(Duration::ZERO, |idle| idle.since.elapsed());
-        let left = self.idle_timeout.saturating_sub(age);
-        if !left.is_zero() {
-            return Some(left);
-        }
-        let expired = idle.take();
+        let binding = clients.get_mut(&client).and_then(Option::as_mut);
+        let is_old = |idle: &mut IdleBound| idle.since.elapsed() >= self.idle_timeout;
+        let expired = binding.and_then(|binding| binding.idle.take_if(is_old));
         drop(clients);
         drop(expired);
-        Some(self.idle_timeout.max(MIN_EXPIRY_CHECK))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ConnectionId, Option<Box<Binding>>>> {
@@ -358,7 +335,14 @@ impl Owner {
         if sender.is_closed() {
             return;
         }
-        let idle = IdleBound { sender, permit, since: Instant::now() };
+        let (all, limit) = (Arc::downgrade(&bound), bound.idle_timeout);
+        let expiry = AbortOnDropHandle::new(tokio::spawn(async move {
+            sleep(limit).await;
+            if let Some(bound) = all.upgrade() {
+                bound.expire(client);
+            }
+        }));
+        let idle = IdleBound { sender, permit, since: Instant::now(), expiry };
         if let Some(Some(binding)) = bound.lock().get_mut(&client) {
             binding.idle = Some(idle);
         }

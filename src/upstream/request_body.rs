@@ -7,7 +7,6 @@
 //! jobs uncached by breaking off uploads.
 
 use std::{
-    future::Future as _,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -17,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use hyper::{
     HeaderMap, Method, Request, StatusCode,
-    body::{Body, Frame, Incoming, SizeHint},
+    body::{Body, Incoming, SizeHint},
     header::{HeaderValue, TRANSFER_ENCODING},
 };
 use tokio::{
@@ -26,7 +25,7 @@ use tokio::{
 };
 
 use super::{
-    error::UploadError,
+    error::{PolledFrame, UploadError},
     upload::{CONTINUE_TIMEOUT, Expectation, HeldUpload, UploadActivity, UploadState},
 };
 use crate::limits::BufferedFrames;
@@ -116,31 +115,36 @@ impl ClientUpload {
         was_held
     }
 
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PolledFrame {
-        if self.guard.as_ref().is_none_or(|guard| guard.broken_off.is_none()) {
-            let frame = ready!(self.poll_next(cx));
-            // hyper does not ask for more than the announced length.
-            let is_last = match &frame {
-                Some(Ok(_)) => self.is_end_stream(),
-                end => end.is_none(),
-            };
-            match (frame, &mut self.guard) {
-                (Some(Err(UploadError::Client(error))), Some(guard)) => {
-                    let grace = Box::pin(sleep(BROKEN_OFF_GRACE));
-                    guard.broken_off = Some(BrokenOff { error, grace });
-                }
-                (frame, Some(guard)) if is_last => {
-                    guard.outcome = UploadOutcome::Complete;
-                    return Poll::Ready(frame);
-                }
-                (frame, _) => return Poll::Ready(frame),
-            }
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PolledFrame<UploadError> {
+        // The end of the grace ends the exchange with the upstream.
+        if let Some(guard) = &mut self.guard
+            && let Some(BrokenOff { grace, .. }) = &mut guard.broken_off
+        {
+            ready!(grace.as_mut().poll(cx));
+            let error = guard.broken_off.take().map(|broken_off| broken_off.error);
+            return Poll::Ready(error.map(|error| Err(error.into())));
         }
-        let guard = self.guard.as_mut().map(|guard| guard.poll_broken_off(cx));
-        guard.unwrap_or(Poll::Pending).map(|error| Some(Err(error.into())))
+        let frame = ready!(self.poll_next(cx));
+        // hyper does not ask for more than the announced length.
+        let is_last = match &frame {
+            Some(Ok(_)) => self.is_end_stream(),
+            end => end.is_none(),
+        };
+        match (frame, &mut self.guard) {
+            (Some(Err(UploadError::Client(error))), Some(guard)) => {
+                let grace = Box::pin(sleep(BROKEN_OFF_GRACE));
+                guard.broken_off = Some(BrokenOff { error, grace });
+                self.poll_frame(cx)
+            }
+            (frame, Some(guard)) if is_last => {
+                guard.outcome = BodyOutcome::Complete;
+                Poll::Ready(frame)
+            }
+            (frame, _) => Poll::Ready(frame),
+        }
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> PolledFrame {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> PolledFrame<UploadError> {
         if let Some(frame) = self.read.as_mut().and_then(BufferedFrames::pop) {
             return Poll::Ready(Some(Ok(frame)));
         }
@@ -168,13 +172,11 @@ impl ClientUpload {
     }
 }
 
-type PolledFrame = Poll<Option<Result<Frame<Bytes>, UploadError>>>;
-
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = UploadError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame<UploadError> {
         self.0.as_mut().map_or(Poll::Ready(None), |upload| upload.poll_frame(cx))
     }
 
@@ -238,24 +240,24 @@ pub fn relay_informational(
 /// Time that the upstream has to answer after the client broke off its upload.
 const BROKEN_OFF_GRACE: Duration = Duration::from_secs(1);
 
-/// How an upload ended.
+/// How a body of a write ended: the upload, or the body of its response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UploadOutcome {
-    /// The whole body was passed to the connection.
+pub enum BodyOutcome {
+    /// The whole body was passed on.
     Complete,
-    /// The client broke it off, or the connection to the upstream closed before its end.
+    /// It was broken off, or the connection to the upstream closed before its end.
     Truncated,
 }
 
 /// Resolves when an upload has ended.
 #[derive(Debug)]
-pub struct UploadEnd(oneshot::Receiver<UploadOutcome>);
+pub struct UploadEnd(oneshot::Receiver<BodyOutcome>);
 
 /// Held by the body of a request. The connection drops the body as soon as it has passed it on.
 #[derive(Debug)]
 struct UploadGuard {
-    outcome: UploadOutcome,
-    end: Option<oneshot::Sender<UploadOutcome>>,
+    outcome: BodyOutcome,
+    end: Option<oneshot::Sender<BodyOutcome>>,
     broken_off: Option<BrokenOff>,
 }
 
@@ -269,19 +271,8 @@ struct BrokenOff {
 impl UploadGuard {
     fn new() -> (Self, UploadEnd) {
         let (sender, end) = oneshot::channel();
-        let outcome = UploadOutcome::Truncated;
+        let outcome = BodyOutcome::Truncated;
         (Self { outcome, end: Some(sender), broken_off: None }, UploadEnd(end))
-    }
-
-    /// Waits for the end of the grace, which ends the exchange with the upstream.
-    fn poll_broken_off(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Error> {
-        if let Some(broken_off) = &mut self.broken_off {
-            ready!(broken_off.grace.as_mut().poll(cx));
-        }
-        match self.broken_off.take() {
-            Some(BrokenOff { error, .. }) => Poll::Ready(error),
-            None => Poll::Pending,
-        }
     }
 }
 
@@ -296,17 +287,17 @@ impl Drop for UploadGuard {
 
 impl UploadEnd {
     /// Returns how the upload ended, if it has ended by now.
-    pub fn try_outcome(&mut self) -> Option<UploadOutcome> {
+    pub fn try_outcome(&mut self) -> Option<BodyOutcome> {
         match self.0.try_recv() {
             Ok(outcome) => Some(outcome),
             Err(oneshot::error::TryRecvError::Empty) => None,
-            Err(oneshot::error::TryRecvError::Closed) => Some(UploadOutcome::Truncated),
+            Err(oneshot::error::TryRecvError::Closed) => Some(BodyOutcome::Truncated),
         }
     }
 
     /// Waits until the upload has ended.
-    pub async fn outcome(self) -> UploadOutcome {
-        self.0.await.unwrap_or(UploadOutcome::Truncated)
+    pub async fn outcome(self) -> BodyOutcome {
+        self.0.await.unwrap_or(BodyOutcome::Truncated)
     }
 }
 
@@ -318,13 +309,13 @@ mod tests {
     async fn an_upload_ends_when_its_body_is_dropped() {
         let (mut guard, mut end) = UploadGuard::new();
         assert_eq!(end.try_outcome(), None);
-        guard.outcome = UploadOutcome::Complete;
+        guard.outcome = BodyOutcome::Complete;
         assert_eq!(end.try_outcome(), None);
         drop(guard);
-        assert_eq!(end.outcome().await, UploadOutcome::Complete);
+        assert_eq!(end.outcome().await, BodyOutcome::Complete);
 
         let (guard, mut end) = UploadGuard::new();
         drop(guard);
-        assert_eq!(end.try_outcome(), Some(UploadOutcome::Truncated));
+        assert_eq!(end.try_outcome(), Some(BodyOutcome::Truncated));
     }
 }

@@ -1,18 +1,17 @@
 //! The body of a response.
 
 use std::{
-    fmt,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
-    error::BodyError,
+    error::{BodyError, PolledFrame},
     pool::{ConnectionHome, ConnectionPermit, PooledConnection},
     upload::UnrequestedUpload,
 };
@@ -22,21 +21,19 @@ pub struct ResponseBody {
     incoming: Incoming,
     /// Boxed, because bodies are moved often and the connection is not.
     connection: Option<Box<PooledConnection>>,
-    ends_client: bool,
-    /// Released together with the connection.
-    permit: Option<ConnectionPermit>,
+    /// Whether the client connection ends with this response, because it has lost the connection
+    /// that its login belongs to.
+    pub(crate) ends_client: bool,
+    /// Released together with the connection. An upgrade takes it, because it uses the connection
+    /// after the response has ended.
+    pub(crate) permit: Option<ConnectionPermit>,
     /// The upload that the upstream has not asked for, until the connection is dropped for it.
     unrequested: Option<UnrequestedUpload>,
-    upload_unrequested: bool,
+    /// Whether the upstream answered without asking for the upload that the client announced.
+    pub(crate) upload_unrequested: bool,
     limit: Duration,
     /// Created when the body first has to wait; most bodies never do.
     idle: Option<Pin<Box<Sleep>>>,
-}
-
-impl fmt::Debug for ResponseBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseBody").field("incoming", &self.incoming).finish_non_exhaustive()
-    }
 }
 
 impl ResponseBody {
@@ -71,30 +68,13 @@ impl ResponseBody {
         self
     }
 
-    /// Takes the permit for an upgrade, which uses the connection after the response has ended.
-    pub fn take_permit(&mut self) -> Option<ConnectionPermit> {
-        self.permit.take()
-    }
-
-    /// Whether the client connection ends with this response, because it has lost the connection
-    /// that its login belongs to.
-    pub fn ends_client_connection(&self) -> bool {
-        self.ends_client
-    }
-
-    /// Whether the upstream answered without asking for the upload that the client announced.
-    pub fn upload_unrequested(&self) -> bool {
-        self.upload_unrequested
-    }
-
     fn release(&mut self) {
-        if self.unrequested.is_some() {
-            return self.drop_connection();
-        }
-        if let Some(connection) = self.connection.take() {
+        if self.unrequested.is_none()
+            && let Some(connection) = self.connection.take()
+        {
             connection.release();
         }
-        self.permit = None;
+        self.drop_connection();
     }
 
     fn drop_connection(&mut self) {
@@ -108,10 +88,7 @@ impl Body for ResponseBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame<BodyError> {
         let this = &mut *self;
         let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) else {
             let limit = this.limit;

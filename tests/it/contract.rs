@@ -11,7 +11,7 @@ use jobcache::{
     config::{Config, StoreUrl},
     observe::metrics::Registry,
     store::{
-        Budget, Ended, Fill, Grant, IdentityHash, Key, KeyReceipt, Lease, Replacement, Seen, Store,
+        Budget, Ended, EntryChange, Fill, Grant, IdentityHash, Key, KeyReceipt, Lease, Seen, Store,
         StoredValue,
     },
 };
@@ -77,7 +77,7 @@ async fn ask(store: &Store, key: &Key) -> Grant {
 
 /// When an entry expires that is filled with this lease and [`TTL`].
 fn expiry(lease: &Lease) -> i64 {
-    lease.granted_at_ms() + i64::try_from(TTL.as_millis()).expect("minutes")
+    lease.granted_at_ms + i64::try_from(TTL.as_millis()).expect("minutes")
 }
 
 async fn granted(store: &Store, key: &Key) -> Lease {
@@ -112,7 +112,7 @@ async fn a_fill_is_read_back_with_body_meta_and_an_expiry_that_counts_from_the_l
     on_each(async |store| {
         let key = key("x");
         let lease = granted(&store, &key).await;
-        let asked_at_ms = lease.granted_at_ms();
+        let asked_at_ms = lease.granted_at_ms;
         assert_eq!(read(&store, &key).await, None, "a placeholder is not an entry");
         assert_eq!(fill(&store, lease, "body").await, Fill::Stored);
         let stored = read(&store, &key).await.unwrap();
@@ -131,7 +131,7 @@ async fn one_lease_at_a_time_and_the_others_learn_whose() {
         let key = key("x");
         let lease = granted(&store, &key).await;
         match ask(&store, &key).await {
-            Grant::Leased(token, _) => assert_eq!(&token, lease.token()),
+            Grant::Leased(token, _) => assert_eq!(token, lease.token),
             other => panic!("{other:?}"),
         }
         store.release(lease).await;
@@ -248,7 +248,7 @@ async fn an_inspection_shows_all_that_stands_and_changes_none_of_it() {
             let shown = inspect(&lease).await;
             let held = shown.lease.unwrap();
             assert!(shown.is_placeholder && shown.seen.stored.is_none());
-            assert_eq!(&held.token, granted.token());
+            assert_eq!(&held.token, &granted.token);
             assert!((1..=600_000).contains(&held.left_ms), "{} ms", held.left_ms);
             let shown = inspect(&fence).await;
             assert!(shown.fence_left_ms.is_some_and(|ms| (1..=600_000).contains(&ms)));
@@ -440,7 +440,7 @@ async fn keys_do_not_touch_each_other() {
 /// Fills an entry with metadata that names its generation, as the cache does, and reads it.
 async fn entry(store: &Store, key: &Key, body: &'static str) -> (Seen, String) {
     let lease = granted(store, key).await;
-    let generation = lease.token().as_str().to_owned();
+    let generation = lease.token.as_str().to_owned();
     let meta = format!(r#"{{"generation":"{generation}","audience":["a@1"]"#);
     let body = Bytes::from_static(body.as_bytes());
     assert_eq!(store.fill(lease, &body, &meta, TTL).await.unwrap(), Fill::Stored);
@@ -457,7 +457,7 @@ fn at(pair: &str, seen: &(Seen, String)) -> String {
 }
 
 async fn admit(store: &Store, key: &Key, seen: &(Seen, String), pair: &str) -> Fill {
-    store.admit(key, &seen.0, &seen.1, pair).await.unwrap()
+    store.change(key, &seen.0, &seen.1, EntryChange::Admit(pair)).await.unwrap()
 }
 
 async fn replace(store: &Store, key: &Key, seen: &(Seen, String), body: &'static str) -> Fill {
@@ -465,8 +465,29 @@ async fn replace(store: &Store, key: &Key, seen: &(Seen, String), body: &'static
     let meta = format!(r#"{{"generation":"{generation}","audience":["b"]"#);
     let body = Bytes::from_static(body.as_bytes());
     let expires_at_ms = seen.0.now_ms + 300_000;
-    let new = Replacement { body: &body, meta: &meta, expires_at_ms };
-    store.replace(key, &seen.0, &seen.1, new).await.unwrap()
+    let new = EntryChange::Replace { body: &body, meta: &meta, expires_at_ms };
+    store.change(key, &seen.0, &seen.1, new).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_entry_is_changed_only_by_a_reader_that_has_seen_its_generation() {
+    on_each(async |store| {
+        // As of every response without a job: the body in the store is empty.
+        let key = key("x");
+        let seen = entry(&store, &key, "").await;
+        let expires_at_ms = seen.0.stored.as_ref().expect("an entry").expires_at_ms;
+        purge(&store, &key).await;
+        let lease = granted(&store, &key).await;
+        let left = u64::try_from(expires_at_ms - lease.granted_at_ms()).expect("time is left");
+        let meta = format!(r#"{{"generation":"{}","audience":["a@1"]"#, lease.token().as_str());
+        let ttl = Duration::from_millis(left);
+        assert_eq!(store.fill(lease, &Bytes::new(), &meta, ttl).await.unwrap(), Fill::Stored);
+
+        assert_eq!(admit(&store, &key, &seen, "b").await, Fill::Revoked);
+        assert_eq!(replace(&store, &key, &seen, "new").await, Fill::Revoked);
+        assert_eq!(audience(&read(&store, &key).await.unwrap()), serde_json::json!(["a@1"]));
+    })
+    .await;
 }
 
 #[tokio::test]

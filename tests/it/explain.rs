@@ -114,7 +114,7 @@ fn assert_same(told: &Value, is: &str) {
     let strip = |status: &str| status.split("; ttl=").next().unwrap_or_default().to_owned();
     let is = is.replace("; stored", "").replace("; collapsed", "");
     assert_eq!(strip(said).replace("; collapsed", ""), strip(&is), "{told}");
-    let detail = is.split("detail=").nth(1).and_then(|rest| rest.split(";").next());
+    let detail = is.split("detail=").nth(1).and_then(|rest| rest.split(';').next());
     assert_eq!(verdict["detail"].as_str(), detail, "{told}");
     assert!(verdict["why"].as_str().is_some_and(|why| why.starts_with("would ")), "{told}");
 }

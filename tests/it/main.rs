@@ -53,6 +53,7 @@ mod redis_down;
 mod reload;
 mod repeat_fast_path;
 mod revocation;
+mod routes;
 mod rules;
 mod sample;
 mod schedules;

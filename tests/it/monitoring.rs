@@ -72,6 +72,16 @@ fn documented() -> BTreeMap<String, BTreeSet<String>> {
 }
 
 #[tokio::test]
+async fn the_store_in_memory_times_its_operations_as_redis_does() {
+    let setup = Setup::with(|config| config.store.url = jobcache::config::StoreUrl::Memory).await;
+    scrape(&setup).await;
+    for op in ["read", "lease", "fill", "begin", "end"] {
+        let name = format!("jobcache_store_operation_seconds_count{{op=\"{op}\"}}");
+        assert!(setup.sidecar.admin.metric(&name).await > 0, "{op}");
+    }
+}
+
+#[tokio::test]
 async fn the_page_of_metrics_names_every_metric_that_there_is_and_no_other() {
     assert_eq!(documented(), exposition().await.families());
 }

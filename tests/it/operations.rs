@@ -90,6 +90,29 @@ async fn a_drain_closes_idle_connections_and_tells_the_others_to() {
 }
 
 #[tokio::test]
+async fn a_drain_serves_the_backlog_within_the_limit_of_connections() {
+    let mut setup = Setup::with(|config| config.server.max_connections = 2).await;
+    let gate = setup.upstream.hold(Method::GET, "/other");
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        clients.push(setup.sidecar.client.start(Method::GET, "/other", "").await);
+    }
+    gate.arrived(1).await;
+
+    setup.sidecar.begin_shutdown();
+    eventually(SOON, async || setup.sidecar.refuses().await).await;
+
+    gate.arrived(2).await;
+    // Each client of the backlog has sent its request, so without a limit all are answered at once.
+    tokio::time::sleep(FIRST_WORDS).await;
+    assert_eq!(gate.arrivals(), 2);
+    gate.release();
+    for client in clients {
+        assert_eq!(soon(client.answer()).await.0, 404, "answered by the upstream");
+    }
+}
+
+#[tokio::test]
 async fn a_connection_that_has_just_come_gets_its_answer_in_spite_of_a_drain() {
     let mut setup = Setup::with(|_| {}).await;
     let mut fresh = setup.sidecar.client.connect().await;

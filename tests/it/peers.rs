@@ -267,15 +267,16 @@ async fn an_upload_that_its_client_breaks_off_is_not_the_upstreams_fault() {
         eventually(SOON, seen).await;
         drop(stream);
     }
+    let is = |metrics: &str, outcome: &str, count: u32| {
+        let line = format!("jobcache_upstream_requests_total{{outcome=\"{outcome}\"}} {count}");
+        metrics.lines().any(|known| known == line)
+    };
     eventually(SOON, async || {
         let metrics = metrics(&setup).await;
-        let gone = metrics.lines().any(|line| {
-            line.starts_with("jobcache_upstream_requests_total{outcome=\"client-gone\"}")
-        });
-        if gone { Ok(()) } else { Err(metrics) }
+        if is(&metrics, "client-gone", 2) { Ok(()) } else { Err(metrics) }
     })
     .await;
-    assert!(!metrics(&setup).await.contains("upstream-broken"));
+    assert!(is(&metrics(&setup).await, "upstream-broken", 0));
 }
 
 #[tokio::test]

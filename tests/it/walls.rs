@@ -12,10 +12,10 @@ use std::{
 /// room of its own.
 const ROOMS: [&str; 23] = [
     "clock",
-    "mutants",
     "systemd",
     "transport",
     "semantics",
+    "mutants",
     "config",
     "observe",
     "limits",

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hyper::{Method, http::HeaderName};
+use hyper::Method;
 use serde_json::{Value, json};
 
 use crate::{
@@ -30,8 +30,8 @@ pub(super) fn hit_text(explained: &ForecastReport, ttl: Duration) -> String {
 }
 
 /// The sentence for a miss, whose answer is stored if that is allowed.
-pub(super) fn miss_text(because: MissReason) -> &'static str {
-    match because {
+pub(super) fn miss_text(reason: MissReason, explained: &ForecastReport, now: SystemTime) -> String {
+    let text = match reason {
         MissReason::NoEntry => {
             "would go to the API: there is no entry; the answer is stored if that is allowed"
         }
@@ -51,19 +51,31 @@ pub(super) fn miss_text(because: MissReason) -> &'static str {
             "would go to the API: the entry is older than the request accepts (its Cache-Control); the \
              answer replaces the entry"
         }
-        MissReason::Unconfirmed(why) => bypass_reason_text(why),
-        MissReason::Rejected(Reject::Foreign) => {
+        MissReason::Unconfirmed(why) => return bypass_text(why, explained, now),
+        MissReason::Rejected(why) => rejected_text(why),
+    };
+    match reason {
+        MissReason::NotInAudience | MissReason::OtherVariant | MissReason::Lapsed => {
+            format!("{text}{}", differing_text(explained))
+        }
+        _ => text.to_owned(),
+    }
+}
+
+fn rejected_text(why: Reject) -> &'static str {
+    match why {
+        Reject::Foreign => {
             "would go to the API: the value in Redis was not stored by jobcache, so it is dropped and \
              the answer is stored"
         }
-        MissReason::Rejected(Reject::Corrupt) => {
+        Reject::Corrupt => {
             "would go to the API: this version cannot read the entry in Redis; the answer replaces it"
         }
-        MissReason::Rejected(Reject::Epoch) => {
+        Reject::Epoch => {
             "would go to the API: the entry is from before Redis restarted or failed over; the answer \
              replaces it"
         }
-        MissReason::Rejected(Reject::Identity) => {
+        Reject::Identity => {
             "would go to the API: the entry in Redis is of another route or API with the same key; the \
              answer replaces it (give one of them another store.prefix)"
         }
@@ -83,24 +95,12 @@ pub(super) fn splitting_text(headers: &[String]) -> String {
     )
 }
 
-/// The rest of the sentence for a miss of a caller that does not share the entry, if a header is the
-/// reason.
-pub(super) fn differing_headers_text(because: MissReason, explained: &ForecastReport) -> String {
-    match because {
-        MissReason::NotInAudience | MissReason::OtherVariant | MissReason::Lapsed => {
-            differing_text(explained)
-        }
-        _ => String::new(),
-    }
-}
-
 /// Names the headers in which recent answers with the same body differed, if there are any.
 fn differing_text(explained: &ForecastReport) -> String {
-    let names: Vec<_> = explained.differing_headers.iter().map(HeaderName::as_str).collect();
+    let names = explained.marks.differing_headers.join(", ");
     if names.is_empty() {
         return String::new();
     }
-    let names = names.join(", ");
     format!(
         "; the last answers for this job had the same body and differed in {names}, so callers do not \
          share them (if that says nothing about the job: responses.volatile)"
@@ -126,7 +126,7 @@ pub(super) fn wait_text(explained: &ForecastReport) -> String {
     with_time_left(text.to_owned(), lease_left_ms(explained))
 }
 
-fn lease_left_ms(explained: &ForecastReport) -> Option<i64> {
+pub(super) fn lease_left_ms(explained: &ForecastReport) -> Option<i64> {
     explained.state.as_ref().ok()?.lease.as_ref().map(|lease| lease.left_ms)
 }
 
@@ -140,10 +140,10 @@ fn with_time_left(text: String, left_ms: Option<i64>) -> String {
 /// Returns a more precise sentence if the marks or the events show the cause.
 fn bypass_cause(why: Bypass, explained: &ForecastReport, now: SystemTime) -> Option<String> {
     match why {
-        Bypass::Audience if explained.is_replaced_too_often => Some(format!(
+        Bypass::Audience if explained.marks.is_replaced_too_often => Some(format!(
             "would go to the API: it answers each client differently (one client's answer replaced \
              another's {} times recently){}",
-            explained.replacements,
+            explained.marks.replacements,
             differing_text(explained)
         )),
         Bypass::Audience => Some(
@@ -292,11 +292,6 @@ pub(super) fn bypass_reason_text(why: Bypass) -> &'static str {
     }
 }
 
-/// The events of a job as JSON, oldest first.
-pub(super) fn events_json(past: &JobHistory) -> Value {
-    past.events.iter().map(event_json).collect()
-}
-
 /// One event as JSON, with the time of its last occurrence for programs and for people.
 pub(super) fn event_json(event: &JobEvent) -> Value {
     let mut object = json!({
@@ -344,9 +339,7 @@ pub(super) fn usual_outcome(past: &JobHistory) -> Option<(&JobEvent, String)> {
 /// Returns why the last answer could not be stored, if the reason lies in the answer itself.
 fn last_refusal(past: &JobHistory) -> Option<&'static str> {
     let refused = past.events.iter().rev().filter(|event| event.what == EventKind::FillRefused);
-    refused
-        .map(|event| event.why)
-        .find(|why| NoStore::ALL.iter().any(|no_store| no_store.as_str() == *why))
+    refused.map(|event| event.why).find(|why| NoStore::WORDS.contains(why))
 }
 
 /// Returns the begin or the end of the last write through this sidecar, and how long ago it was.

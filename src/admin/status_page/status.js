@@ -7,7 +7,7 @@ const NEAR = 'near_max_bytes';
 function showStatus(data) {
   const { requests, store, upstream } = data;
   const minute = requests.last_minute;
-  setText(byId('about'), `${data.version} · up ${span(data.uptime_s)} · cache ${data.mode.cache} · store ${data.mode.store} · near ${data.mode.near} · credentials ${data.mode.credentials}`);
+  setText(byId('about'), `${data.version} · up ${span(data.uptime_s)} · cache ${data.mode.cache} · store ${data.mode.store} · near ${data.mode.near} · credentials ${data.mode.credentials} · routes ${data.routes.join(' ')}`);
   document.title = minute.hit_ratio === null ? 'jobcache' : `${percent(minute.hit_ratio)} · jobcache`;
   setText(byId('headline'), headline(data));
   setText(byId('ratio'), minute.hit_ratio === null ? '–' : percent(minute.hit_ratio));

@@ -42,7 +42,7 @@ fn policy() -> Policy {
     }
 }
 
-fn answer(status: u16, headers: HeaderMap) -> response::Parts {
+fn answer(status: u16, headers: HeaderMap) -> Parts {
     let mut head = Response::new(()).into_parts().0;
     (head.status, head.headers) = (StatusCode::from_u16(status).unwrap(), headers);
     head
@@ -121,5 +121,18 @@ fn the_same_body_for_one_client_alone_is_not_the_same() {
             (false, ComparisonResult::Different),
             "{forbids}"
         );
+    }
+}
+
+#[test]
+fn the_digest_of_another_body_covers_what_was_equal_too() {
+    let other = "{\"status\":\"done\"}";
+    for at in [0, 1, 11, 13] {
+        let mut comparison = comparison();
+        for part in [&other[..at], &other[at..]] {
+            comparison.compare_body_part(part.as_bytes());
+        }
+        let digest = comparison.other_body.map(|digest| format!("{:032x}", digest.digest128()));
+        assert_eq!(digest, Some(entry::digest(other.as_bytes())), "{at}");
     }
 }

@@ -78,6 +78,14 @@ pub(super) enum HeadForm {
     Zstd,
 }
 
+/// Whether an answer is a hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AnswerKind {
+    Hit,
+    /// From an entry that was just read from the upstream for this request.
+    Fresh,
+}
+
 /// The two numbers of an answer, in seconds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeadSeconds {
@@ -161,21 +169,14 @@ impl Head {
         }
     }
 
-    /// Returns the headers of a hit.
-    pub(super) fn hit_headers(&self, seconds: HeadSeconds) -> HeaderMap {
+    /// Returns the headers of an answer. Only a hit has the `Via` and `Cache-Status` of jobcache.
+    pub(super) fn headers(&self, seconds: HeadSeconds, kind: AnswerKind) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(self.lines.into());
         for line in self.lines() {
-            self.append_line(&mut headers, &line, seconds);
-        }
-        headers
-    }
-
-    /// Returns the headers of an answer without the `Via` and `Cache-Status` of jobcache.
-    pub(super) fn plain_headers(&self, seconds: HeadSeconds) -> HeaderMap {
-        let mut headers = HeaderMap::with_capacity(self.lines.into());
-        for line in self.lines() {
-            let left_out = self.is_added(&line) && matches!(line.name, b"via" | b"cache-status");
-            if !left_out {
+            let stays = kind == AnswerKind::Hit
+                || !matches!(line.name, b"via" | b"cache-status")
+                || !self.is_added(&line);
+            if stays {
                 self.append_line(&mut headers, &line, seconds);
             }
         }
@@ -227,12 +228,12 @@ impl Head {
         self.lines().find(|line| line.name == b"etag").map(|line| self.value(&line))
     }
 
-    /// Returns the stored headers with a `wanted` name.
+    /// Returns the stored headers with a `selected` name.
     pub(super) fn fields(
         &self,
-        wanted: impl Fn(&[u8]) -> bool,
+        selected: impl Fn(&[u8]) -> bool,
     ) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
-        let lines = self.stored().filter(move |line| wanted(line.name));
+        let lines = self.stored().filter(move |line| selected(line.name));
         lines.filter_map(|line| Some((line.field_name()?, self.value(&line))))
     }
 

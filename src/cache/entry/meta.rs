@@ -21,7 +21,7 @@ use crate::{
 
 /// Version of the meta format. An entry with another version is not a hit.
 const META_VERSION: u8 = 3;
-/// Version of the meta of a response without a job, whose body is in the meta.
+/// Version of the meta of a response without a job: the meta has the body.
 const CONTENT_META_VERSION: u8 = 5;
 /// Version of the meta of a compressed entry. A sidecar without compression does not know it, so it
 /// does not serve the compressed bytes.

@@ -92,13 +92,13 @@ pub(super) const CACHE: SettingSection = SettingSection {
             .help("Paths that are never cached, although a route matches them.")
             .note("They may have variables, as routes have.")
             .see("what-is-cached"),
-        times("statuses", (0, 64, "status"), (SECOND, DAY), |c, v| {
+        times("statuses", (0, 64, "code"), (SECOND, DAY), |c, v| {
             put(&mut c.api.statuses, parse::statuses(v))
         })
         .flag("statuses", "PAIRS", CACHING)
         .on_reload()
         .unset("only 200 is stored", "{ 202 = \"5s\", 303 = \"300s\", 404 = \"2s\" }")
-        .help("Statuses that are stored beside 200, and for how long.")
+        .help("Statuses that are stored besides 200, and for how long.")
         .note(
             "For APIs that answer 202 while a job runs, 303 when it is done, 404 before it is there or \
              410 after it is gone. An application that reads such a key from Redis finds an empty text, \

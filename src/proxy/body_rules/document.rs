@@ -15,36 +15,40 @@ use hyper::{
 use serde_json::Value;
 use tokio::time::timeout;
 
-use crate::limits::{BufferedFrames, join};
+use crate::{
+    limits::{BufferedFrames, join},
+    semantics::labels::labels,
+};
 
 /// Longest time to wait for an inspected body. Past it the body streams on without inspection.
 const INSPECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a rule did not find every job that a body names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RuleMiss {
-    /// The body is larger than the rule allows.
-    TooLarge,
-    /// The body is compressed.
-    Encoded,
-    /// The body did not end in time.
-    Slow,
-    /// The quota for inspected bodies is used up.
-    Memory,
-    /// The body is not JSON, or is nested too deeply.
-    NotJson,
-    /// The content type of a request is not that of JSON, so the upstream may read something else.
-    ContentType,
-    /// A member occurs twice in an object, and parsers differ in which one they take.
-    Ambiguous,
-    /// The response is an event stream, which is not held back.
-    EventStream,
-    /// No pointer leads to an id.
-    NotFound,
-    /// A pointer leads to a value that is not an id.
-    NotId,
-    /// The body names more jobs than may be invalidated at once. Only the first ones were.
-    TooMany,
+labels! {
+    /// Why a rule did not find every job that a body names.
+    pub(super) enum RuleMiss {
+        /// The body is larger than the rule allows.
+        TooLarge = "too-large",
+        /// The body is compressed.
+        Encoded = "encoded",
+        /// The body did not end in time.
+        Slow = "slow",
+        /// The quota for inspected bodies is used up.
+        Memory = "memory",
+        /// The body is not JSON, or is nested too deeply.
+        NotJson = "not-json",
+        /// The content type of a request is not that of JSON, so the upstream may read something else.
+        ContentType = "content-type",
+        /// A member occurs twice in an object, and parsers differ in which one they take.
+        Ambiguous = "ambiguous",
+        /// The response is an event stream, which is not held back.
+        EventStream = "event-stream",
+        /// No pointer leads to an id.
+        NotFound = "not-found",
+        /// A pointer leads to a value that is not an id.
+        NotId = "not-id",
+        /// The body names more jobs than may be invalidated at once. Only the first ones were.
+        TooMany = "too-many",
+    }
 }
 
 /// How a body without room in the quota is treated.
@@ -62,24 +66,6 @@ pub(super) struct ParsedBody {
     pub(super) value: Value,
     /// Why the upstream may read it differently.
     pub(super) doubt: Option<RuleMiss>,
-}
-
-impl RuleMiss {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::TooLarge => "too-large",
-            Self::Encoded => "encoded",
-            Self::Slow => "slow",
-            Self::Memory => "memory",
-            Self::NotJson => "not-json",
-            Self::ContentType => "content-type",
-            Self::Ambiguous => "ambiguous",
-            Self::EventStream => "event-stream",
-            Self::NotFound => "not-found",
-            Self::NotId => "not-id",
-            Self::TooMany => "too-many",
-        }
-    }
 }
 
 fn is_encoded(headers: &HeaderMap) -> bool {

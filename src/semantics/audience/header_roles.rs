@@ -9,8 +9,9 @@
 
 use std::{
     cmp::Ordering,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::{BuildHasherDefault, Hasher},
+    sync::LazyLock,
 };
 
 use hyper::http::{
@@ -140,8 +141,7 @@ impl HeaderRoles {
     }
 
     fn reads_as_credential(&self, name: &HeaderName) -> bool {
-        let plain = name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-        let plain = HeaderName::try_from(plain).ok();
+        let plain = HeaderName::try_from(plain_name(name)).ok();
         plain.and_then(|plain| self.known.get(&plain)).is_some_and(|role| role.credential)
     }
 }
@@ -159,6 +159,11 @@ pub(super) fn names(names: &[String]) -> impl Iterator<Item = HeaderName> {
 /// part of the credential if its name may be read as that of a credential, and otherwise of the variant.
 pub fn may_read_as_another(name: &HeaderName) -> bool {
     !name.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+/// Returns the name as which such upstreams may read it.
+pub fn plain_name(name: &HeaderName) -> String {
+    name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-")
 }
 
 /// FNV-1a hash. A fast hash matters, because every header of every request is looked up. No key is
@@ -195,7 +200,7 @@ impl Hasher for NameHasher {
 /// `X-Forwarded-Host`, `CF-Visitor` and the like (links are made from host and scheme), certificates of
 /// clients, `X-Azure-FDID` (proves that the request came through one's own Front Door), and bags of
 /// context that may name a user (`baggage`, `Correlation-Context`, `X-Amzn-Request-Context`).
-const IGNORED_HEADERS: [&str; 92] = [
+const IGNORED_HEADERS: [&str; 69] = [
     // Fills do not send it: jobcache itself chooses the coding of an answer.
     "accept-encoding",
     // Fetch metadata, client hints, and what else browsers say about themselves. Only browsers may set
@@ -220,35 +225,6 @@ const IGNORED_HEADERS: [&str; 92] = [
     // Fields about a body. Reads with a body pass.
     "content-digest content-encoding content-language content-length content-md5 content-type",
     "digest repr-digest",
-    // Addresses and ports of clients and proxies, and what is derived from an address or its TLS
-    // handshake. `X-Forwarded-Port` is the port that the client connected to, and counts.
-    "x-forwarded-for x-forwarded-for-original x-forwarded-by x-forwarded-server",
-    "x-forwarded-client-ip x-forwarded-client-port x-original-forwarded-for x-original-for",
-    "x-originating-ip x-real-ip x-real-port x-remote-addr x-remote-ip x-remote-port x-client-ip",
-    "x-client-port x-cluster-client-ip x-proxyuser-ip remote-addr client-ip proxy-client-ip",
-    "wl-proxy-client-ip forwarded-for true-client-ip true-client-port",
-    // Cloudflare
-    "cf-connecting-ip cf-connecting-ipv6 cf-connecting-o2o cf-pseudo-ipv4 cf-ipcountry",
-    "cf-ipcontinent cf-ipcity cf-iplatitude cf-iplongitude cf-region cf-region-code",
-    "cf-metro-code cf-postal-code cf-timezone",
-    // CloudFront
-    "cloudfront-viewer-address cloudfront-viewer-asn cloudfront-viewer-city",
-    "cloudfront-viewer-country cloudfront-viewer-country-name cloudfront-viewer-country-region",
-    "cloudfront-viewer-country-region-name cloudfront-viewer-header-count",
-    "cloudfront-viewer-header-order cloudfront-viewer-http-version",
-    "cloudfront-viewer-ja3-fingerprint cloudfront-viewer-ja4-fingerprint",
-    "cloudfront-viewer-latitude cloudfront-viewer-longitude cloudfront-viewer-metro-code",
-    "cloudfront-viewer-postal-code cloudfront-viewer-time-zone cloudfront-viewer-tls",
-    // Fastly, Akamai, Fly.io, Netlify, Vercel, DigitalOcean, Imperva, Sucuri, Alibaba,
-    // Google, Azure, Linkerd, Envoy
-    "fastly-client-ip fastly-client-port akamai-client-ip x-akamai-edgescape fly-client-ip",
-    "x-nf-client-connection-ip x-vercel-forwarded-for x-vercel-proxied-for",
-    "x-vercel-ip-as-number x-vercel-ip-city x-vercel-ip-continent x-vercel-ip-country",
-    "x-vercel-ip-country-region x-vercel-ip-latitude x-vercel-ip-longitude",
-    "x-vercel-ip-postal-code x-vercel-ip-timezone x-vercel-ja4-digest do-connecting-ip",
-    "incap-client-ip x-sucuri-clientip x-sucuri-country ali-cdn-real-ip x-appengine-user-ip",
-    "x-appengine-city x-appengine-citylatlong x-appengine-country x-appengine-region",
-    "x-azure-clientip x-azure-socketip l5d-remote-ip x-envoy-external-address x-envoy-ip-tags",
     // Ids of one request, and when it was received.
     "request-id request-context correlation-id transaction-id x-request-id x-request-start",
     "x-request-received x-request-time x-requestid x-req-id x-correlation-id x-correlationid",
@@ -324,14 +300,58 @@ const IGNORED_HEADERS: [&str; 92] = [
     "x-vercel-internal-intra-session",
 ];
 
+/// Ignored headers with the addresses and ports of clients and proxies, and what is derived from an
+/// address or its TLS handshake. Gateways write them, so they are removed if the peer is none.
+/// `X-Forwarded-Port` is the port that the client connected to, and counts.
+const ADDRESS_HEADERS: [&str; 23] = [
+    "x-forwarded-for x-forwarded-for-original x-forwarded-by x-forwarded-server",
+    "x-forwarded-client-ip x-forwarded-client-port x-original-forwarded-for x-original-for",
+    "x-originating-ip x-real-ip x-real-port x-remote-addr x-remote-ip x-remote-port x-client-ip",
+    "x-client-port x-cluster-client-ip x-proxyuser-ip remote-addr client-ip proxy-client-ip",
+    "wl-proxy-client-ip forwarded-for true-client-ip true-client-port",
+    // Cloudflare
+    "cf-connecting-ip cf-connecting-ipv6 cf-connecting-o2o cf-pseudo-ipv4 cf-ipcountry",
+    "cf-ipcontinent cf-ipcity cf-iplatitude cf-iplongitude cf-region cf-region-code",
+    "cf-metro-code cf-postal-code cf-timezone",
+    // CloudFront
+    "cloudfront-viewer-address cloudfront-viewer-asn cloudfront-viewer-city",
+    "cloudfront-viewer-country cloudfront-viewer-country-name cloudfront-viewer-country-region",
+    "cloudfront-viewer-country-region-name cloudfront-viewer-header-count",
+    "cloudfront-viewer-header-order cloudfront-viewer-http-version",
+    "cloudfront-viewer-ja3-fingerprint cloudfront-viewer-ja4-fingerprint",
+    "cloudfront-viewer-latitude cloudfront-viewer-longitude cloudfront-viewer-metro-code",
+    "cloudfront-viewer-postal-code cloudfront-viewer-time-zone cloudfront-viewer-tls",
+    // Fastly, Akamai, Fly.io, Netlify, Vercel, DigitalOcean, Imperva, Sucuri, Alibaba,
+    // Google, Azure, Linkerd, Envoy
+    "fastly-client-ip fastly-client-port akamai-client-ip x-akamai-edgescape fly-client-ip",
+    "x-nf-client-connection-ip x-vercel-forwarded-for x-vercel-proxied-for",
+    "x-vercel-ip-as-number x-vercel-ip-city x-vercel-ip-continent x-vercel-ip-country",
+    "x-vercel-ip-country-region x-vercel-ip-latitude x-vercel-ip-longitude",
+    "x-vercel-ip-postal-code x-vercel-ip-timezone x-vercel-ja4-digest do-connecting-ip",
+    "incap-client-ip x-sucuri-clientip x-sucuri-country ali-cdn-real-ip x-appengine-user-ip",
+    "x-appengine-city x-appengine-citylatlong x-appengine-country x-appengine-region",
+    "x-azure-clientip x-azure-socketip l5d-remote-ip x-envoy-external-address x-envoy-ip-tags",
+];
+
 fn ignored_headers() -> impl Iterator<Item = &'static str> {
-    IGNORED_HEADERS.iter().flat_map(|line| line.split(' '))
+    IGNORED_HEADERS.iter().chain(&ADDRESS_HEADERS).flat_map(|line| line.split(' '))
+}
+
+/// Returns whether gateways state the address of a client in a header with this name.
+pub fn is_address_header(name: &str) -> bool {
+    static NAMES: LazyLock<HashSet<&str, BuildHasherDefault<NameHasher>>> =
+        LazyLock::new(|| ADDRESS_HEADERS.iter().flat_map(|line| line.split(' ')).collect());
+    NAMES.contains(name)
+}
+
+/// Returns whether every variant covers a header with this name as a whole, unless it is ignored.
+pub fn is_variant_header(name: &str) -> bool {
+    let mut names = VARIANT_HEADERS.into_iter().filter(|known| *known != FORWARDED);
+    names.any(|known| known.as_str().eq_ignore_ascii_case(name))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
 
     #[test]

@@ -140,6 +140,9 @@ fn what_a_stranger_says_of_others_goes() {
         ("x-real-ip", "1.1.1.1"),
         ("x_forwarded_user", "alice"),
         ("x-real.ip", "1.1.1.1"),
+        ("cf-connecting-ip", "1.1.1.1"),
+        ("client_ip", "1.1.1.1"),
+        ("x-original-url", "/admin"),
     ];
     let own = [("authorization", "x"), ("x-forwarded", "1"), ("x-user-id", "7")];
     check(strip_forwarded, &[&own[..], &forwarding].concat(), &own);

@@ -8,39 +8,11 @@ use hyper::{
     header::{CACHE_STATUS, HeaderValue},
 };
 
-/// Declares a reason enum with the word of each variant, so that every variant has one and is in
-/// `ALL`.
-macro_rules! reasons {
-    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $name {
-            $($(#[$doc])* $variant,)+
-        }
+use crate::semantics::labels::labels;
 
-        impl $name {
-            /// All reasons in the order of declaration: the label values of the metric.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
-
-            /// Returns the reason in kebab-case, which is also a valid token of a structured field.
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $word,)+
-                }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-    };
-}
-
-reasons! {
+labels! {
     /// Why a request bypasses the cache.
-    Bypass {
+    pub enum Bypass {
         /// The path is not a job path.
         Path = "path",
         /// The method neither reads nor changes a job.
@@ -109,9 +81,9 @@ reasons! {
     }
 }
 
-reasons! {
+labels! {
     /// Why a response is not stored.
-    NoStore {
+    pub enum NoStore {
         /// The status is not 200.
         Status = "status",
         /// The response has `Persistent-Auth`: it belongs to the login of its connection.
@@ -176,37 +148,51 @@ pub(crate) enum CacheStatus {
     },
 }
 
-/// The registered values of `fwd` (RFC 9211 2.2) that jobcache uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Forward {
-    /// "The cache was configured to not handle this request."
-    Bypass,
-    /// "The request method's semantics require the request to be forwarded."
-    Method,
-    /// "The cache did not contain any responses that could be used to satisfy this request."
-    Miss,
-    /// "The cache was able to select a fresh response for the request, but the request's semantics
-    /// (e.g., Cache-Control request directives) did not allow its use."
-    Request,
-}
-
-impl Forward {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Bypass => "bypass",
-            Self::Method => "method",
-            Self::Miss => "miss",
-            Self::Request => "request",
-        }
+labels! {
+    /// The registered values of `fwd` (RFC 9211 2.2) that jobcache uses.
+    pub(crate) enum Forward {
+        /// "The cache was configured to not handle this request."
+        Bypass = "bypass",
+        /// "The request method's semantics require the request to be forwarded."
+        Method = "method",
+        /// "The cache did not contain any responses that could be used to satisfy this request."
+        Miss = "miss",
+        /// "The cache was able to select a fresh response for the request, but the request's semantics
+        /// (e.g., Cache-Control request directives) did not allow its use."
+        Request = "request",
     }
 }
 
 impl From<Bypass> for Forward {
     fn from(why: Bypass) -> Self {
-        match why {
-            Bypass::Method | Bypass::MethodOverride => Self::Method,
-            Bypass::NoCache | Bypass::NoStore => Self::Request,
-            _ => Self::Bypass,
+        why.shown().0
+    }
+}
+
+impl Bypass {
+    /// Whether the reason depends on what other clients have read: it shows that there is an entry,
+    /// or a read under way.
+    pub(crate) fn reveals_others(self) -> bool {
+        self.shown().1
+    }
+
+    /// Returns `fwd`, and whether the reason reveals others.
+    fn shown(self) -> (Forward, bool) {
+        use Bypass::{
+            Alone, Audience, BoundConnection, Credentials, Except, Fenced, Flights, Foreign, Grace,
+            Leased, Method, MethodOverride, NoCache, NoStore, Off, OnlyIfCached, Path, Pending,
+            Precondition, Query, Range, RequestBody, Shadow, ShadowHit, Spelling, StoreDown,
+            StoreError, StoreTimeout, Uncacheable, Upgrade, UrlOverride, Word,
+        };
+        match self {
+            Method | MethodOverride => (Forward::Method, false),
+            NoStore => (Forward::Request, false),
+            NoCache => (Forward::Request, true),
+            Audience | Leased | Shadow | ShadowHit | Uncacheable => (Forward::Bypass, true),
+            Path | Query | Spelling | Word | Except | RequestBody | Upgrade | Range
+            | Precondition | UrlOverride | Credentials | BoundConnection | OnlyIfCached
+            | Fenced | Pending | StoreDown | StoreTimeout | StoreError | Grace | Foreign
+            | Flights | Alone | Off => (Forward::Bypass, false),
         }
     }
 }
@@ -230,7 +216,7 @@ impl fmt::Display for CacheStatus {
             // "fwd [..] indicates that the request went forward towards the origin" RFC 9211 2.2
             Self::Refused { detail } => write!(f, "jobcache; detail={detail}"),
             Self::Forwarded { why, collapsed, stored, detail, setting } => {
-                write!(f, "jobcache; fwd={}", why.as_str())?;
+                write!(f, "jobcache; fwd={why}")?;
                 if *collapsed {
                     f.write_str("; collapsed")?;
                 }
@@ -269,8 +255,8 @@ mod tests {
 
     #[test]
     fn every_reason_has_a_word_of_its_own() {
-        check(&Bypass::ALL.iter().map(|why| why.as_str()).collect::<Vec<_>>());
-        check(&NoStore::ALL.iter().map(|why| why.as_str()).collect::<Vec<_>>());
+        check(&Bypass::WORDS);
+        check(&NoStore::WORDS);
         assert_eq!(Bypass::StoreDown.to_string(), "store-down");
     }
 
@@ -317,8 +303,8 @@ mod tests {
 
     #[test]
     fn every_reason_is_told_in_registered_words() {
-        let stored = NoStore::ALL.iter().map(|why| (Forward::Miss, why.as_str()));
-        let passed = Bypass::ALL.iter().map(|why| (Forward::from(*why), why.as_str()));
+        let stored = NoStore::WORDS.map(|why| (Forward::Miss, why)).into_iter();
+        let passed = Bypass::ALL.map(|why| (Forward::from(why), why.as_str()));
         for (why, detail) in stored.chain(passed) {
             let detail = Some(detail);
             let (collapsed, stored, setting) = (true, true, Some("ids=opaque"));

@@ -13,25 +13,19 @@ use super::{
     NoStore, Policy,
     directives::{directives, tokens},
 };
-use crate::semantics::{audience::cookie_counts, headers::PERSISTENT_AUTH};
+use crate::semantics::{
+    audience::{cookie_counts, is_variant_header},
+    headers::PERSISTENT_AUTH,
+};
 
-/// Request headers that a response may vary by in every configuration: headers that fingerprints
-/// cover as a whole, `Accept-Encoding`, which fills do not send, and those that only the preflight
-/// of a cross-origin request carries, which is an OPTIONS. Spring MVC lists the latter in every
-/// answer. Of `Forwarded`, fingerprints cover only a part.
-const VARY_BY: [&str; 12] = [
-    "accept",
+/// Request headers besides those of the variant that a response may vary by in every configuration:
+/// `Accept-Encoding`, which fills do not send, and those that only the preflight of a cross-origin
+/// request carries, which is an OPTIONS. Spring MVC lists the latter in every answer.
+const VARY_BY: [&str; 4] = [
     "accept-encoding",
-    "accept-language",
     "access-control-request-headers",
     "access-control-request-method",
     "access-control-request-private-network",
-    "host",
-    "origin",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-proto",
 ];
 
 /// Checks whether a response may be stored: by "A cache MUST NOT store a response to a request unless"
@@ -125,13 +119,14 @@ fn check_vary(headers: &HeaderMap, policy: &Policy) -> Result<(), NoStore> {
     if all { Ok(()) } else { Err(NoStore::Vary) }
 }
 
-/// Returns whether a response varies by a header outside `VARY_BY`, such as one of the credential.
+/// Returns whether a response varies by a header that is not of the variant, such as one of the
+/// credential.
 pub(super) fn varies_by_caller(headers: &HeaderMap) -> bool {
     !tokens(headers, &VARY).all(|name| name.is_ok_and(is_variant))
 }
 
 fn is_variant(name: &str) -> bool {
-    VARY_BY.iter().any(|known| known.eq_ignore_ascii_case(name))
+    is_variant_header(name) || VARY_BY.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
 /// Checks that the body is neither coded nor endless.
@@ -176,7 +171,7 @@ mod tests {
 
     use hyper::{Response, StatusCode};
 
-    use super::{NoStore, Policy, storable};
+    use super::{NoStore, Policy, storable, varies_by_caller};
 
     const POLICY: Policy = Policy {
         statuses: Vec::new(),
@@ -262,6 +257,20 @@ mod tests {
         ] {
             check(&[("vary", value)], Err(NoStore::Vary));
             check(&[("vary", "accept"), ("vary", value)], Err(NoStore::Vary));
+        }
+    }
+
+    #[test]
+    fn the_variant_is_not_the_caller() {
+        let varies = |names: &str| {
+            let response = Response::builder().header("vary", names).body(()).unwrap();
+            varies_by_caller(response.headers())
+        };
+        for variant in ["Accept, Prefer", "accept-version", "X-Forwarded-Host", "accept-encoding"] {
+            assert!(!varies(variant), "{variant}");
+        }
+        for caller in ["Authorization", "Accept, Cookie", "Forwarded", "*"] {
+            assert!(varies(caller), "{caller}");
         }
     }
 

@@ -12,7 +12,7 @@ use std::{borrow::Cow, collections::HashSet};
 use percent_encoding::percent_decode_str;
 
 use super::{path_pattern::is_cut, template::Namer};
-use crate::semantics::job_id::{Ids, JobId, MAX_DECODES, is_canonical, is_word};
+use crate::semantics::job_id::{Ids, JobId, MAX_DECODES, is_canonical, is_key, is_word};
 
 /// Largest number of jobs that one body or one target may name. Each costs a fence and an
 /// invalidation.
@@ -65,7 +65,7 @@ pub(super) struct NamedIds {
 }
 
 impl NamedIds {
-    /// Adds every job whose id some part of a text may be, at every depth of percent-encoding.
+    /// Adds every job that some part of a text may name, at every depth of percent-encoding.
     pub(super) fn add_text(&mut self, namer: &Namer, text: &str, effort: &mut Effort) {
         let mut text = Cow::Borrowed(text);
         for _ in 0..=MAX_DECODES {
@@ -79,11 +79,14 @@ impl NamedIds {
                         self.add_part(namer, text, effort);
                     }
                 }),
-                Ids::Opaque => for_each_range(&text, &mut |part| {
-                    for text in template.id_texts(part) {
-                        self.add_readings(namer, text, effort);
-                    }
-                }),
+                Ids::Opaque => {
+                    self.add_readings(namer, &text, effort);
+                    for_each_range(&text, &mut |part| {
+                        for text in template.id_texts(part) {
+                            self.add_range(namer, text, effort);
+                        }
+                    });
+                }
             }
             if !text.contains('%') {
                 return;
@@ -130,6 +133,21 @@ impl NamedIds {
         }
     }
 
+    /// Adds a part of a text that is an id as it is or before a suffix, in the case sent, in lower and in
+    /// upper case.
+    fn add_range(&mut self, namer: &Namer, part: &str, effort: &mut Effort) {
+        if self.has_more || !effort.spend(PART_COST + PART_BYTE_COST * part.len()) {
+            return;
+        }
+        let stem = part.rsplit_once('.').map(|(stem, _)| stem);
+        self.has_more |= namer.has_more;
+        for id in [Some(part), stem].into_iter().flatten().filter(|id| is_key(id)) {
+            for id in [id, &id.to_ascii_lowercase(), &id.to_ascii_uppercase()] {
+                namer.jobs(id).into_iter().for_each(|job| self.add(job));
+            }
+        }
+    }
+
     fn add_readings(&mut self, namer: &Namer, part: &str, effort: &mut Effort) {
         let is_cheap = namer.template.ids == Ids::Auto && is_canonical(part);
         let cost = if is_cheap { PART_COST } else { SPELLING_COST };
@@ -165,8 +183,8 @@ fn for_each_part(text: &str, each: &mut impl FnMut(&str)) {
     }
 }
 
-/// Calls `each` with every part of a text that may be an id which is any text: the whole text, and
-/// every contiguous range of the parts that [`is_cut`] leaves.
+/// Calls `each` with every part of a text that may be an id which is any text: every contiguous range
+/// of the parts that [`is_cut`] leaves.
 fn for_each_range(text: &str, each: &mut impl FnMut(&str)) {
     let starts = |at: usize| at == 0 || text[..at].ends_with(is_cut);
     let parts: Vec<(usize, usize)> = text
@@ -174,13 +192,10 @@ fn for_each_range(text: &str, each: &mut impl FnMut(&str)) {
         .filter(|(at, _)| starts(*at))
         .map(|(at, _)| (at, text[at..].find(is_cut).map_or(text.len(), |length| at + length)))
         .collect();
-    each(text);
     let most = if parts.len() > MAX_RANGE_PARTS { 1 } else { parts.len() };
     for (at, &(start, _)) in parts.iter().enumerate() {
         for &(_, end) in parts[at..].iter().take(most) {
-            if end - start < text.len() {
-                each(&text[start..end]);
-            }
+            each(&text[start..end]);
         }
     }
 }

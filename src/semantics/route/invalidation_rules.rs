@@ -46,11 +46,11 @@ pub struct InvalidationRule {
     on_miss: OnMiss,
 }
 
-/// A rule that matches the path of a write, and the routes whose jobs it can name there.
+/// A rule that matches the path of a write, and the routes for which it can name jobs there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleMatch {
     rule: Arc<InvalidationRule>,
-    /// One for each route whose variables beside `{id}` the path of the rule has.
+    /// One for each route, if the path of the rule has its variables besides `{id}`.
     pub(super) namers: Vec<Namer>,
 }
 
@@ -142,7 +142,7 @@ impl InvalidationRule {
         let lacking: Option<Vec<String>> = templates.iter().map(lacks).collect();
         match lacking.as_deref() {
             Some([name, ..]) if !self.all => Err(format!(
-                "[[invalidate]] number {}: every route has further variables beside {{id}}, and the path \
+                "[[invalidate]] number {}: every route has further variables besides {{id}}, and the path \
                  of the rule lacks {{{name}}}; add it there, or set all = true",
                 self.number
             )),

@@ -14,7 +14,7 @@ use crate::semantics::{
 /// Largest number of templates. Each is compared with every path.
 pub(super) const MAX_TEMPLATES: usize = 64;
 
-/// Most combinations of readings of the variables beside `{id}`.
+/// Most combinations of readings of the variables besides `{id}`.
 const MAX_COMBINATIONS: usize = 256;
 
 /// A parsed route.
@@ -61,7 +61,7 @@ pub(super) struct BelowCollection<'s, 'p> {
 }
 
 impl Template {
-    /// Parses a route, whose keys have the `prefix`th of the configured prefixes. An error says what is wrong, and what to
+    /// Parses a route with the `prefix`th of the configured prefixes. An error says what is wrong, and what to
     /// write instead.
     pub(super) fn parse(route: &RouteConfig, prefix: u8) -> Result<Self, String> {
         let shown = route.path.escape_debug();

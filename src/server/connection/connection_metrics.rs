@@ -8,24 +8,33 @@ use prometheus_client::metrics::gauge::Gauge;
 use crate::{
     limits::{Limit, LimitHits},
     observe::metrics::{Counters, Registry},
+    semantics::labels::labels,
     tls::TlsMetrics,
 };
 
-/// The kinds of errors: `malformed` and `head-too-large` (answered with a bare 400, 414 or 431),
-/// `timeout`, `unread` (the client read nothing of its response for too long), `flood` (HTTP/2
-/// resets, continuations and the like), `incomplete` (the client hung up within a message), `tls`
-/// and `proxy-protocol` (the handshake or the header is missing or malformed) or `broken`.
-const KINDS: [&str; 9] = [
-    "malformed",
-    "head-too-large",
-    "timeout",
-    "unread",
-    "flood",
-    "incomplete",
-    "tls",
-    "proxy-protocol",
-    "broken",
-];
+labels! {
+    /// The kinds of errors of client connections.
+    enum ConnectionErrorKind {
+        /// The head is no HTTP; answered with a bare 400.
+        Malformed = "malformed",
+        /// Answered with a bare 414 or 431.
+        HeadTooLarge = "head-too-large",
+        /// No handshake or head came in time.
+        Timeout = "timeout",
+        /// The client read nothing of its response for too long.
+        Unread = "unread",
+        /// HTTP/2 resets, continuations and the like.
+        Flood = "flood",
+        /// The client hung up within a message.
+        Incomplete = "incomplete",
+        /// The handshake failed.
+        Tls = "tls",
+        /// The header is missing or malformed.
+        ProxyProtocol = "proxy-protocol",
+        /// Any other failure.
+        Broken = "broken",
+    }
+}
 
 /// The metrics of the client connections of all listeners.
 #[derive(Debug)]
@@ -46,7 +55,7 @@ impl ServerMetrics {
                 "kind",
                 "connection_errors",
                 "Client connections that ended with an error, by kind",
-                KINDS,
+                ConnectionErrorKind::WORDS,
             ),
             limits: LimitHits::shared(r),
             tls: TlsMetrics::shared(r),
@@ -55,10 +64,14 @@ impl ServerMetrics {
 
     /// Counts the error of a connection, and the limit that it reached.
     pub(super) fn record_error(&self, error: &ConnectionError) {
-        self.errors.inc([error.as_str()]);
-        error.limit().inspect(|&limit| self.limits.count(limit));
+        let (kind, limit) = error.kind();
+        self.errors.inc([kind.as_str()]);
+        limit.inspect(|&limit| self.limits.count(limit));
     }
 }
+
+/// The result of a step of a client connection.
+pub(super) type Result<T, E = ConnectionError> = std::result::Result<T, E>;
 
 /// How a client connection failed. hyper has already answered it where that is possible, with a
 /// bare 400, 414 or 431 that no service sees.
@@ -82,29 +95,22 @@ pub(super) enum ConnectionError {
 }
 
 impl ConnectionError {
-    /// The `kind` label in metrics.
-    pub(super) fn as_str(&self) -> &'static str {
+    /// The `kind` label in metrics, and the limit that was reached if it has a setting.
+    fn kind(&self) -> (ConnectionErrorKind, Option<Limit>) {
+        use ConnectionErrorKind as Kind;
         match self {
-            Self::Timeout(_) => "timeout",
-            Self::UntrustedPeer | Self::ProxyHeader(_) => "proxy-protocol",
-            Self::Tls(_) => "tls",
-            Self::Http(error) if error.is_timeout() => "timeout",
-            Self::Http(error) if error.is_parse_too_large() => "head-too-large",
-            Self::Http(error) if error.is_parse() => "malformed",
-            Self::Http(error) if error.is_incomplete_message() => "incomplete",
-            Self::Http(error) if is_unread(error) => "unread",
-            Self::Http(error) if is_flood(error) => "flood",
-            Self::Http(_) | Self::Io(_) => "broken",
-        }
-    }
-
-    /// The limit that was reached, if it has a setting.
-    pub(super) fn limit(&self) -> Option<Limit> {
-        match self.as_str() {
-            "timeout" => Some(Limit::HeaderTimeout),
-            "head-too-large" => Some(Limit::HeaderBytes),
-            "unread" => Some(Limit::WriteTimeout),
-            _ => None,
+            Self::Timeout(_) => (Kind::Timeout, Some(Limit::HeaderTimeout)),
+            Self::UntrustedPeer | Self::ProxyHeader(_) => (Kind::ProxyProtocol, None),
+            Self::Tls(_) => (Kind::Tls, None),
+            Self::Http(error) if error.is_timeout() => (Kind::Timeout, Some(Limit::HeaderTimeout)),
+            Self::Http(error) if error.is_parse_too_large() => {
+                (Kind::HeadTooLarge, Some(Limit::HeaderBytes))
+            }
+            Self::Http(error) if error.is_parse() => (Kind::Malformed, None),
+            Self::Http(error) if error.is_incomplete_message() => (Kind::Incomplete, None),
+            Self::Http(error) if is_unread(error) => (Kind::Unread, Some(Limit::WriteTimeout)),
+            Self::Http(error) if is_flood(error) => (Kind::Flood, None),
+            Self::Http(_) | Self::Io(_) => (Kind::Broken, None),
         }
     }
 }

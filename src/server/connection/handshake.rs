@@ -17,8 +17,8 @@ use tokio_util::either::Either;
 use tracing::debug;
 
 use super::{
-    connection_metrics::ConnectionError,
-    layer::{Layer, Layered, WriteTimeout, WriteTimeoutStream},
+    connection_metrics::{ConnectionError, Result},
+    layer::{Layer, Layered, Polled, WriteTimeout, WriteTimeoutStream},
     proxy_protocol::{self, ProxySource},
 };
 use crate::{
@@ -50,7 +50,7 @@ impl Handshake {
         &self,
         socket: Socket,
         remote: RemoteAddress,
-    ) -> Result<OpenedConnection, ConnectionError> {
+    ) -> Result<OpenedConnection> {
         if let Err(error) = prepare(&socket) {
             debug!(%error, "cannot set the options of a client socket");
         }
@@ -78,7 +78,7 @@ impl Handshake {
         &self,
         socket: &mut WriteTimeoutStream<Socket>,
         remote: RemoteAddress,
-    ) -> Result<(Option<IpAddr>, bool), ConnectionError> {
+    ) -> Result<(Option<IpAddr>, bool)> {
         let trusted = self.trusts(remote);
         let source = match self.config.proxy_protocol {
             false => ProxySource::Connection,
@@ -151,12 +151,7 @@ pub(super) struct Rewound {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Layer<S> for Rewound {
-    fn poll_read(
-        &mut self,
-        below: &mut S,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(&mut self, below: &mut S, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Polled {
         if self.next == self.filled {
             return Pin::new(below).poll_read(cx, buf);
         }

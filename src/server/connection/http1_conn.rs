@@ -9,7 +9,7 @@
 use std::{
     convert::Infallible,
     error::Error,
-    future::{Future, poll_fn},
+    future::poll_fn,
     io,
     pin::{Pin, pin},
     sync::Arc,
@@ -31,8 +31,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::either::Either;
 
 use super::{
-    connection_metrics::ConnectionError,
-    layer::{Layer, Layered},
+    connection_metrics::{ConnectionError, Result},
+    layer::{Layer, Layered, Polled},
     repeat_fast_path::{RepeatIo, RepeatStream},
     request_progress::{FastPathState, Progress, ProgressStream, RequestProgress},
     side_task::SideTask,
@@ -40,7 +40,7 @@ use super::{
 use crate::{
     config::{self, HEADERS_ON_STACK},
     service::{Answered, Drain, FirstRequest, Informational, InformationalQueue, Service},
-    transport::{ConnectionId, Peer},
+    transport::Peer,
 };
 
 /// The settings of HTTP/1 connections.
@@ -70,19 +70,13 @@ impl Http1Config {
     }
 
     /// Serves a connection to its end.
-    pub(super) async fn serve<I, S>(
+    pub(super) async fn serve(
         &self,
-        stream: I,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         peer: Peer,
-        service: S,
+        service: impl Service,
         drain: &mut Drain,
-    ) -> Result<(), ConnectionError>
-    where
-        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        S: Service,
-    {
-        let open = OpenConnection { service: service.clone(), id: service.open_connection() };
-        let peer = Peer { connection: open.id, ..peer };
+    ) -> Result<()> {
         let (conn, stream) = Http1Conn::new(stream, peer, service, self.max_head_bytes);
         let answer = service_fn(|request| conn.answer(request));
         let connection = self.builder.serve_connection(TokioIo::new(stream), answer);
@@ -97,7 +91,7 @@ impl Http1Config {
                 return Poll::Ready(Err(ConnectionError::Timeout(self.header_timeout)));
             }
             if may_close.poll(cx).is_some() {
-                conn.fast_path.iter().for_each(|fast_path| fast_path.close());
+                conn.fast_path.as_ref().inspect(|fast_path| fast_path.close());
                 close_pending = true;
             }
             loop {
@@ -120,8 +114,7 @@ impl Http1Config {
 
 /// The state of one HTTP/1 connection, between the layers below hyper and the service above it.
 struct Http1Conn<S: Service> {
-    peer: Peer,
-    service: S,
+    open: OpenConnection<S>,
     informational: Arc<InformationalQueue>,
     progress: Arc<RequestProgress>,
     /// `None` if the service does not offer it: then its layer is missing too.
@@ -154,8 +147,10 @@ impl<S: Service> Http1Conn<S> {
             }
             None => Either::Right(stream),
         };
+        let peer = Peer { connection: service.open_connection(), ..peer };
+        let open = OpenConnection { service, peer };
         let first_request = FirstRequest::default();
-        (Self { peer, service, informational, progress, fast_path, first_request }, stream)
+        (Self { open, informational, progress, fast_path, first_request }, stream)
     }
 
     /// Whether the fast path is answering a request, which hyper does not see.
@@ -186,7 +181,8 @@ impl<S: Service> Http1Conn<S> {
         let takes_informational = request.version() == Version::HTTP_11;
         let informational =
             if takes_informational { self.informational.open() } else { Informational::default() };
-        let answer = self.service.clone().serve(request, self.peer, informational.clone());
+        let OpenConnection { service, peer } = &self.open;
+        let answer = service.clone().serve(request, *peer, informational.clone());
         async move {
             let Answered { response, repeat } = answer.await;
             informational.close().await;
@@ -206,12 +202,12 @@ impl<S: Service> Http1Conn<S> {
 /// An open connection. The service learns of its end on drop, however the connection ends.
 struct OpenConnection<S: Service> {
     service: S,
-    id: Option<ConnectionId>,
+    peer: Peer,
 }
 
 impl<S: Service> Drop for OpenConnection<S> {
     fn drop(&mut self) {
-        self.id.inspect(|&id| self.service.close_connection(id));
+        self.peer.connection.inspect(|&id| self.service.close_connection(id));
     }
 }
 
@@ -236,7 +232,7 @@ impl InformationalIo {
         &mut self,
         below: &mut S,
         cx: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
+    ) -> Polled {
         if !self.queue.has_bytes() {
             return Poll::Ready(Ok(()));
         }
@@ -258,11 +254,11 @@ impl InformationalIo {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Layer<S> for InformationalIo {
-    fn poll_before_write(&mut self, below: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_before_write(&mut self, below: &mut S, cx: &mut Context<'_>) -> Polled {
         if self.partly_written { self.poll_write_queue(below, cx) } else { Poll::Ready(Ok(())) }
     }
 
-    fn poll_flush(&mut self, below: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(&mut self, below: &mut S, cx: &mut Context<'_>) -> Polled {
         if !self.waker.will_wake(cx.waker()) {
             self.waker.clone_from(cx.waker());
             // Register before looking at the queue: a response that is queued after the look wakes

@@ -59,18 +59,14 @@ impl Http2Config {
     }
 
     /// Serves a connection to its end.
-    pub(super) async fn serve<I, S>(
+    pub(super) async fn serve(
         &self,
-        stream: I,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         peer: Peer,
-        service: S,
+        service: impl Service,
         drain: &mut Drain,
         limits: &Arc<LimitHits>,
-    ) -> hyper::Result<()>
-    where
-        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        S: Service,
-    {
+    ) -> hyper::Result<()> {
         let begun = Arc::new(FirstRequest::default());
         let first_request = Arc::clone(&begun);
         let Self { max_streams, write_timeout, .. } = *self;

@@ -9,7 +9,6 @@
 //! `server.write_timeout`.
 
 use std::{
-    future::Future as _,
     io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
@@ -21,33 +20,27 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
+/// The result of polling a stream.
+pub(super) type Polled<T = ()> = Poll<io::Result<T>>;
+
 /// One layer between a client and hyper. `below` is the stream below it, nearer to the client.
 pub(super) trait Layer<S: AsyncRead + AsyncWrite + Unpin>: Unpin {
     /// Reads bytes for the layer above.
-    fn poll_read(
-        &mut self,
-        below: &mut S,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(&mut self, below: &mut S, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Polled {
         Pin::new(below).poll_read(cx, buf)
     }
 
     /// Writes what this layer has to write before any byte of the layer above, or its end.
-    fn poll_before_write(&mut self, _below: &mut S, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_before_write(&mut self, _below: &mut S, _cx: &mut Context<'_>) -> Polled {
         Poll::Ready(Ok(()))
     }
 
     /// Takes the result of a write and returns the result for the layer above.
-    fn after_write(
-        &mut self,
-        _cx: &mut Context<'_>,
-        written: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+    fn after_write(&mut self, _cx: &mut Context<'_>, written: Polled<usize>) -> Polled<usize> {
         written
     }
 
-    fn poll_flush(&mut self, below: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(&mut self, below: &mut S, cx: &mut Context<'_>) -> Polled {
         Pin::new(below).poll_flush(cx)
     }
 }
@@ -65,22 +58,14 @@ impl<L, S> Layered<L, S> {
 }
 
 impl<L: Layer<S>, S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Layered<L, S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Polled {
         let Self { layer, below } = self.get_mut();
         layer.poll_read(below, cx, buf)
     }
 }
 
 impl<L: Layer<S>, S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Layered<L, S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Polled<usize> {
         let Self { layer, below } = self.get_mut();
         ready!(layer.poll_before_write(below, cx))?;
         let written = Pin::new(below).poll_write(cx, bytes);
@@ -91,7 +76,7 @@ impl<L: Layer<S>, S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Layered<L, S
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    ) -> Polled<usize> {
         let Self { layer, below } = self.get_mut();
         ready!(layer.poll_before_write(below, cx))?;
         let written = Pin::new(below).poll_write_vectored(cx, parts);
@@ -102,12 +87,12 @@ impl<L: Layer<S>, S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Layered<L, S
         self.below.is_write_vectored()
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         let Self { layer, below } = self.get_mut();
         layer.poll_flush(below, cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         let Self { layer, below } = self.get_mut();
         ready!(layer.poll_before_write(below, cx))?;
         Pin::new(below).poll_shutdown(cx)
@@ -131,11 +116,7 @@ impl WriteTimeout {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Layer<S> for WriteTimeout {
-    fn after_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        written: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+    fn after_write(&mut self, cx: &mut Context<'_>, written: Polled<usize>) -> Polled<usize> {
         if written.is_ready() {
             self.deadline = None;
             return written;

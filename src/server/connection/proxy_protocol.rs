@@ -14,7 +14,7 @@ use std::{
 use ppp::{HeaderResult, PartialResult as _, v1, v2};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::connection_metrics::ConnectionError;
+use super::connection_metrics::{ConnectionError, Result};
 
 /// "The maximum line lengths the receiver must support including the CRLF" (2.1).
 const MAX_V1_BYTES: usize = 107;
@@ -37,52 +37,42 @@ pub(super) enum ProxySource {
 }
 
 /// Reads the header and not a byte more. The caller limits the time.
-pub(super) async fn read<S: AsyncRead + Unpin>(
-    stream: &mut S,
-) -> Result<ProxySource, ConnectionError> {
-    let mut header = vec![0; v2::PROTOCOL_PREFIX.len()];
-    stream.read_exact(&mut header).await?;
+pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<ProxySource> {
+    let invalid = |why: String| Err(ConnectionError::ProxyHeader(why));
+    let mut header = Vec::new();
+    extend(stream, &mut header, v2::PROTOCOL_PREFIX.len()).await?;
     if header == v2::PROTOCOL_PREFIX {
-        read_v2(stream, header).await
-    } else {
-        read_v1(stream, header).await
+        extend(stream, &mut header, V2_PREFIX).await?;
+        let length = usize::from(u16::from_be_bytes([header[14], header[15]]));
+        if length > MAX_V2_BYTES {
+            return invalid(format!("its length of {length} bytes is more than {MAX_V2_BYTES}"));
+        }
+        extend(stream, &mut header, V2_PREFIX + length).await?;
     }
-}
-
-async fn read_v2<S: AsyncRead + Unpin>(
-    stream: &mut S,
-    mut header: Vec<u8>,
-) -> Result<ProxySource, ConnectionError> {
-    extend(stream, &mut header, V2_PREFIX).await?;
-    let length = usize::from(u16::from_be_bytes([header[14], header[15]]));
-    if length > MAX_V2_BYTES {
-        let why = format!("its length of {length} bytes is more than {MAX_V2_BYTES}");
-        return Err(ConnectionError::ProxyHeader(why));
-    }
-    extend(stream, &mut header, V2_PREFIX + length).await?;
-    parse(&header)
-}
-
-/// Reads byte by byte: only the line end shows where the header ends, and the bytes after it are
-/// not for this parser.
-async fn read_v1<S: AsyncRead + Unpin>(
-    stream: &mut S,
-    mut header: Vec<u8>,
-) -> Result<ProxySource, ConnectionError> {
-    while !header.ends_with(b"\n") {
-        if !v1::PROTOCOL_PREFIX.as_bytes().iter().zip(&header).all(|(want, got)| want == got) {
-            let why = "it begins with the signature of neither version";
-            return Err(ConnectionError::ProxyHeader(why.to_owned()));
+    // Version 1 is read byte by byte: only the line end shows where the header ends, and the bytes
+    // after it are not for this parser.
+    while !header.starts_with(v2::PROTOCOL_PREFIX) && !header.ends_with(b"\n") {
+        if !v1::PROTOCOL_PREFIX.bytes().zip(&header).all(|(expected, byte)| expected == *byte) {
+            return invalid("it begins with the signature of neither version".to_owned());
         }
         if header.len() == MAX_V1_BYTES {
-            let why = format!("no line end within {MAX_V1_BYTES} bytes");
-            return Err(ConnectionError::ProxyHeader(why));
+            return invalid(format!("no line end within {MAX_V1_BYTES} bytes"));
         }
         header.push(stream.read_u8().await?);
     }
-    parse(&header)
+    let parsed = HeaderResult::parse(&header);
+    if parsed.is_incomplete() {
+        return invalid("it is too short".to_owned());
+    }
+    match parsed {
+        HeaderResult::V1(Ok(header)) => Ok(v1_source(header.addresses)),
+        HeaderResult::V2(Ok(header)) => Ok(v2_source(&header)),
+        HeaderResult::V1(Err(error)) => invalid(error.to_string()),
+        HeaderResult::V2(Err(error)) => invalid(error.to_string()),
+    }
 }
 
+/// Reads until the header has this length.
 async fn extend<S: AsyncRead + Unpin>(
     stream: &mut S,
     header: &mut Vec<u8>,
@@ -90,21 +80,7 @@ async fn extend<S: AsyncRead + Unpin>(
 ) -> io::Result<()> {
     let read = header.len();
     header.resize(length, 0);
-    stream.read_exact(&mut header[read..]).await?;
-    Ok(())
-}
-
-fn parse(header: &[u8]) -> Result<ProxySource, ConnectionError> {
-    let parsed = HeaderResult::parse(header);
-    if parsed.is_incomplete() {
-        return Err(ConnectionError::ProxyHeader("it is too short".to_owned()));
-    }
-    match parsed {
-        HeaderResult::V1(Ok(header)) => Ok(v1_source(header.addresses)),
-        HeaderResult::V2(Ok(header)) => Ok(v2_source(&header)),
-        HeaderResult::V1(Err(error)) => Err(ConnectionError::ProxyHeader(error.to_string())),
-        HeaderResult::V2(Err(error)) => Err(ConnectionError::ProxyHeader(error.to_string())),
-    }
+    stream.read_exact(&mut header[read..]).await.map(drop)
 }
 
 /// `UNKNOWN` stands for protocols other than TCP, and "the receiver must ignore anything presented

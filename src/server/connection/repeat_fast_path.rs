@@ -36,7 +36,7 @@ use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
-    layer::{Layer, Layered},
+    layer::{Layer, Layered, Polled},
     request_progress::FastPathState,
 };
 use crate::service::{FastPathMiss, RepeatFastPath};
@@ -64,14 +64,20 @@ pub(super) struct RepeatIo<P: RepeatFastPath> {
     path: String,
     /// The declined request that hyper gets after all.
     returned: Vec<u8>,
-    /// The response: its head, how much of the head is written, and the rest of the body.
-    head: Vec<u8>,
-    head_written: usize,
-    body: Bytes,
+    response: RepeatResponse,
 }
 
 /// No field is pinned.
 impl<P: RepeatFastPath> Unpin for RepeatIo<P> {}
+
+/// A response that is being written: its head, how much of the head is written, and the rest of the
+/// body.
+#[derive(Default)]
+struct RepeatResponse {
+    head: Vec<u8>,
+    head_written: usize,
+    body: Bytes,
+}
 
 struct RememberedHead<R> {
     head: Vec<u8>,
@@ -105,9 +111,7 @@ impl<P: RepeatFastPath> RepeatIo<P> {
             phase: RepeatPhase::Reading,
             path: String::new(),
             returned: Vec::new(),
-            head: Vec::new(),
-            head_written: 0,
-            body: Bytes::new(),
+            response: RepeatResponse::default(),
         }
     }
 
@@ -158,11 +162,12 @@ impl<P: RepeatFastPath> RepeatIo<P> {
         }
         // Always present: `try_begin` enters this phase only with a remembered head.
         let Some(remembered) = &mut self.remembered else { return Poll::Pending };
-        self.head.clear();
         let (repeat, path) = (&mut remembered.repeat, &self.path);
-        match ready!(self.service.poll_repeat(repeat, path, &mut self.head, cx)) {
-            Ok(body) => {
-                (self.head_written, self.body) = (0, body);
+        let RepeatResponse { head, head_written, body } = &mut self.response;
+        head.clear();
+        match ready!(self.service.poll_repeat(repeat, path, head, cx)) {
+            Ok(whole) => {
+                (*head_written, *body) = (0, whole);
                 self.phase = RepeatPhase::Writing;
             }
             Err(miss) => self.return_request(miss),
@@ -223,25 +228,26 @@ impl<P: RepeatFastPath> RepeatIo<P> {
         &mut self,
         below: &mut S,
         cx: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
+    ) -> Polled {
         if self.phase != RepeatPhase::Writing {
             return Poll::Ready(Ok(()));
         }
+        let RepeatResponse { head, head_written, body } = &mut self.response;
         loop {
-            let head = &self.head[self.head_written..];
-            let parts = [IoSlice::new(head), IoSlice::new(&self.body)];
+            let rest = &head[*head_written..];
+            let parts = [IoSlice::new(rest), IoSlice::new(body)];
             let written = ready!(Pin::new(&mut *below).poll_write_vectored(cx, &parts))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            let of_head = written.min(head.len());
-            self.head_written += of_head;
-            self.body.advance(written - of_head);
-            if self.head_written == self.head.len() && self.body.is_empty() {
+            let of_head = written.min(rest.len());
+            *head_written += of_head;
+            body.advance(written - of_head);
+            if *head_written == head.len() && body.is_empty() {
                 break;
             }
         }
-        self.body = Bytes::new();
+        *body = Bytes::new();
         self.empty_after = Some(self.shared.progress.begun());
         self.end(RepeatPhase::Reading);
         Poll::Ready(Ok(()))
@@ -249,12 +255,7 @@ impl<P: RepeatFastPath> RepeatIo<P> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin, P: RepeatFastPath> Layer<S> for RepeatIo<P> {
-    fn poll_read(
-        &mut self,
-        below: &mut S,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(&mut self, below: &mut S, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Polled {
         loop {
             match self.phase {
                 RepeatPhase::Polling => ready!(self.poll_service(cx)),
@@ -278,7 +279,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, P: RepeatFastPath> Layer<S> for RepeatIo
         }
     }
 
-    fn poll_before_write(&mut self, below: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_before_write(&mut self, below: &mut S, cx: &mut Context<'_>) -> Polled {
         self.poll_write_response(below, cx)
     }
 }

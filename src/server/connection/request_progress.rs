@@ -10,7 +10,6 @@
 //! quarter of it later.
 
 use std::{
-    io,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -26,7 +25,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::layer::{Layer, Layered};
+use super::layer::{Layer, Layered, Polled};
 use crate::service::FastPathMiss;
 
 /// Checks per limit.
@@ -251,12 +250,7 @@ pub(super) type ProgressStream<S> = Layered<Progress, S>;
 pub(super) struct Progress(pub(super) Arc<RequestProgress>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Layer<S> for Progress {
-    fn poll_read(
-        &mut self,
-        below: &mut S,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(&mut self, below: &mut S, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Polled {
         let filled = buf.filled().len();
         let read = Pin::new(below).poll_read(cx, buf);
         let received = buf.filled().len() - filled;
@@ -265,16 +259,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Layer<S> for Progress {
         read
     }
 
-    fn after_write(
-        &mut self,
-        _cx: &mut Context<'_>,
-        written: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+    fn after_write(&mut self, _cx: &mut Context<'_>, written: Polled<usize>) -> Polled<usize> {
         self.0.record_write(&written);
         written
     }
 
-    fn poll_flush(&mut self, below: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(&mut self, below: &mut S, cx: &mut Context<'_>) -> Polled {
         // TLS accepts all bytes at once, and has sent them only after a flush.
         let flushed = Pin::new(below).poll_flush(cx);
         self.0.record_write(&flushed);

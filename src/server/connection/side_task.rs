@@ -5,7 +5,6 @@
 //! own waker and is polled only after that was woken.
 
 use std::{
-    future::Future,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,

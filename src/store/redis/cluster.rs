@@ -148,7 +148,7 @@ impl Cluster {
         let shards = plan.masters.iter().map(shard).collect();
         let next = SlotMap { plan, shards };
         let moved = drawn.moved(&next);
-        if let Some(watcher) = &self.context.watcher
+        if let Some((watcher, _)) = &self.context.watcher
             && !moved.is_empty()
             && !mutants::is(Mutant::NearAcrossMoves)
         {

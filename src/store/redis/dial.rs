@@ -17,7 +17,7 @@ use std::{
 use futures_util::future::select_ok;
 use redis::{
     AsyncConnectionConfig, Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo,
-    RedisConnectionInfo, RedisError, Value, aio::MultiplexedConnection, cmd,
+    RedisConnectionInfo, RedisError, RedisResult, Value, aio::MultiplexedConnection, cmd,
 };
 use tokio::{
     io::AsyncReadExt as _,
@@ -183,10 +183,7 @@ impl Target {
             .set_response_timeout(None)
             .set_pipeline_buffer_size(PIPELINE_BUFFER);
         let opened = MultiplexedConnection::new_with_config(&login, stream, config).await;
-        let (requests, driver) = match opened {
-            Ok(opened) => opened,
-            Err(error) => return Err(self.explain_first_error(error).await),
-        };
+        let (requests, driver) = self.first_reply(opened).await?;
         let closed = Arc::<Notify>::default();
         let is_closed = Arc::clone(&closed);
         let driver = async move {
@@ -209,8 +206,15 @@ impl Target {
         Ok(hello)
     }
 
-    /// Explains an error in the first exchange on a connection.
-    pub(super) async fn explain_first_error(&self, error: RedisError) -> StoreError {
+    /// Explains the error if the first exchange on a connection has failed.
+    pub(super) async fn first_reply<T>(&self, reply: RedisResult<T>) -> Result<T> {
+        match reply {
+            Ok(reply) => Ok(reply),
+            Err(error) => Err(self.explain_first_error(error).await),
+        }
+    }
+
+    async fn explain_first_error(&self, error: RedisError) -> StoreError {
         let is_closed = error.is_io_error() || error.is_connection_dropped();
         if self.tls.is_some() && is_closed {
             return self.tls_rejection().await.unwrap_or_else(|| error.into());

@@ -14,16 +14,13 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use super::{cluster::Cluster, session::Session, shard::Shard, state::StoreContext};
-use crate::{
-    clock,
-    store::{
-        BarrierWait, Ended, Key, NodeStatus, StoreError,
-        barrier::BarrierDown,
-        errors::{DETACHED_TIMEOUT, Result},
-        pending::PurgeAllTask,
-        slots::{SlotSet, slot_of, slot_of_key},
-        words::unix_ms,
-    },
+use crate::store::{
+    BarrierWait, Ended, Key, NodeStatus, StoreError,
+    barrier::BarrierDown,
+    errors::{DETACHED_TIMEOUT, Result},
+    pending::PurgeAllTask,
+    slots::{SlotSet, slot_of, slot_of_key},
+    words::now_ms,
 };
 
 /// Time for a topology refresh that begins after now. One may be under way, and nodes that hang
@@ -126,7 +123,7 @@ impl RedisEngine {
     /// machines.
     pub(crate) fn now_ms(&self) -> i64 {
         let told = self.with_shards(|shards, _| shards.iter().find_map(|s| s.now_ms()));
-        told.unwrap_or_else(|| unix_ms(clock::now()))
+        told.unwrap_or_else(now_ms)
     }
 
     /// Whether every slot has an owner, and every owner is trusted.
@@ -197,17 +194,11 @@ impl RedisEngine {
         let purges = shares.iter().map(|(shard, owned)| self.purge_shard(shard, owned, task));
         let purges = join_all(purges).await;
         events.end_own_purge_all();
-        let mut all_owned = SlotSet::NONE;
-        for (_, owned) in &shares {
-            all_owned.insert_all(owned);
-        }
         let entries = purges.into_iter().sum::<Result<usize, _>>()?;
         // Slots without an owner are not confirmed.
-        if task.slots.difference(&all_owned).is_empty() {
-            Ok(entries)
-        } else {
-            Err(StoreError::Down)
-        }
+        let left = |left: SlotSet, (_, owned): &(_, _)| left.difference(owned);
+        let unowned = shares.iter().fold(task.slots.clone(), left);
+        if unowned.is_empty() { Ok(entries) } else { Err(StoreError::Down) }
     }
 
     async fn purge_shard(

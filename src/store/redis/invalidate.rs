@@ -48,7 +48,7 @@ use crate::{
         Budget, Ended, Key, KeyReceipt, Redirect, RemovedEntry, StoreError, Token, Write,
         errors::{DETACHED_TIMEOUT, Result},
         words::millis,
-        write::{BatchOutcome, Begun, KeyOp, WriteStep},
+        write::{Begun, KeyOp, WriteStep, combined},
     },
 };
 
@@ -85,24 +85,17 @@ impl RedisEngine {
         }
     }
 
-    /// Returns the confirmation for all keys; those that were not confirmed are pending.
+    /// Returns the outcome for all keys, and the receipt of each; those that were not confirmed are
+    /// pending.
     pub(crate) async fn end(
         &self,
         write: &Write,
         linger: Duration,
         budget: &mut Budget,
-    ) -> Result<Ended> {
-        let mut outcome = BatchOutcome::default();
+    ) -> (Result<Ended>, Vec<Option<KeyReceipt>>) {
         let results = self.run_each(WriteStep::End, &write.keys, &write.id, linger, budget).await;
-        outcome.add_results(&write.keys, results);
-        let queue = &self.context.retry_queue;
-        queue.pending.relax(&write.keys, &write.id, linger);
-        // A begin that was sent and not confirmed may still arrive, and would leave its fence.
-        let may_arrive_late = write.begun == Begun::Unconfirmed;
-        let unsure =
-            if may_arrive_late { write.keys.iter().collect() } else { outcome.unconfirmed };
-        queue.add(&unsure, &write.id, linger).await;
-        outcome.ended
+        self.context.retry_queue.pending.relax(&write.keys, &write.id, linger);
+        self.settle(write, linger, results).await
     }
 
     /// Ends the keys of a purge in chunks, so that many keys do not use up the time for the answer.
@@ -115,22 +108,37 @@ impl RedisEngine {
         wait: Duration,
     ) -> (Result<Ended>, Vec<Option<KeyReceipt>>) {
         let deadline = Instant::now() + PURGE_TIMEOUT;
-        let mut outcome = BatchOutcome::default();
-        let mut chunks = write.keys.chunks(END_BATCH);
-        for chunk in chunks.by_ref() {
+        let mut results = Vec::with_capacity(write.keys.len());
+        for chunk in write.keys.chunks(END_BATCH) {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut budget = Budget::new(wait.min(left));
             let (step, linger) = (WriteStep::End, Duration::ZERO);
-            let results = self.run_each(step, chunk, &write.id, linger, &mut budget).await;
-            outcome.add_results(chunk, results);
-            if outcome.is_hopeless() && self.cluster().is_none() {
+            results.extend(self.run_each(step, chunk, &write.id, linger, &mut budget).await);
+            let failed = results.iter().rev().find_map(|result| result.as_ref().err());
+            let is_hopeless = failed.is_some_and(|error| !matches!(error, StoreError::Refused(_)));
+            if is_hopeless && self.cluster().is_none() {
                 break;
             }
         }
-        outcome.unconfirmed.extend(chunks.flatten());
-        outcome.receipts.resize(write.keys.len(), None);
-        self.context.retry_queue.add(&outcome.unconfirmed, &write.id, Duration::ZERO).await;
-        (outcome.ended, outcome.receipts)
+        self.settle(write, Duration::ZERO, results).await
+    }
+
+    /// Makes the keys pending that are not among the confirmed results.
+    async fn settle(
+        &self,
+        write: &Write,
+        linger: Duration,
+        results: Vec<Result<KeyReceipt>>,
+    ) -> (Result<Ended>, Vec<Option<KeyReceipt>>) {
+        let (ended, mut receipts) = combined(results);
+        receipts.resize(write.keys.len(), None);
+        // A begin that was sent and not confirmed may still arrive, and would leave its fence.
+        let may_arrive_late = write.begun == Begun::Unconfirmed;
+        let ends = write.keys.iter().zip(&receipts);
+        let unsure = ends.filter(|(_, receipt)| may_arrive_late || receipt.is_none());
+        let unsure: Vec<&Key> = unsure.map(|(key, _)| key).collect();
+        self.context.retry_queue.add(&unsure, &write.id, linger).await;
+        (ended, receipts)
     }
 
     /// Takes a step of a write on some keys at the same time; each has its own result, so that

@@ -21,14 +21,15 @@ use tokio::{
 
 use super::{
     dial::{RedisConnection, Target},
-    sentinel::{SentinelWatch, Term},
+    sentinel::SentinelWatch,
     server_info::{ServerInfo, claimed_epoch},
+    session::Session,
     tracking::wire::Question,
 };
 use crate::{
     config::{Config, StoreConfig, StoreUrl},
     store::{
-        Epoch, NodeAddress, Redirect, StoreError,
+        NodeAddress, Redirect, StoreError,
         errors::{DETACHED_TIMEOUT, Result},
         metrics::ClusterMetrics,
         slots::OwnedSlots,
@@ -69,21 +70,16 @@ impl MasterSource {
         }
     }
 
-    /// The epoch of the data on a master that has answered, and its term. Fails if another server
-    /// is the master by now.
-    pub(super) async fn epoch(
+    /// The term of a master that has answered. Fails if another server is the master by now.
+    pub(super) async fn term(
         &self,
         target: &Target,
         connection: &RedisConnection,
-        info: &ServerInfo,
-    ) -> Result<(Epoch, Option<Term>)> {
+    ) -> Result<Option<u64>> {
         match self {
-            Self::Fixed(_) => Ok((info.epoch(), None)),
-            Self::Sentinels(watch) => {
-                let term = watch.confirm(target).await?;
-                Ok((term.epoch(&info.epoch()), Some(term)))
-            }
-            Self::Cluster(member) => Ok((member.epoch(connection, info).await?, None)),
+            Self::Fixed(_) => Ok(None),
+            Self::Sentinels(watch) => watch.confirm(target).await.map(Some),
+            Self::Cluster(member) => member.claim(connection).await.map(Some),
         }
     }
 
@@ -92,17 +88,13 @@ impl MasterSource {
         matches!(self, Self::Sentinels(watch) if watch.is_behind.swap(false, Ordering::Relaxed))
     }
 
-    /// Returns once the master is another server than `target`, or the same one in another term.
-    pub(super) async fn moved(&self, target: &Target, term: Option<Term>) -> StoreError {
-        match (self, term) {
-            (Self::Sentinels(watch), Some(term)) => watch.moved(target, term).await,
+    /// Returns once the master is another server than that of the session, or the same one in another
+    /// term.
+    pub(super) async fn moved(&self, session: &Session) -> StoreError {
+        match (self, session.server.term) {
+            (Self::Sentinels(watch), Some(term)) => watch.moved(&session.target, term).await,
             _ => future::pending().await,
         }
-    }
-
-    /// Whether the master is one of several.
-    pub(super) fn is_cluster(&self) -> bool {
-        matches!(self, Self::Cluster(_))
     }
 
     /// The name of the mark of the epoch, in a slot of this server; `None` if it has no slot, or no
@@ -113,14 +105,6 @@ impl MasterSource {
             Self::Cluster(member) => member.slots.name(&config.prefix, "epoch", 0),
             _ => Some(format!("{{{}}}:epoch", config.prefix)),
         }
-    }
-
-    /// The epoch as it is marked: without the config epoch of a cluster, which also changes with
-    /// every slot that a master takes in.
-    pub(super) fn marked_epoch<'e>(&self, epoch: &'e Epoch) -> &'e str {
-        let whole = epoch.as_str();
-        let server = whole.rsplit_once('-').filter(|_| self.is_cluster());
-        server.map_or(whole, |(server, _)| server)
     }
 
     /// The question of a barrier round.
@@ -153,13 +137,13 @@ pub(super) struct ClusterMember {
 }
 
 impl ClusterMember {
-    /// The epoch of the data on this server. It counts only if another node confirms that the
-    /// server is a master.
+    /// The config epoch in which this server claims its slots. It counts only if another node
+    /// confirms that the server is a master.
     ///
-    /// The epoch includes the config epoch. A slot that moved away and came back may have lost an
+    /// It is part of the epoch of the store. A slot that moved away and came back may have lost an
     /// invalidation in a failover at the other node. A master that takes over a slot raises its
     /// config epoch, so entries from before are not trusted.
-    async fn epoch(&self, connection: &RedisConnection, info: &ServerInfo) -> Result<Epoch> {
+    async fn claim(&self, connection: &RedisConnection) -> Result<u64> {
         let mut command = redis::cmd("CLUSTER");
         let mut requests = connection.requests.clone();
         let claim = command.arg("INFO").query_async::<String>(&mut requests);
@@ -174,7 +158,7 @@ impl ClusterMember {
         } else if self.claimed_epoch.load(Ordering::Acquire) > claim {
             "the master has taken over slots"
         } else {
-            return Ok(Epoch(format!("{}-{claim}", info.epoch().as_str()).into()));
+            return Ok(claim);
         };
         Err(StoreError::Unusable(objection.into()))
     }

@@ -41,7 +41,7 @@ use super::dial::{RedisAddress, RedisConnection, Target, Tls};
 use crate::{
     config::{Config, Sentinels},
     observe::throttle::Throttle,
-    store::{Epoch, NodeAddress, StoreError, errors::Result},
+    store::{NodeAddress, StoreError, errors::Result},
     tls::TlsMetrics,
 };
 
@@ -56,18 +56,6 @@ const LEARN_EVERY: u32 = 40;
 const BEHIND: Duration = Duration::from_secs(10);
 /// Maximum number of known sentinels, far more than any deployment has.
 const MAX_KNOWN: usize = 32;
-
-/// The time for which a server is master: the config epoch of the sentinels in which it was
-/// promoted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Term(u64);
-
-impl Term {
-    /// The epoch of the data on a server in this term.
-    pub(super) fn epoch(self, server: &Epoch) -> Epoch {
-        Epoch(format!("{}-{}", server.as_str(), self.0).into())
-    }
-}
 
 /// The known sentinels, and the logins there and at the master.
 #[derive(Debug)]
@@ -145,13 +133,13 @@ impl SentinelWatch {
         Ok(self.at_master.at(&answer.master))
     }
 
-    /// The term in which the sentinels name this master. Fails if they name another master by
-    /// now.
-    pub(super) async fn confirm(&self, target: &Target) -> Result<Term> {
+    /// The config epoch in which the sentinels name this master. Fails if they name another master
+    /// by now.
+    pub(super) async fn confirm(&self, target: &Target) -> Result<u64> {
         let (answer, _) = self.ask_all(SentinelConnections::new(), Learn::No).await?;
         let answer = self.observe(answer, Asker::Searching, Instant::now());
         if is_at(target, &answer.master).await {
-            Ok(Term(answer.epoch))
+            Ok(answer.epoch)
         } else {
             Err(moved(target, &answer))
         }
@@ -178,8 +166,8 @@ impl SentinelWatch {
     }
 
     /// Returns once the sentinels name another master than `target`, or the same one in another
-    /// term.
-    pub(super) async fn moved(&self, target: &Target, Term(epoch): Term) -> StoreError {
+    /// epoch.
+    pub(super) async fn moved(&self, target: &Target, epoch: u64) -> StoreError {
         let mut polls = interval(POLL_EVERY);
         polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut connections = SentinelConnections::new();
@@ -259,11 +247,9 @@ impl SentinelWatch {
         // the old epoch, and the next poll notices.
         pipeline.cmd("SENTINEL").arg("MASTER").arg(&self.master);
         pipeline.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
+        let reply = pipeline.query_async(&mut connection.requests).await;
         let (state, master): (HashMap<String, String>, Option<(String, u16)>) =
-            match pipeline.query_async(&mut connection.requests).await {
-                Ok(reply) => reply,
-                Err(error) => return Err(at(&target, target.explain_first_error(error).await)),
-            };
+            target.first_reply(reply).await.map_err(|error| at(&target, error))?;
         let epoch = state.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
         let (host, port) = master.ok_or_else(|| {
             StoreError::Refused(format!(

@@ -2,6 +2,35 @@
 
 use crate::store::{Epoch, Redirect, StoreError, errors::Result};
 
+/// One life of the data of a server: its process and its replication history, and for how long it
+/// is master.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ServerEpoch {
+    run_id: Box<str>,
+    pub(super) replid: Box<str>,
+    /// The config epoch of the sentinels in which the server was promoted, or the one in which a
+    /// master of a cluster claims its slots; `None` for a server that the URL names.
+    pub(super) term: Option<u64>,
+}
+
+impl ServerEpoch {
+    /// The server without its term.
+    pub(super) fn server(&self) -> String {
+        format!("{}-{}", self.run_id, self.replid)
+    }
+
+    /// The name that entries have of it.
+    pub(super) fn name(&self) -> Epoch {
+        let term = self.term.map(|term| format!("-{term}")).unwrap_or_default();
+        Epoch((self.server() + &term).into())
+    }
+
+    /// Whether it is the same server, in whatever term.
+    pub(super) fn is_of(&self, other: &Self) -> bool {
+        self.run_id == other.run_id && self.replid == other.replid
+    }
+}
+
 /// First version with `PEXPIRETIME`.
 const OLDEST_VERSION: (u32, u32) = (7, 0);
 /// First versions that can migrate whole slots.
@@ -25,18 +54,16 @@ impl ServerInfo {
         self.field("uptime_in_seconds").parse().unwrap_or(0)
     }
 
-    /// Valkey's own version; empty for Redis.
-    fn valkey(&self) -> &str {
-        self.field("valkey_version")
+    /// The version of Redis or of Valkey, and the first one that can migrate whole slots.
+    fn version(&self) -> ((u32, u32), (u32, u32)) {
+        match self.field("valkey_version") {
+            "" => (version(self.field("redis_version")), WHOLE_SLOTS),
+            valkey => (version(valkey), WHOLE_SLOTS_OF_VALKEY),
+        }
     }
 
-    pub(super) fn epoch(&self) -> Epoch {
-        Epoch(format!("{}-{}", self.field("run_id"), self.replid()).into())
-    }
-
-    /// Whether this is the server of `epoch`, in whatever term or config epoch.
-    pub(super) fn matches(&self, epoch: &Epoch) -> bool {
-        epoch.as_str().starts_with(self.epoch().as_str())
+    pub(super) fn epoch(&self, term: Option<u64>) -> ServerEpoch {
+        ServerEpoch { run_id: self.field("run_id").into(), replid: self.replid().into(), term }
     }
 
     /// Checks that this server migrates slots key by key, with an invalidation message for each
@@ -44,11 +71,8 @@ impl ServerInfo {
     /// about their keys come only afterwards, and a barrier round, which asks about one slot,
     /// proves nothing about another.
     pub(super) fn check_slots_move_by_key(&self) -> Result<()> {
-        let moves_whole_slots = match self.valkey() {
-            "" => version(self.field("redis_version")) >= WHOLE_SLOTS,
-            valkey => version(valkey) >= WHOLE_SLOTS_OF_VALKEY,
-        };
-        if moves_whole_slots {
+        let (version, whole_slots) = self.version();
+        if version >= whole_slots {
             return Err(StoreError::Refused(
                 "Redis 8.4, Valkey 9.0 and newer can migrate whole slots of a cluster, and report the changed \
                  keys too late for entries in this process"
@@ -72,12 +96,8 @@ impl ServerInfo {
     /// Whether this server can be configured to send a reply before the invalidation messages that
     /// should precede it: I/O threads that write on their own came with version 8.
     pub(super) fn may_reorder(&self) -> bool {
-        let major = |version: &str| version.split('.').next().and_then(|part| part.parse().ok());
-        let version = match self.valkey() {
-            "" => self.field("redis_version"),
-            valkey => valkey,
-        };
-        major(version).is_none_or(|major: u32| major >= 8)
+        // Also if the server does not say its version.
+        matches!(self.version(), ((0 | 8.., _), _))
     }
 
     /// The eviction policy, if it allows the server to evict a fence.
@@ -117,11 +137,6 @@ pub(super) fn claimed_epoch(info: &str) -> Result<u64> {
     epoch.ok_or_else(|| StoreError::Refused("CLUSTER INFO has no cluster_my_epoch".into()))
 }
 
-/// The config epoch that `epoch` was taken with.
-pub(super) fn config_epoch_of(epoch: &Epoch) -> Option<u64> {
-    epoch.as_str().rsplit_once('-')?.1.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,7 +150,7 @@ mod tests {
         };
         assert!(info("7.0.15", "master").check().is_ok());
         assert!(info("8.2.1", "master").check().is_ok());
-        assert_eq!(info("7.0.15", "master").epoch().as_str(), "r-m");
+        assert_eq!(info("7.0.15", "master").epoch(None).name().as_str(), "r-m");
         let old = info("6.2.14", "master").check().unwrap_err().to_string();
         assert!(old.contains("6.2.14") && old.contains("7.0"), "{old}");
         let replica = info("7.0.15", "slave").check().unwrap_err().to_string();
@@ -149,8 +164,10 @@ mod tests {
         };
         assert!(matches!(claim("fail", 7), Err(StoreError::Redirected(Redirect::Down))));
         assert_eq!(claim("ok", 7).unwrap(), 7);
-        assert_eq!(config_epoch_of(&Epoch::named("r-m-7")), Some(7));
-        assert_eq!(config_epoch_of(&Epoch::named("r-m-17")), Some(17));
+        let info = ServerInfo("run_id:r\r\nmaster_replid:m\r\n".to_owned());
+        let (old, new) = (info.epoch(Some(7)), info.epoch(Some(17)));
+        assert_eq!([&old, &new].map(ServerEpoch::name), ["r-m-7", "r-m-17"].map(Epoch::named));
+        assert!(old != new && old.is_of(&new));
     }
 
     #[test]

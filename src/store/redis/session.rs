@@ -14,12 +14,15 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
     dial::{RedisConnection, Target},
-    sentinel::Term,
-    server_info::{ServerInfo, claimed_epoch, config_epoch_of},
+    server_info::{ServerEpoch, ServerInfo, claimed_epoch},
 };
 use crate::{
     clock,
-    store::{Epoch, Redirect, Seen, StoreError, StoredValue, errors::Result, words::unix_ms},
+    store::{
+        Epoch, Redirect, Seen, StoreError, StoredValue,
+        errors::{Result, StoreErrorKind},
+        words::{now_ms, unix_ms},
+    },
 };
 
 /// Number of consecutive timeouts after which the session is given up.
@@ -34,11 +37,10 @@ pub(super) struct Session {
     pub(super) connection: RedisConnection,
     /// The server of this session.
     pub(super) target: Target,
-    /// The term of the master, if sentinels name it.
-    pub(super) term: Option<Term>,
     /// Whether the master is one of a cluster.
     pub(super) is_in_cluster: bool,
-    /// The epoch in which an entry must have been stored to be trusted on this connection.
+    pub(super) server: ServerEpoch,
+    /// Its name: the epoch in which an entry must have been stored to be trusted on this connection.
     pub(super) epoch: Epoch,
     /// The server's clock minus ours, in ms.
     pub(super) clock_ahead_ms: AtomicI64,
@@ -70,6 +72,14 @@ impl Session {
         future::pending().await
     }
 
+    /// Fails if the session has been given up.
+    pub(super) fn check_alive(&self) -> Result<()> {
+        if self.has_failed() {
+            return Err(StoreError::Lost("the session ended before the answer came".into()));
+        }
+        Ok(())
+    }
+
     /// Gives up the session.
     pub(super) fn fail(&self) {
         self.failed.store(true, Ordering::Relaxed);
@@ -84,21 +94,11 @@ impl Session {
                 0
             }
             Err(StoreError::Timeout) => self.timeouts.fetch_add(1, Ordering::Relaxed) + 1,
-            Err(
-                StoreError::Unreachable(_)
-                | StoreError::Lost(_)
-                | StoreError::Unusable(_)
-                | StoreError::Tls(_)
-                | StoreError::Redirected(Redirect::Down),
-            ) => TIMEOUTS_IN_A_ROW,
-            Err(
-                StoreError::Down
-                | StoreError::Pending
-                | StoreError::Grace
-                | StoreError::Spent
-                | StoreError::Redirected(_)
-                | StoreError::Journal { .. },
-            ) => 0,
+            Err(StoreError::Redirected(Redirect::Down)) => TIMEOUTS_IN_A_ROW,
+            Err(error) if matches!(error.kind(), StoreErrorKind::Lost | StoreErrorKind::Tls) => {
+                TIMEOUTS_IN_A_ROW
+            }
+            Err(_) => 0,
         };
         let is_over = timeouts >= TIMEOUTS_IN_A_ROW;
         if is_over {
@@ -107,12 +107,18 @@ impl Session {
         is_over
     }
 
+    /// The epoch as `shared_keys` marks it: without the config epoch of a cluster, which also
+    /// changes with every slot that a master takes in.
+    pub(super) fn marked_epoch(&self) -> String {
+        if self.is_in_cluster { self.server.server() } else { self.epoch.as_str().to_owned() }
+    }
+
     fn seen(&self, stored: Option<StoredValue>, in_grace: bool) -> Seen {
         Seen { stored, epoch: self.epoch.clone(), now_ms: self.now_ms(), in_grace }
     }
 
     pub(super) fn now_ms(&self) -> i64 {
-        unix_ms(clock::now()) + self.clock_ahead_ms.load(Ordering::Relaxed)
+        now_ms() + self.clock_ahead_ms.load(Ordering::Relaxed)
     }
 
     pub(super) fn requests(&self) -> MultiplexedConnection {
@@ -141,12 +147,12 @@ impl Session {
         let ((info, time), claim) = timeout(PROBE_TIMEOUT, calls).await??;
         let info = ServerInfo(info);
         info.check_role()?;
-        if !self.epoch.as_str().contains(info.replid()) {
+        if *self.server.replid != *info.replid() {
             return Err(StoreError::Unusable(
                 "the server has started a new replication history".into(),
             ));
         }
-        if claim.is_some() && claim != config_epoch_of(&self.epoch) {
+        if claim.is_some() && claim != self.server.term {
             return Err(StoreError::Unusable("the master has taken over slots".into()));
         }
         self.clock_ahead_ms.store(clock_ahead_ms(time, sent), Ordering::Relaxed);

@@ -26,19 +26,17 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     dial::ClusterReplies,
     master_source::MasterSource,
-    server_info::config_epoch_of,
-    session::Session,
     state::{SessionHandle, ShardState},
     supervisor::{connect_once, supervise},
 };
 use crate::{
     mutants::{self, Mutant},
     store::{
-        BarrierWait, Budget, Fill, Grant, Key, KeyReceipt, KeyState, Lease, Seen, StoreError,
-        StoredValue, Token,
+        BarrierWait, Budget, EntryChange, Fill, Grant, Key, KeyReceipt, KeyState, Lease, Seen,
+        StoreError, StoredValue, Token,
         barrier::BarrierDown,
         errors::{DETACHED_TIMEOUT, Result},
-        words::{EntryChange, LeaseGuard},
+        words::LeaseGuard,
         write::{KeyOp, WriteStep},
     },
 };
@@ -77,7 +75,7 @@ impl Shard {
 
     /// The time by the server's clock; `None` while it is down.
     pub(super) fn now_ms(&self) -> Option<i64> {
-        self.state.with_session(Session::now_ms).ok()
+        self.state.with_session(|session| session.now_ms()).ok()
     }
 
     /// Polls the read barrier. The tracking connection limits the wait, so the caller sets no
@@ -107,8 +105,7 @@ impl Shard {
 
     pub(crate) async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen> {
         let session = self.state.session()?;
-        let result = budget.spend(session.read(key)).await;
-        self.state.judge(&session, result)
+        self.state.judge(&session, budget.spend(session.read(key)).await)
     }
 
     pub(crate) async fn inspect(&self, key: &Key, budget: &mut Budget) -> Result<KeyState> {
@@ -124,11 +121,9 @@ impl Shard {
         budget: &mut Budget,
     ) -> Result<Grant> {
         let session = self.state.session()?;
-        let hold = self.lease_guard(&session, key, token);
-        let lease = self.state.context.config.lease;
-        let result =
-            budget.spend(session.lease((key.clone(), token.clone(), hold), lease, refused)).await;
-        self.state.judge(&session, result)
+        let held = (key.clone(), token.clone(), self.lease_guard(&session, key, token));
+        let lease = session.lease(held, self.state.context.config.lease, refused);
+        self.state.judge(&session, budget.spend(lease).await)
     }
 
     /// Releases the lease in the background if it is dropped before it is spent.
@@ -185,8 +180,7 @@ impl Shard {
         let stored = seen.stored.as_ref().filter(|_| session.epoch == seen.epoch);
         let Some(stored) = stored else { return Ok(Fill::Revoked) };
         let changed = session.change(key, stored, generation, seen.now_ms, change);
-        let result = Budget::new(DETACHED_TIMEOUT).spend(changed).await;
-        self.state.judge(&session, result)
+        self.state.judge(&session, Budget::new(DETACHED_TIMEOUT).spend(changed).await)
     }
 
     pub(crate) async fn release(&self, lease: Lease) {
@@ -203,11 +197,8 @@ impl Shard {
         let mut result = session.run(op).await;
         // After a failover this may still be the deposed master, so the session must have outlived
         // the end.
-        if op.step == WriteStep::End
-            && result.is_ok()
-            && let Err(error) = self.state.note_confirmed(&session, op.key)
-        {
-            result = Err(error);
+        if op.step == WriteStep::End && result.is_ok() {
+            result = self.state.note_confirmed(&session, op.key).and(result);
         }
         self.state.judge(&session, result)
     }
@@ -215,15 +206,13 @@ impl Shard {
     /// Runs one command.
     pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
         let session = self.state.session()?;
-        let result = session.query(command).await;
-        self.state.judge(&session, result)
+        self.state.judge(&session, session.query(command).await)
     }
 
     /// Runs one command on a key in a slot that is migrating to this master.
     pub(super) async fn asking<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
         let session = self.state.session()?;
-        let result = session.connection.asking(command).await;
-        self.state.judge(&session, result)
+        self.state.judge(&session, session.connection.asking(command).await)
     }
 
     /// The master's view of the cluster.
@@ -252,7 +241,7 @@ impl Shard {
         }
         // A lower epoch than the master's own is only outdated.
         if let Ok(session) = self.state.session()
-            && config_epoch_of(&session.epoch).is_some_and(|held| held < epoch)
+            && session.server.term.is_some_and(|held| held < epoch)
         {
             session.fail();
             self.state.failed.notify_one();

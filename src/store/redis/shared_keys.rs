@@ -52,7 +52,7 @@ pub(super) async fn keep_record(shard: &ShardState, session: &Session) -> Infall
 async fn renew_epoch_mark(shard: &ShardState, session: &Session) -> Result<()> {
     let mark = shard.source.epoch_mark(&shard.context.config);
     let Some(name) = mark else { return Ok(()) };
-    let mark = format!("0 {}", shard.source.marked_epoch(&session.epoch));
+    let mark = format!("0 {}", session.marked_epoch());
     session.query::<Value>(redis::cmd("SET").arg(name).arg(mark).arg("NX")).await?;
     Ok(())
 }
@@ -104,17 +104,12 @@ pub(super) async fn grace_end(
     let grace = shard.context.config.reconnect_grace;
     let is_new = info.uptime_secs() <= grace.as_secs() + 1 + UPTIME_ERROR_SECS;
     let mut script = EPOCH.key(name);
-    script.arg(shard.source.marked_epoch(&session.epoch)).arg(if is_new { "new" } else { "old" });
+    script.arg(session.marked_epoch()).arg(if is_new { "new" } else { "old" });
     let mut requests = session.requests();
-    let known = timeout(DETACHED_TIMEOUT, script.invoke_async::<i64>(&mut requests)).await;
-    let known_ms = match known {
-        Ok(Ok(known_ms)) => u64::try_from(known_ms).unwrap_or(0),
-        Ok(Err(error)) => {
-            debug!(error = %StoreError::from(error), "cannot note the epoch of the store");
-            0
-        }
-        Err(_) => 0,
-    };
+    let known: Result<i64> =
+        async { Ok(timeout(DETACHED_TIMEOUT, script.invoke_async(&mut requests)).await??) }.await;
+    let known = known.inspect_err(|error| debug!(%error, "cannot note the epoch of the store"));
+    let known_ms = u64::try_from(known.unwrap_or(0)).unwrap_or(0);
     let left = grace.checked_sub(Duration::from_millis(known_ms))?;
     (!left.is_zero()).then(|| {
         info!(

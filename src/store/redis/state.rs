@@ -35,14 +35,14 @@ pub(crate) struct StoreContext {
     pub(super) config: config::StoreConfig,
     /// The beginnings of keys.
     pub(super) prefixes: Vec<String>,
-    pub(super) tracking: config::NearTracking,
     /// Derived from the configured secret, or else the key that the store keeps for all sidecars.
     credential_key: RwLock<CredentialKey>,
     pub(super) has_secret: bool,
     pub(crate) retry_queue: Arc<RetryQueue>,
     /// The record for other sidecars.
     pub(crate) records: SidecarRecords,
-    pub(super) watcher: Option<Arc<dyn Watcher>>,
+    /// Learns of changes, which are tracked in this way.
+    pub(super) watcher: Option<(Arc<dyn Watcher>, NearTracking)>,
     /// Notified when a server becomes trusted or tracked, and when it stops being so.
     pub(super) status_changed: Notify,
     /// Tasks that finish even if nothing waits for them.
@@ -64,12 +64,11 @@ impl StoreContext {
         Ok(Self {
             config: config.store.clone(),
             prefixes: config.prefixes(),
-            tracking: config.cache.near.tracking,
             credential_key: RwLock::new(CredentialKey::initial(secret)),
             has_secret: secret.is_some(),
             retry_queue: open_queue(config, Arc::clone(&metrics))?,
             records: SidecarRecords::new(config),
-            watcher,
+            watcher: watcher.map(|watcher| (watcher, config.cache.near.tracking)),
             status_changed: Notify::new(),
             tasks,
             metrics,
@@ -129,9 +128,10 @@ impl ShardState {
         address: String,
         slots: Arc<OwnedSlots>,
     ) -> Self {
-        let tracked = context.watcher.clone().map(|watcher| TrackingState {
+        let tracked = context.watcher.clone().map(|(watcher, mode)| TrackingState {
             barrier: Barrier::default(),
             watcher,
+            mode,
             slots: Arc::clone(&slots),
             patience: context.config.budget / 2,
             origin: Instant::now(),
@@ -152,16 +152,15 @@ impl ShardState {
 
     /// The published session.
     pub(super) fn session(&self) -> Result<SessionHandle> {
-        let session = self.session.read().unwrap_or_else(PoisonError::into_inner).clone();
-        session.filter(|session| !session.has_failed()).ok_or(StoreError::Down)
+        self.with_session(Arc::clone)
     }
 
     /// Applies `look` to the published session. Hits do not clone the handle: its reference count
     /// would move from core to core.
-    pub(super) fn with_session<T>(&self, look: impl Fn(&Session) -> T) -> Result<T> {
+    pub(super) fn with_session<T>(&self, look: impl Fn(&SessionHandle) -> T) -> Result<T> {
         let session = self.session.read().unwrap_or_else(PoisonError::into_inner);
         let session = session.as_ref().filter(|session| !session.has_failed());
-        session.map(|session| look(session)).ok_or(StoreError::Down)
+        session.map(look).ok_or(StoreError::Down)
     }
 
     /// Whether the keys that all sidecars share, apart from those of jobs, are on this server.
@@ -194,20 +193,14 @@ impl ShardState {
     /// meanwhile: `requeue_recent` may have run already, without this invalidation.
     pub(super) fn note_confirmed(&self, session: &Session, key: &Key) -> Result<()> {
         self.recently_confirmed().note(key, Instant::now().into_std());
-        if session.has_failed() {
-            return Err(StoreError::Lost("the session ended before the answer came".into()));
-        }
-        Ok(())
+        session.check_alive()
     }
 
     /// Records that all entries of some slots were purged. Fails like `note_confirmed`.
     pub(super) fn note_purged(&self, session: &Session, slots: &SlotSet) -> Result<()> {
         let now = Instant::now().into_std();
         self.recently_confirmed().note_slots(slots, now, now);
-        if session.has_failed() {
-            return Err(StoreError::Lost("the session ended during a purge of all".into()));
-        }
-        Ok(())
+        session.check_alive()
     }
 
     /// Makes recently confirmed invalidations pending again: a deposed master may have confirmed
@@ -241,6 +234,7 @@ impl ShardState {
 pub(super) struct TrackingState {
     pub(super) barrier: Barrier,
     pub(super) watcher: Arc<dyn Watcher>,
+    pub(super) mode: NearTracking,
     /// The slots of this server. Those of others are not flushed.
     slots: Arc<OwnedSlots>,
     context: Arc<StoreContext>,
@@ -260,7 +254,7 @@ impl TrackingState {
     /// Makes sure that changes of a key will be reported. With broadcast tracking, changes of all
     /// keys are.
     pub(super) async fn follow(&self, key: &Key) -> Result<(), BarrierDown> {
-        if self.context.tracking == NearTracking::Broadcast || mutants::is(Mutant::NearUntracked) {
+        if self.mode == NearTracking::Broadcast || mutants::is(Mutant::NearUntracked) {
             return if self.barrier.is_up() { Ok(()) } else { Err(BarrierDown) };
         }
         self.barrier.pass(Some(key.clone())).await

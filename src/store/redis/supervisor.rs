@@ -67,7 +67,7 @@ async fn serve(shard: &ShardState, session: &SessionHandle, backoff: &mut Durati
     let end = async {
         let error = tokio::select! {
             error = watch(shard, session) => error,
-            error = shard.source.moved(&session.target, session.term) => error,
+            error = shard.source.moved(session) => error,
         };
         // Before `track` is dropped: that clears what is near, and readers would ask this server
         // meanwhile.
@@ -166,24 +166,21 @@ pub(super) async fn connect_master(source: &MasterSource) -> Result<(Session, Se
         let connection = target.connect().await?;
         let sent = clock::now();
         let commands = redis::pipe().cmd("INFO").cmd("TIME").to_owned();
-        match commands.query_async(&mut connection.requests.clone()).await {
-            Ok((info, time)) => {
-                Ok::<(_, String, _), _>((connection, info, clock_ahead_ms(time, sent)))
-            }
-            Err(error) => Err(target.explain_first_error(error).await),
-        }
+        let reply = commands.query_async(&mut connection.requests.clone()).await;
+        let (info, time): (String, _) = target.first_reply(reply).await?;
+        Ok::<_, StoreError>((connection, info, clock_ahead_ms(time, sent)))
     };
     let (connection, info, clock_ahead_ms) = timeout(DETACHED_TIMEOUT, open).await??;
     let info = ServerInfo(info);
     info.check()?;
     // The server may have hung until now, and may have been deposed meanwhile.
-    let (epoch, term) = source.epoch(&target, &connection, &info).await?;
+    let server = info.epoch(source.term(&target, &connection).await?);
     let session = Session {
         connection,
         target,
-        term,
-        is_in_cluster: source.is_cluster(),
-        epoch,
+        is_in_cluster: matches!(source, MasterSource::Cluster(_)),
+        epoch: server.name(),
+        server,
         clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
         timeouts: AtomicU32::new(0),
         failed: AtomicBool::new(false),

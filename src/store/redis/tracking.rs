@@ -94,7 +94,7 @@ async fn connect<'t>(
     let info: String = wire.call(&cmd("INFO")).await?;
     let info = ServerInfo(info);
     info.check()?;
-    if !info.matches(&session.epoch) {
+    if !info.epoch(None).is_of(&session.server) {
         return Err(StoreError::Unusable("this is not the server of the session".into()));
     }
     let pings = pings_per_round(&mut wire, &info).await;
@@ -102,7 +102,7 @@ async fn connect<'t>(
     let question = shared.source.question(prefix, &info)?;
     let mut track = cmd("CLIENT");
     track.arg("TRACKING").arg("ON");
-    if shared.context.tracking == NearTracking::Broadcast {
+    if tracked.mode == NearTracking::Broadcast {
         track.arg("BCAST");
         for prefix in &shared.context.prefixes {
             track.arg("PREFIX").arg(prefix);
@@ -205,7 +205,7 @@ impl TrackingConnection<'_> {
                 }
                 Some(value) if self.question.is_answered_by(&value) => self.answered().await?,
                 // LOADING, BUSY and the like are not answers.
-                Some(other) => return Err(no_answer(&other)),
+                Some(other) => return Err(no_answer(other)),
             }
         }
     }

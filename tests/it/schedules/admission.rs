@@ -5,7 +5,7 @@
 //! not the lease, the begin or the end that precedes the next entry, and another expiry or epoch is
 //! not a hit. The checks exist so that correctness does not depend on that argument alone.
 
-use jobcache::store::{Fill, Key, Replacement, Seen, Store, StoredValue};
+use jobcache::store::{EntryChange, Fill, Key, Seen, Store, StoredValue};
 use redis::cmd;
 
 use super::{
@@ -43,10 +43,13 @@ impl Before {
         let body = NEW.into();
         let meta = r#"{"v":1,"audience":[]"#;
         let expires_at_ms = self.stored().expires_at_ms;
-        let new = Replacement { body: &body, meta, expires_at_ms };
+        let new = EntryChange::Replace { body: &body, meta, expires_at_ms };
         [
-            store.admit(key, &self.seen, &self.generation, PAIR).await.unwrap(),
-            store.replace(key, &self.seen, &self.generation, new).await.unwrap(),
+            store
+                .change(key, &self.seen, &self.generation, EntryChange::Admit(PAIR))
+                .await
+                .unwrap(),
+            store.change(key, &self.seen, &self.generation, new).await.unwrap(),
         ]
     }
 
@@ -65,7 +68,7 @@ impl Before {
 /// Fills an entry and reads it.
 async fn entry(store: &Store) -> (Seen, String) {
     let lease = granted(store).await;
-    let generation = lease.token().as_str().to_owned();
+    let generation = lease.token.as_str().to_owned();
     assert_eq!(fill(store, lease).await.unwrap(), Fill::Stored);
     (store.read(&key(), &mut budget()).await.unwrap(), generation)
 }
@@ -189,10 +192,16 @@ async fn at_the_memory_limit_nobody_is_let_in_and_nothing_changes() {
     fill_memory(&before.redis).await;
     let as_it_was = state(&before.redis).await;
 
-    let admitted = before.store.admit(&key(), &before.seen, &before.generation, PAIR).await;
+    let change =
+        async |change| before.store.change(&key(), &before.seen, &before.generation, change).await;
+    let admitted = change(EntryChange::Admit(PAIR)).await;
     let body = NEW.into();
-    let new = Replacement { body: &body, meta: "{", expires_at_ms: before.stored().expires_at_ms };
-    let replaced = before.store.replace(&key(), &before.seen, &before.generation, new).await;
+    let new = EntryChange::Replace {
+        body: &body,
+        meta: "{",
+        expires_at_ms: before.stored().expires_at_ms,
+    };
+    let replaced = change(new).await;
 
     assert!(admitted.is_err() && replaced.is_err(), "{admitted:?}, {replaced:?}");
     assert_eq!(state(&before.redis).await, as_it_was);

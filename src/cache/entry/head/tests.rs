@@ -56,8 +56,8 @@ fn maps(lines: &str) -> [HeaderMap; 2] {
 fn check(lines: &str, stored: &str) {
     let head = head(200, lines);
     let [full, hit] = maps(lines);
-    assert_eq!(list(&head.plain_headers(NOW)), list(&full), "{lines}");
-    assert_eq!(list(&head.hit_headers(NOW)), list(&hit), "{lines}");
+    assert_eq!(list(&head.headers(NOW, AnswerKind::Fresh)), list(&full), "{lines}");
+    assert_eq!(list(&head.headers(NOW, AnswerKind::Hit)), list(&hit), "{lines}");
     let fields: Vec<_> = head.fields(|_| true).collect();
     assert_eq!(fields, list(&map(stored)), "{lines}");
     assert_eq!(head.etag().as_ref(), hit.get(ETAG), "{lines}");

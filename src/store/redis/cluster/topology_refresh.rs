@@ -19,7 +19,10 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout},
+};
 use tracing::{info, warn};
 
 use super::{
@@ -27,7 +30,6 @@ use super::{
     plan::{NodeView, Plan},
 };
 use crate::{
-    clock,
     config::{ClusterSeeds, Config},
     observe::metrics::Registry,
     store::{
@@ -38,7 +40,7 @@ use crate::{
             shared_keys::live_records,
         },
         slots::slot_of,
-        words::unix_ms,
+        words::now_ms,
     },
     tls::TlsMetrics,
 };
@@ -64,11 +66,18 @@ const BELIEVE_BEHIND_AFTER: Duration = Duration::from_secs(5);
 /// Refreshes the slot map for ever.
 pub(in crate::store::redis) async fn refresh_topology(cluster: Arc<Cluster>) -> Infallible {
     let mut learned_at = Instant::now();
+    // Dropped with this task, so that nothing waits for nodes that are gone.
+    let mut dials = JoinSet::new();
     loop {
         let number = cluster.refreshes.begin();
-        let (views, error) = cluster.query_nodes().await;
-        let is_late = learned_at.elapsed() > BELIEVE_BEHIND_AFTER;
-        if let Some((plan, witnesses)) = cluster.choose_topology(views, is_late) {
+        let (mut views, error) = cluster.query_nodes(&mut dials).await;
+        if learned_at.elapsed() <= BELIEVE_BEHIND_AFTER {
+            let epoch = cluster.slot_map().plan.current_epoch;
+            views.retain(|(_, view)| view.current_epoch >= epoch);
+        }
+        let (witnesses, views): (Vec<_>, Vec<_>) = views.into_iter().unzip();
+        let plan = Plan::of(&views);
+        if !plan.masters.is_empty() {
             learned_at = Instant::now();
             let is_alone = plan.is_alone;
             cluster.context.metrics.cluster.refreshes.inc();
@@ -85,8 +94,11 @@ pub(in crate::store::redis) async fn refresh_topology(cluster: Arc<Cluster>) -> 
 
 impl Cluster {
     /// Returns the views of the nodes that answer in time, and the last error.
-    async fn query_nodes(self: &Arc<Self>) -> (Vec<(NodeAddress, NodeView)>, StoreError) {
-        let asked = self.nodes_to_query();
+    async fn query_nodes(
+        self: &Arc<Self>,
+        dials: &mut JoinSet<()>,
+    ) -> (Vec<(NodeAddress, NodeView)>, StoreError) {
+        let asked = self.nodes_to_query(dials);
         let mut answers: FuturesUnordered<_> =
             asked.iter().map(|node| self.query_node(node)).collect();
         let mut views = Vec::new();
@@ -110,7 +122,8 @@ impl Cluster {
         }
     }
 
-    fn nodes_to_query(self: &Arc<Self>) -> Vec<NodeAddress> {
+    /// Others to which no connection is kept are dialled for the next refresh, a few at a time.
+    fn nodes_to_query(self: &Arc<Self>, dials: &mut JoinSet<()>) -> Vec<NodeAddress> {
         let is_amiss = self.is_degraded();
         let (mut masters, mut others) = self.masters_and_others();
         fastrand::shuffle(&mut masters);
@@ -125,9 +138,10 @@ impl Cluster {
             let kept = self.temp_connections.lock().unwrap_or_else(PoisonError::into_inner);
             others.into_iter().partition(|node| kept.contains_key(node))
         };
-        for node in unconnected {
+        while dials.try_join_next().is_some() {}
+        for node in unconnected.into_iter().take(OTHERS.0.saturating_sub(dials.len())) {
             let cluster = Arc::clone(self);
-            self.context.tasks.spawn(async move {
+            dials.spawn(async move {
                 if let Ok(connection) = cluster.temp_connection(&node).await {
                     cluster.keep_connection(node, connection);
                 }
@@ -167,21 +181,6 @@ impl Cluster {
         let replies = connection.cluster_replies().await?;
         self.keep_connection(node.clone(), connection);
         Ok(replies)
-    }
-
-    /// Returns the plan that follows from the views that we believe, and the nodes they came from.
-    fn choose_topology(
-        &self,
-        mut views: Vec<(NodeAddress, NodeView)>,
-        is_late: bool,
-    ) -> Option<(Plan, Vec<NodeAddress>)> {
-        let epoch = self.slot_map().plan.current_epoch;
-        if !is_late {
-            views.retain(|(_, view)| view.current_epoch >= epoch);
-        }
-        let (witnesses, views): (Vec<_>, Vec<_>) = views.into_iter().unzip();
-        let plan = Plan::of(&views);
-        (!plan.masters.is_empty()).then_some((plan, witnesses))
     }
 
     async fn apply_topology(&self, plan: Plan) {
@@ -235,7 +234,7 @@ async fn records(prefix: &str, target: &Target, view: NodeView) -> Vec<String> {
     let Some(master) = master else { return Vec::new() };
     let records = async {
         let connection = target.at(&master.address).connect().await?;
-        connection.asking(&live_records(prefix, unix_ms(clock::now()))).await
+        connection.asking(&live_records(prefix, now_ms())).await
     };
     let records = timeout(DETACHED_TIMEOUT, records).await;
     records.ok().and_then(Result::ok).unwrap_or_default()

@@ -11,10 +11,10 @@ use super::Session;
 use crate::{
     mutants,
     store::{
-        Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState, RemovedEntry, Seen, StoreError,
-        StoredValue, Token,
+        EntryChange, Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState, RemovedEntry, Seen,
+        StoreError, StoredValue, Token,
         errors::{DETACHED_TIMEOUT, Result},
-        words::{EntryChange, LeaseGuard, millis},
+        words::{LeaseGuard, millis},
         write::{KeyOp, WriteStep},
     },
 };
@@ -162,7 +162,7 @@ impl Session {
     ) -> Result<Fill> {
         let script = match change {
             EntryChange::Admit(_) => &ADMIT,
-            EntryChange::Replace(_) => &REPLACE,
+            EntryChange::Replace { .. } => &REPLACE,
         };
         let mut invocation = script.key(key.main());
         invocation.key(key.companion("meta")).key(key.companion("fence"));
@@ -170,8 +170,8 @@ impl Session {
         invocation.arg(stored.expires_at_ms).arg(generation);
         match change {
             EntryChange::Admit(caller) => invocation.arg(caller).arg(seen_at_ms),
-            EntryChange::Replace(new) => {
-                invocation.arg(&new.body[..]).arg(new.meta).arg(new.expires_at_ms)
+            EntryChange::Replace { body, meta, expires_at_ms } => {
+                invocation.arg(&body[..]).arg(meta).arg(expires_at_ms)
             }
         };
         Ok(filled(invocation.invoke_async(&mut self.requests()).await?))

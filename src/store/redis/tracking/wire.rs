@@ -1,15 +1,15 @@
 //! The socket of a tracking connection, the command of a barrier round, and the replies that answer
 //! it.
 
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
 use bytes::{Buf as _, BytesMut};
-use redis::{Cmd, FromRedisValue, Value, ValueCodec, cmd, from_redis_value};
+use redis::{Cmd, FromRedisValue, RedisError, Value, ValueCodec, cmd, from_redis_value};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::codec::Decoder as _;
 
 use crate::{
-    store::{Redirect, StoreError, errors::Result, slots::OwnedSlots},
+    store::{StoreError, errors::Result, slots::OwnedSlots},
     transport::ClientStream,
 };
 
@@ -75,15 +75,10 @@ impl Question {
 }
 
 /// Error for a reply that is not an answer.
-pub(super) fn no_answer(reply: &Value) -> StoreError {
-    match reply {
-        Value::ServerError(error) if error.code() == "MOVED" => {
-            StoreError::Redirected(Redirect::Moved)
-        }
-        Value::ServerError(error) if error.code() == "CLUSTERDOWN" => {
-            StoreError::Redirected(Redirect::Down)
-        }
-        other => StoreError::Unusable(format!("not an answer: {other:?}")),
+pub(super) fn no_answer(reply: Value) -> StoreError {
+    match reply.extract_error() {
+        Ok(other) => StoreError::Unusable(format!("not an answer: {other:?}")),
+        Err(error) => error.into(),
     }
 }
 
@@ -113,12 +108,8 @@ impl Wire {
         loop {
             match self.next()? {
                 Some(Value::Push { .. }) => {}
-                Some(Value::ServerError(error)) => {
-                    return Err(StoreError::Refused(error.to_string()));
-                }
                 Some(value) => {
-                    return from_redis_value(value)
-                        .map_err(|error| StoreError::Refused(error.to_string()));
+                    return Ok(from_redis_value(value.extract_error()?).map_err(RedisError::from)?);
                 }
                 None => self.fill().await?,
             }
@@ -127,16 +118,15 @@ impl Wire {
 
     /// Flushes as well, because TLS may hold back the last bytes until then.
     pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        self.stream.write_all(bytes).await.map_err(lost)?;
-        self.stream.flush().await.map_err(lost)
+        self.stream.write_all(bytes).await?;
+        Ok(self.stream.flush().await?)
     }
 
     /// Reads more bytes from the socket.
     pub(super) async fn fill(&mut self) -> Result<()> {
-        match self.stream.read_buf(&mut self.read_buffer).await {
-            Ok(0) => Err(StoreError::Lost("the server closed the tracking connection".into())),
-            Ok(_) => Ok(()),
-            Err(error) => Err(lost(error)),
+        match self.stream.read_buf(&mut self.read_buffer).await? {
+            0 => Err(StoreError::Lost("the server closed the tracking connection".into())),
+            _ => Ok(()),
         }
     }
 
@@ -161,14 +151,10 @@ impl Wire {
     }
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "it is passed to `map_err`")]
-fn lost(error: io::Error) -> StoreError {
-    StoreError::Lost(error.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Redirect;
 
     #[test]
     fn a_master_that_has_lost_the_slot_or_the_majority_does_not_answer() {
@@ -188,11 +174,11 @@ mod tests {
             [("MOVED 1 127.0.0.1:2", Redirect::Moved), ("CLUSTERDOWN x", Redirect::Down)]
         {
             assert!(!question.is_answered_by(&error(line)));
-            let reason = no_answer(&error(line));
+            let reason = no_answer(error(line));
             assert!(matches!(reason, StoreError::Redirected(is) if is == redirect), "{line}");
         }
         assert!(!question.is_answered_by(&error("LOADING")));
-        assert!(matches!(no_answer(&error("LOADING")), StoreError::Unusable(_)));
+        assert!(matches!(no_answer(error("LOADING")), StoreError::Unusable(_)));
     }
 
     #[test]
