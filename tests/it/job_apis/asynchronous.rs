@@ -69,7 +69,7 @@ async fn a_purge_or_a_del_brings_the_new_status_with_the_next_poll() {
     let deployed = deployed().await;
     check_stored(&deployed, 404).await;
     deployed.app.work("/worker/e17/running", &json!({})).await;
-    deployed.purge(&json!({ "job_id": "e17" }), &["e17"]).await;
+    deployed.purge(&json!({ "job_id": "e17" }), "e17").await;
     check_stored(&deployed, 202).await;
     deployed.app.work("/worker/e17/done", &json!({})).await;
     deployed.purge_path(JOB).await;
@@ -83,14 +83,13 @@ async fn a_purge_or_a_del_brings_the_new_status_with_the_next_poll() {
 async fn each_status_has_its_own_lifetime() {
     let flags = ["--statuses", "202=5s,303=300s,404=2s,410=300s"];
     let settings = Settings { flags: &flags, ..Settings::default() };
-    // A 202 lives long enough to be hit once.
     let deployed = Deployed::start(APP, &settings).await.warm(ALICE, WARM_UP).await;
     for (status, work, longest) in
         [(404, "", 2), (202, "running", 5), (303, "done", 300), (410, "gone", 300)]
     {
         if !work.is_empty() {
             deployed.app.work(&format!("/worker/e17/{work}"), &json!({})).await;
-            deployed.purge(&json!({ "job_id": "e17" }), &["e17"]).await;
+            deployed.purge(&json!({ "job_id": "e17" }), "e17").await;
         }
         let reply = deployed.get(ALICE, JOB).await;
         assert!(reply.status == status && reply.is_stored(), "{reply:?}");
@@ -99,25 +98,26 @@ async fn each_status_has_its_own_lifetime() {
         assert!(ttl <= i64::try_from(longest).unwrap(), "{status}: {ttl}");
     }
     // Nothing tells jobcache that the job is there.
-    let new = |reply: &Reply| reply.status == 202;
     assert_eq!(deployed.get(ALICE, "/jobs/e18").await.status, 404);
     deployed.app.work("/worker/e18/running", &json!({})).await;
-    eventually(SOON, async || new(&deployed.get(ALICE, "/jobs/e18").await)).await;
+    eventually(SOON, async || deployed.get(ALICE, "/jobs/e18").await.status == 202).await;
 }
 
-/// The polls of one caller while the application waits, with what it is to answer.
-async fn poll_at_once(deployed: &Deployed, count: usize) -> Vec<Reply> {
+/// The answers to eight polls of one caller that wait at the same time.
+async fn poll_at_once(deployed: &Deployed) -> Vec<Reply> {
+    const POLLS: u64 = 8;
     let gate = async |closed: bool| {
         deployed.app.work("/gate", &json!({ "closed": closed })).await;
     };
+    let looked_up = "jobcache_store_operation_seconds_count{op=\"lease\"}";
+    let before = deployed.sidecar.admin.metric(looked_up).await;
     gate(true).await;
-    let polls = join_all((0..count).map(|_| deployed.get(ALICE, JOB)));
+    let polls = join_all((0..POLLS).map(|_| deployed.get(ALICE, JOB)));
     let open = async {
-        let joined = "jobcache_flights_joined_total";
-        let others = u64::try_from(count - 1).unwrap();
+        // A poll that learns of the lease of another one joins it at once.
         eventually(SOON, async || {
-            let joined = deployed.sidecar.admin.metric(joined).await;
-            if joined == others { Ok(()) } else { Err(joined) }
+            let leases = deployed.sidecar.admin.metric(looked_up).await;
+            if leases == before + POLLS { Ok(()) } else { Err(leases) }
         })
         .await;
         gate(false).await;
@@ -128,22 +128,38 @@ async fn poll_at_once(deployed: &Deployed, count: usize) -> Vec<Reply> {
 #[tokio::test]
 async fn without_statuses_the_polls_of_one_caller_that_wait_for_a_404_are_one_read() {
     let deployed = Deployed::start(APP, &Settings::default()).await;
-    // Nothing is ever stored here, so no poll shows that Redis is connected.
-    eventually(SOON, async || {
-        let ready = deployed.sidecar.admin.get("/readyz").await.text().to_owned();
-        if ready.contains("up") { Ok(()) } else { Err(ready) }
-    })
-    .await;
-    let replies = poll_at_once(&deployed, 8).await;
-    for reply in &replies {
-        assert_eq!((reply.status.as_u16(), reply.is_uncached()), (404, true), "{reply:?}");
-        assert_eq!(reply.body, replies[0].body);
+    deployed.connected().await;
+    for round in 1..=2 {
+        let replies = poll_at_once(&deployed).await;
+        for reply in &replies {
+            assert_eq!((reply.status.as_u16(), reply.is_uncached()), (404, true), "{reply:?}");
+            assert_eq!(reply.body, replies[0].body);
+        }
+        assert_eq!(deployed.app.reads("alice e17").await, round);
+        // The lease is given back after the answers. A poll before that reads for itself.
+        let leases = async || deployed.redis.keys("*e17*:lease").await.is_empty();
+        eventually(SOON, leases).await;
     }
-    assert_eq!(deployed.app.reads("alice e17").await, 1);
-    // None is stored: the next poll asks the application again.
+    // The next poll asks the application again.
     deployed.app.work("/worker/e17/running", &json!({})).await;
     assert_eq!(deployed.get(ALICE, JOB).await.status, 202);
-    assert_eq!(deployed.redis.get(&key("e17")).await, None);
+    assert!(!deployed.redis.holds(&key("e17")).await);
+}
+
+/// Some APIs answer 404 to a caller who may not read a job.
+#[tokio::test]
+async fn a_404_of_a_stranger_is_never_that_of_the_owner() {
+    let deployed = deployed().await;
+    for _ in 0..20 {
+        for (who, status) in [(ALICE, 202), (ALICE, 202), (BOB, 404), (BOB, 404)] {
+            let reply = deployed.get(who, "/jobs/alices1").await;
+            assert_eq!(reply.status, status, "{who}: {reply:?}");
+        }
+    }
+    let (alice, bob) =
+        (deployed.app.reads("alice alices1").await, deployed.app.reads("bob alices1").await);
+    println!("of 40 polls each, Alice's reach the application {alice} times and Bob's {bob}");
+    assert!(alice <= 20, "{alice}");
 }
 
 #[tokio::test]
@@ -179,7 +195,7 @@ async fn the_transcript_of_an_asynchronous_application() {
             "" => {}
             "worker" => {
                 deployed.app.work(path, &body).await;
-                deployed.purge(&json!({ "job_id": "e17" }), &["e17"]).await;
+                deployed.purge(&json!({ "job_id": "e17" }), "e17").await;
                 transcript.0.push_str(
                     "worker  deletes e17 past jobcache, and sends {\"job_id\":\"e17\"}\n",
                 );

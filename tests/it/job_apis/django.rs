@@ -77,9 +77,9 @@ async fn a_purge_names_the_key_or_the_path_of_a_job() {
     for who in [ALICE, BOB] {
         deployed.miss_then_hit(who, JOB, "running").await;
     }
-    deployed.purge(&json!({ "job_id": 17 }), &["17"]).await;
+    deployed.purge(&json!({ "job_id": 17 }), "17").await;
     deployed.miss_then_hit(ALICE, JOB, "running").await;
-    deployed.purge(&json!({ "path": JOB }), &["17"]).await;
+    deployed.purge(&json!({ "path": JOB }), "17").await;
     deployed.miss_then_hit(ALICE, JOB, "running").await;
     deployed.purge_path(JOB).await;
     for who in [ALICE, BOB] {

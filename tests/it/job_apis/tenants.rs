@@ -78,8 +78,8 @@ async fn a_purge_names_the_key_or_the_path_of_a_job() {
         deployed.get(&bob, JOB).await;
         deployed.app.work("/worker/acme/17", &json!({ "status": status })).await;
         match number {
-            0 => deployed.purge(&json!({ "job_id": "acme:17" }), &["acme:17"]).await,
-            1 => deployed.purge(&json!({ "path": JOB }), &["acme:17"]).await,
+            0 => deployed.purge(&json!({ "job_id": "acme:17" }), "acme:17").await,
+            1 => deployed.purge(&json!({ "path": JOB }), "acme:17").await,
             _ => deployed.purge_path(JOB).await,
         }
         deployed.hit(&alice, OTHER, "running").await;
