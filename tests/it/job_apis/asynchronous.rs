@@ -37,6 +37,9 @@ async fn check_stored(deployed: &Deployed, status: u16) {
         for name in ["location", "retry-after", "content-type", "content-length"] {
             assert_eq!(second.header(name), first.header(name), "{status} {name}");
         }
+        let held = deployed.sidecar.client.request(Method::GET, JOB).header("authorization", who);
+        let held = held.header("if-none-match", "*").send().await;
+        assert_eq!((held.status.as_u16(), held.is_hit()), (status, true), "{held:?}");
         assert_eq!(second.header("retry-after"), if status == 202 { "5" } else { "" });
         assert_eq!(second.header("location"), if status == 303 { "/results/e17" } else { "" });
     }
