@@ -13,8 +13,9 @@ usage: tests/run.sh [quick | test [NAME] | --help]
 
 Rust has to be installed (https://rustup.rs). Everything but `quick` also needs Redis 7.0 or newer, Python and
 a few packages. On Debian, missing packages are installed with apt-get, as root or with sudo: redis-server,
-util-linux, python3-fastapi, python3-uvicorn, python3-jwt and python3-venv. promtool, Valkey and the PyPI packages
-of config/example/requirements.txt are installed in target/. The first run downloads them and takes minutes longer.
+util-linux, python3-fastapi, python3-uvicorn, python3-jwt, python3-django, python3-djangorestframework, gunicorn,
+node-express and python3-venv. promtool, Valkey and the PyPI packages of config/example/requirements.txt are
+installed in target/. The first run downloads them and takes minutes longer.
 
 `cargo deny` checks licences, sources and duplicate versions (deny.toml) if cargo-deny is installed:
 cargo install --locked cargo-deny. Security advisories are checked if their database can be downloaded.
@@ -86,6 +87,10 @@ install_tools() {
   need 'command -v setpriv' util-linux
   need "/usr/bin/python3 -c 'import fastapi, uvicorn, jwt'" \
     python3-fastapi python3-uvicorn python3-jwt
+  # The job APIs of other frameworks.
+  need "/usr/bin/python3 -c 'import django, rest_framework, gunicorn'" \
+    python3-django python3-djangorestframework gunicorn
+  need "NODE_PATH=/usr/share/nodejs node -e 'require(\"express\")'" node-express
   need "/usr/bin/python3 -c 'import ensurepip'" python3-venv
 
   # The sample upstream and pipeline run with the packages that their image installs, in the same versions. PyYAML

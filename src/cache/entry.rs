@@ -145,10 +145,10 @@ impl Entry {
     /// Returns the head of the form that the client has. It may be another form than the client would
     /// be sent, because both have the same content.
     fn held_form(&self, request: &HeaderMap) -> Option<&Head> {
-        // "A server MUST ignore all received preconditions if its response to the same request without
-        // those conditions [..] would have been a status code other than a 2xx (Successful) or 412"
-        // RFC 9110 13.2.1
-        if !request.contains_key(IF_NONE_MATCH) || !self.head.status.is_success() {
+        // 304 says that the request "would have resulted in a 200 (OK) response if it were not for the
+        // fact that the condition evaluated to false" RFC 9110 15.4.5. With any other status, a client
+        // that has the same body with an earlier status would not learn of the change.
+        if !request.contains_key(IF_NONE_MATCH) || !self.is_job() {
             return None;
         }
         let preferred = self.form(|| Coding::of_request(request)).0;

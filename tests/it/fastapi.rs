@@ -4,7 +4,6 @@
 #![allow(clippy::print_stdout, reason = "the test prints its transcript")]
 
 use std::{
-    fmt::Write as _,
     io::{BufRead as _, BufReader},
     net::SocketAddr,
     process::{Child, Command, Stdio},
@@ -16,7 +15,9 @@ use hyper::Method;
 use jobcache::config::{Config, StoreUrl};
 use serde_json::{Value, json};
 
-use crate::support::{Client, Process, RedisServer, Reply, SOON, eventually, sidecar::Sidecar};
+use crate::support::{
+    Client, Process, RedisServer, Reply, SOON, eventually, sidecar::Sidecar, transcript::Transcript,
+};
 
 const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/fastapi/app.py");
 
@@ -522,25 +523,9 @@ async fn no_token_or_session_stands_in_redis_metrics_logs_or_errors() {
     }
 }
 
-/// The requests and answers, as `tests/README.md` lists them.
-#[derive(Default)]
-struct Transcript(String);
-
-impl Transcript {
-    fn note(&mut self, who: &str, what: &str, reply: &Reply) {
-        // The only number that depends on the clock.
-        let said = match reply.cache_status().split_once("ttl=") {
-            Some((before, _)) => format!("{before}ttl=..."),
-            None => reply.cache_status().to_owned(),
-        };
-        let (status, body) = (reply.status.as_u16(), reply.text());
-        let _ = writeln!(self.0, "{who:<7} {what:<31} {status}  {said}\n        {body}");
-    }
-
-    async fn get(&mut self, office: &Office, who: &User, id: &str) {
-        let reply = office.get(who, id).await;
-        self.note(&who.name, &format!("GET /jobs/{id}"), &reply);
-    }
+async fn note_get(transcript: &mut Transcript, office: &Office, who: &User, id: &str) {
+    let reply = office.get(who, id).await;
+    transcript.note(&who.name, &format!("GET /jobs/{id}"), &reply, &[]);
 }
 
 #[tokio::test]
@@ -549,21 +534,21 @@ async fn two_users_see_what_the_transcript_in_the_readme_says() {
     let (alice, bob) = (&office.alice, &office.bob);
     let mut transcript = Transcript::default();
     for who in [alice, bob, alice, bob] {
-        transcript.get(&office, who, "shared1").await;
+        note_get(&mut transcript, &office, who, "shared1").await;
     }
     let nobody = office.sidecar.get("/jobs/shared1").await;
-    transcript.note("nobody", "GET /jobs/shared1", &nobody);
+    transcript.note("nobody", "GET /jobs/shared1", &nobody, &[]);
     let [head, claims, _] = alice.token.split('.').collect::<Vec<_>>().try_into().unwrap();
     let forged = office.get_as(&format!("Bearer {head}.{claims}.forged"), "shared1").await;
-    transcript.note("mallory", "GET /jobs/shared1", &forged);
+    transcript.note("mallory", "GET /jobs/shared1", &forged, &[]);
     let path = "/jobs/shared1/share/bob";
     let revoked = office.write(alice, Method::DELETE, path, &json!({})).await;
-    transcript.note("alice", &format!("DELETE {path}"), &revoked);
+    transcript.note("alice", &format!("DELETE {path}"), &revoked, &[]);
     for who in [bob, alice, alice, bob] {
-        transcript.get(&office, who, "shared1").await;
+        note_get(&mut transcript, &office, who, "shared1").await;
     }
     for who in [alice, bob, alice, bob] {
-        transcript.get(&office, who, "personal1").await;
+        note_get(&mut transcript, &office, who, "personal1").await;
     }
     let transcript = transcript.0;
     // For runs with --nocapture; tests/README.md contains the same.

@@ -31,6 +31,7 @@ mod hostile;
 mod inputs;
 mod interface;
 mod invalidation;
+mod job_apis;
 mod journal;
 mod key_space;
 mod limits;

@@ -133,7 +133,7 @@ impl Head {
         length: usize,
         digest: impl FnOnce() -> String,
     ) -> Self {
-        let etag_is_added = !headers.contains_key(ETAG) && status.is_success();
+        let etag_is_added = !headers.contains_key(ETAG) && status == StatusCode::OK;
         let made = etag_is_added.then(|| made_etag(&digest()));
         let etag = headers.get(ETAG).cloned().or(made);
         headers.insert(CONTENT_LENGTH, length.into());

@@ -210,7 +210,7 @@ impl Entry {
         if self.is_job() { compressed.unwrap_or(&self.body) } else { &NOTHING }
     }
 
-    fn is_job(&self) -> bool {
+    pub(super) fn is_job(&self) -> bool {
         self.head.status == StatusCode::OK
     }
 

@@ -46,7 +46,11 @@ fn map(lines: &[(HeaderName, &str)]) -> HeaderMap {
 
 /// An entry with the body `{}` that was one second old when it was stored.
 fn entry(lines: &[(HeaderName, &str)]) -> Entry {
-    let head = Head::new(HeadForm::Only, StatusCode::OK, map(lines), 2, || digest(b"{}"));
+    entry_with(StatusCode::OK, lines)
+}
+
+fn entry_with(status: StatusCode, lines: &[(HeaderName, &str)]) -> Entry {
+    let head = Head::new(HeadForm::Only, status, map(lines), 2, || digest(b"{}"));
     let audience = Audience { members: Box::default(), public: false };
     let (body, generation) = (Bytes::from("{}"), Box::default());
     let (stored_at_ms, age_ms, expires_at_ms) = (0, 1_000, 300_000);
@@ -122,6 +126,22 @@ fn a_response_without_a_date_is_given_the_time_of_its_read() {
     check_date(0, &["Sun, 06 Nov 1994 08:49:37 GMT"], &["Sun, 06 Nov 1994 08:49:37 GMT"]);
     check_date(i64::MAX, &[], &["Fri, 31 Dec 9999 23:59:59 GMT"]);
     check_date(i64::MIN, &[], &["Thu, 01 Jan 1970 00:00:00 GMT"]);
+}
+
+/// The same body may have come with 202 before.
+#[test]
+fn only_a_200_is_given_an_etag_and_answered_with_304() {
+    let request = [(IF_NONE_MATCH, HeaderValue::from_static("*"))].into_iter().collect();
+    for status in [202, 203, 303, 404, 410] {
+        let status = StatusCode::from_u16(status).unwrap();
+        for lines in [&[][..], &[(header::ETAG, "\"a\"")]] {
+            let response = entry_with(status, lines).respond(&Method::GET, &request, 0);
+            assert_eq!((response.status(), &response.body()[..]), (status, &b"{}"[..]));
+            let etag = response.headers().get(header::ETAG);
+            let given = lines.first().map(|(_, text)| text.as_bytes());
+            assert_eq!(etag.map(HeaderValue::as_bytes), given, "{status}");
+        }
+    }
 }
 
 #[test]

@@ -33,6 +33,7 @@ pub(crate) mod redis;
 pub(crate) mod sentinel;
 pub(crate) mod sidecar;
 pub(crate) mod tls;
+pub(crate) mod transcript;
 pub(crate) mod two_clients;
 pub(crate) mod upstream;
 
