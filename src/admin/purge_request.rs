@@ -109,7 +109,7 @@ pub(super) fn not_an_id(id: &str) -> String {
 /// Returns the jobs that a path names, or `None` if they cannot be listed.
 pub(super) fn jobs_at(path: &str, routes: &Routes) -> Result<Option<Vec<JobId>>, String> {
     let named = routes.named_by_path(path);
-    if named.too_many {
+    if named.changes_unlisted() {
         return Ok(None);
     }
     let jobs = named.all_jobs();

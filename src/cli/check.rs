@@ -104,7 +104,9 @@ fn write(routes: &Routes, request: &Request<()>, key: impl Fn(&JobId) -> String)
     /// Most keys that are shown.
     const SHOWN: usize = 20;
     match routes.classify(request) {
-        Route::Write(scope) if scope.too_many || scope.rules.iter().any(RuleMatch::is_all) => {
+        Route::Write(scope)
+            if scope.changes_unlisted() || scope.rules.iter().any(RuleMatch::is_all) =>
+        {
             "forgets every job".to_owned()
         }
         Route::Write(scope) => {

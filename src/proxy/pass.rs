@@ -128,7 +128,7 @@ impl PassedWrite {
         if jobs.is_empty() && response.status().is_success() {
             metrics.unclaimed.count(routes, &self.method, &self.target);
         }
-        let all = superseded.is_cancelled() || named.too_many;
+        let all = superseded.is_cancelled() || named.changes_unlisted();
         if jobs.is_empty() && !all {
             return None;
         }

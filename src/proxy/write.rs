@@ -77,7 +77,7 @@ async fn forward_write(
         let mut jobs = named.jobs;
         let located = context.routes.location_targets(&target, &response);
         jobs.extend(located.all_jobs());
-        invalidation.all |= located.too_many;
+        invalidation.all |= located.changes_unlisted();
         // A job that is named elsewhere may be a limit (`?limit=10`). `count` looks closer.
         let is_claimed =
             !scope.rules.is_empty() || scope.names_job_at_its_place() || !located.names_no_job();
@@ -135,12 +135,13 @@ fn changes_all(
     if missed {
         context.inspector.fallbacks.inc();
     }
-    // A request that is refused changes nothing, and any client can send one.
-    let may_have_changed =
-        |inspected: &InspectedResponse| !inspected.response.status().is_client_error();
-    let has_too_many = scope.too_many && result.as_ref().map_or(true, may_have_changed);
+    let status = result.as_ref().ok().map(|inspected| inspected.response.status());
+    // Any client can send a list that is too long. Only one that the upstream accepts may cost the others
+    // their entries.
+    let has_too_many = scope.too_many && status.is_none_or(|status| status.is_success());
+    let has_unlisted = scope.has_unlisted && status.is_none_or(|status| !status.is_client_error());
     let has_all_rule = scope.rules.iter().any(RuleMatch::is_all);
-    missed || has_too_many || has_all_rule || context.superseded.is_cancelled()
+    missed || has_too_many || has_unlisted || has_all_rule || context.superseded.is_cancelled()
 }
 
 /// The invalidations still due for a write.

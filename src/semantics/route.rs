@@ -27,6 +27,7 @@ use super::{
 
 mod id_parts;
 pub mod invalidation_rules;
+mod key_template;
 mod location_targets;
 mod method_override;
 mod path_pattern;
@@ -64,6 +65,8 @@ pub struct WriteScope {
     pub elsewhere: Vec<JobId>,
     /// Whether the target names more jobs than are invalidated one by one.
     pub too_many: bool,
+    /// Whether the write changes jobs that its target cannot list: a variable follows the id.
+    pub has_unlisted: bool,
     /// Whether one of `jobs` is more than a word.
     names_job: bool,
     /// The rules that match the path and the method.
@@ -199,7 +202,7 @@ impl Routes {
     pub fn named_by_path(&self, path: &str) -> WriteScope {
         let mut scope = self.named_by_targets(&[], Scope::Place, [(path, None)]).into_scope();
         if let Some(job) = self.job_at(path) {
-            scope.too_many = false;
+            (scope.too_many, scope.has_unlisted) = (false, false);
             if !scope.jobs.contains(&job.id()) {
                 scope.jobs.push(job.id());
             }

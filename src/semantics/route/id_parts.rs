@@ -62,6 +62,8 @@ pub(super) struct NamedIds {
     known: HashSet<JobId>,
     /// Whether there were more jobs than are invalidated one by one.
     pub(super) has_more: bool,
+    /// Whether one names further jobs that the target cannot list.
+    pub(super) has_unlisted: bool,
 }
 
 impl NamedIds {
@@ -140,7 +142,7 @@ impl NamedIds {
             return;
         }
         let stem = part.rsplit_once('.').map(|(stem, _)| stem);
-        self.has_more |= namer.has_more;
+        self.has_unlisted |= namer.has_unlisted;
         for id in [Some(part), stem].into_iter().flatten().filter(|id| is_key(id)) {
             for id in [id, &id.to_ascii_lowercase(), &id.to_ascii_uppercase()] {
                 namer.jobs(id).into_iter().for_each(|job| self.add(job));
@@ -156,7 +158,7 @@ impl NamedIds {
         }
         let ids = namer.template.ids;
         for id in ids.readings(part).iter().filter(|id| ids.names_job(id)) {
-            self.has_more |= namer.has_more;
+            self.has_unlisted |= namer.has_unlisted;
             namer.jobs(id).into_iter().for_each(|job| self.add(job));
         }
     }

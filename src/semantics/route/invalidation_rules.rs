@@ -221,7 +221,7 @@ impl RuleMatch {
 
     /// Whether every write that matches changes every job.
     pub fn is_all(&self) -> bool {
-        self.rule.all || self.namers.iter().any(|namer| namer.has_more)
+        self.rule.all || self.namers.iter().any(|namer| namer.has_unlisted)
     }
 
     /// Whether a pointer leads to a value that is not an id. `null` is the absence of one.

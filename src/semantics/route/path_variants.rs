@@ -91,7 +91,7 @@ impl NamedJobs {
         for id in ids.readings(segment) {
             if ids.names_job(&id) {
                 self.names_job = true;
-                self.elsewhere.has_more |= namer.has_more;
+                self.elsewhere.has_unlisted |= namer.has_unlisted;
             }
             namer.jobs(&id).into_iter().for_each(|job| add(self, job));
         }
@@ -102,6 +102,7 @@ impl NamedJobs {
         let mut parts = NamedIds::default();
         parts.add_text(namer, text, effort);
         self.elsewhere.has_more |= parts.has_more;
+        self.elsewhere.has_unlisted |= parts.has_unlisted;
         self.names_job |= !parts.ids.is_empty();
         parts.ids.into_iter().for_each(|job| self.add_job(job));
     }

@@ -4,9 +4,12 @@ use std::{borrow::Cow, sync::Arc};
 
 use percent_encoding::percent_decode_str;
 
-use super::path_pattern::{ID, PathPattern, Segment, is_cut, with_id};
+use super::{
+    key_template::KeyTemplate,
+    path_pattern::{ID, PathPattern, Segment, is_cut, with_id},
+};
 use crate::semantics::{
-    job_id::{Ids, JobId, MAX_KEY_LEN, as_text, is_key},
+    job_id::{Ids, JobId, as_text, is_key},
     policy::Bypass,
     settings::RouteConfig,
 };
@@ -29,17 +32,9 @@ pub(super) struct Template {
     affixes: Option<(String, String)>,
     pub(super) ids: Ids,
     except: Vec<PathPattern>,
-    key: Vec<KeyPart>,
+    key: KeyTemplate,
     /// Position of the key's prefix in the configuration.
     pub(super) prefix: u8,
-}
-
-/// One part of a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum KeyPart {
-    Literal(String),
-    /// The position of a variable among those of the path.
-    Variable(usize),
 }
 
 /// A job as a read names it.
@@ -78,7 +73,7 @@ impl Template {
                 .map_err(|why| about(format!("except = '{}': {why}", path.escape_debug())))
         });
         let except = except.collect::<Result<_, _>>()?;
-        let key = key_parts(route.key.as_deref(), &pattern).map_err(about)?;
+        let key = KeyTemplate::parse(route.key.as_deref(), &pattern).map_err(about)?;
         let affixes = route.path.split_once("{id}").filter(|_| pattern.variables().count() == 1);
         let affixes = affixes.map(|(start, end)| (start.to_owned(), end.to_owned()));
         let (text, ids) = (route.path.clone(), route.ids.unwrap_or_default());
@@ -130,7 +125,7 @@ impl Template {
         if self.key_is_id() {
             return Ok(Named { key: id, variables: None });
         }
-        Ok(Named { key: self.key(&[&id])?.into(), variables: Some(id.into()) })
+        Ok(Named { key: self.key.of(&[&id])?.into(), variables: Some(id.into()) })
     }
 
     fn named_by_all<'p>(&self, path: &str, texts: &[&str]) -> Result<Named<'p>, Bypass> {
@@ -142,7 +137,7 @@ impl Template {
             return Err(Bypass::Except);
         }
         let read: Vec<&str> = read.iter().map(AsRef::as_ref).collect();
-        Ok(Named { key: self.key(&read)?.into(), variables: Some(read.join("/").into()) })
+        Ok(Named { key: self.key.of(&read)?.into(), variables: Some(read.join("/").into()) })
     }
 
     /// Whether a path whose variables have one reading is never cached. Their encoding does not count.
@@ -157,17 +152,7 @@ impl Template {
 
     /// Whether the key is the id alone.
     pub(super) fn key_is_id(&self) -> bool {
-        self.affixes.is_some() && matches!(self.key[..], [KeyPart::Variable(_)])
-    }
-
-    /// Returns the key for these texts of the variables.
-    fn key(&self, texts: &[&str]) -> Result<String, Bypass> {
-        let part = |part: &KeyPart| match part {
-            KeyPart::Literal(text) => text.clone(),
-            KeyPart::Variable(at) => texts.get(*at).map_or_else(String::new, |&text| text.into()),
-        };
-        let key: String = self.key.iter().map(part).collect();
-        if key.len() <= MAX_KEY_LEN { Ok(key) } else { Err(Bypass::Spelling) }
+        self.affixes.is_some() && self.key.is_variable()
     }
 
     /// Whether its keys have the prefix at this position.
@@ -187,26 +172,9 @@ impl Template {
         keys.iter().chain(&literal).map(|key| self.job(key)).collect()
     }
 
-    /// Returns a path of the job with this key, if the key can be taken apart: each variable ends at
-    /// the first literal text that follows it.
+    /// Returns a path of the job with this key, if the key can be taken apart.
     pub(super) fn path_of(&self, key: &str) -> Option<String> {
-        let mut texts = vec![""; self.pattern.variables().count()];
-        let mut rest = key;
-        let mut parts = self.key.iter().peekable();
-        while let Some(part) = parts.next() {
-            match part {
-                KeyPart::Literal(text) => rest = rest.strip_prefix(text.as_str())?,
-                KeyPart::Variable(at) => {
-                    let end = match parts.peek() {
-                        Some(KeyPart::Literal(text)) => rest.find(text.as_str())?,
-                        _ => rest.len(),
-                    };
-                    (texts[*at], rest) = rest.split_at(end);
-                }
-            }
-        }
-        let is_whole = rest.is_empty() && texts.iter().all(|text| !text.is_empty());
-        is_whole.then(|| self.path(&texts))
+        self.key.texts(key, self.pattern.variables().count()).map(|texts| self.path(&texts))
     }
 
     fn path(&self, texts: &[&str]) -> String {
@@ -316,7 +284,7 @@ pub(super) struct Namer {
     readings: Vec<Vec<String>>,
     /// Whether a write names more jobs than can be listed: the readings are too many, or variables
     /// follow the id.
-    pub(super) has_more: bool,
+    pub(super) has_unlisted: bool,
 }
 
 impl Namer {
@@ -325,16 +293,16 @@ impl Namer {
             .take_while(|most| others.iter().fold(1, |all, _| all * most) <= MAX_COMBINATIONS)
             .last()
             .unwrap_or(1);
-        let mut has_more = others.len() < template.variables_but_id();
+        let mut has_unlisted = others.len() < template.variables_but_id();
         let readings = others.iter().map(|text| {
             let mut readings = Ids::Opaque.readings(text);
-            has_more |= readings.len() > most;
+            has_unlisted |= readings.len() > most;
             readings.truncate(most);
             readings
         });
         let readings = readings.collect();
         let others = others.iter().map(|&text| text.to_owned()).collect();
-        Self { template: Arc::clone(template), others, readings, has_more }
+        Self { template: Arc::clone(template), others, readings, has_unlisted }
     }
 
     /// Whether it names the jobs of this route with these texts.
@@ -359,7 +327,7 @@ impl Namer {
                 combination /= readings.len();
             }
             texts.insert(id_at, id);
-            self.template.key(&texts).ok().map(|key| self.template.job(&key))
+            self.template.key.of(&texts).ok().map(|key| self.template.job(&key))
         };
         (0..count).filter_map(job).collect()
     }
@@ -370,48 +338,6 @@ pub(super) fn template(route: &RouteConfig, prefixes: &[&str]) -> Result<Arc<Tem
     let own = route.prefix.as_deref().unwrap_or_default();
     let prefix = prefixes.iter().position(|prefix| *prefix == own).unwrap_or_default();
     Template::parse(route, u8::try_from(prefix).unwrap_or_default()).map(Arc::new)
-}
-
-/// Takes the key of a route apart. Without one, it is the variables in their order, joined by `:`.
-fn key_parts(key: Option<&str>, pattern: &PathPattern) -> Result<Vec<KeyPart>, String> {
-    let names: Vec<&str> = pattern.variables().collect();
-    let in_order = || names.iter().map(|name| format!("{{{name}}}")).collect::<Vec<_>>().join(":");
-    let text = key.map_or_else(in_order, str::to_owned);
-    let shown = text.escape_debug().to_string();
-    let example = in_order();
-    let mut parts = Vec::new();
-    let mut rest = text.as_str();
-    while let Some((before, after)) = rest.split_once('{') {
-        let (name, after) = after.split_once('}').unwrap_or((after, ""));
-        let at = names.iter().position(|known| *known == name).ok_or_else(|| {
-            format!(
-                "key = '{shown}' has '{{{}', which is no variable of the path; write for example \
-                 '{example}'",
-                name.escape_debug()
-            )
-        })?;
-        parts.extend([KeyPart::Literal(before.to_owned()), KeyPart::Variable(at)]);
-        rest = after;
-    }
-    parts.push(KeyPart::Literal(rest.to_owned()));
-    parts.retain(|part| *part != KeyPart::Literal(String::new()));
-    let is_bad = |c: char| c.is_control() || c == '}';
-    if text.chars().any(char::is_control)
-        || parts.iter().any(|part| matches!(part, KeyPart::Literal(text) if text.contains(is_bad)))
-    {
-        return Err(format!(
-            "key = '{shown}' has a character that no key may have; write for example '{example}'"
-        ));
-    }
-    for (at, name) in names.iter().enumerate() {
-        if !parts.contains(&KeyPart::Variable(at)) {
-            return Err(format!(
-                "key = '{shown}' leaves out {{{name}}}, so that jobs would replace each other; write \
-                 for example '{example}'"
-            ));
-        }
-    }
-    Ok(parts)
 }
 
 /// Returns a text as a segment of a path.

@@ -137,6 +137,7 @@ impl TargetNames {
         let Self { named, by_rules, effort } = self;
         let NamedJobs { jobs: place, elsewhere, collections, rules, names_job, .. } = named;
         let is_cut_off = effort.is_spent() && !(collections.is_empty() && rules.is_empty());
+        let has_unlisted = elsewhere.has_unlisted || by_rules.has_unlisted;
         let mut too_many = elsewhere.has_more || by_rules.has_more || is_cut_off;
         let names_job = names_job || !by_rules.ids.is_empty();
         let mut known = HashSet::new();
@@ -148,14 +149,19 @@ impl TargetNames {
         let mut elsewhere = new(elsewhere.ids);
         too_many |= jobs.len() + elsewhere.len() > MAX_NAMED;
         elsewhere.truncate(MAX_NAMED.saturating_sub(jobs.len()));
-        WriteScope { jobs, elsewhere, too_many, names_job, rules }
+        WriteScope { jobs, elsewhere, too_many, has_unlisted, names_job, rules }
     }
 }
 
 impl WriteScope {
+    /// Whether the write changes more jobs than are listed here.
+    pub fn changes_unlisted(&self) -> bool {
+        self.too_many || self.has_unlisted
+    }
+
     /// Whether a job is named at its place. A word, as in `/jobs/cancel-all`, is not a job.
     pub fn names_job_at_its_place(&self) -> bool {
-        self.too_many || self.names_job
+        self.changes_unlisted() || self.names_job
     }
 
     /// Whether no job is named.
