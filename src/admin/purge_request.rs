@@ -63,26 +63,31 @@ impl PurgeRequest {
             (None, None, None, Some(true)) => return Ok(Self::All),
             _ => return Err("give exactly one of job_id, job_ids, path and \"all\": true".into()),
         };
-        if ids.is_empty() || ids.len() > MAX_IDS {
-            return Err(format!("job_ids contains {} ids; give 1 to {MAX_IDS}", ids.len()));
-        }
-        let mut jobs = Vec::with_capacity(ids.len());
-        for id in ids {
-            jobs.extend(match id {
-                PurgeId::Text(id) => job_ids(&id, routes)?,
-                PurgeId::Number(id) => job_ids(&id.to_string(), routes)?,
-            });
-        }
-        jobs.sort_unstable();
-        jobs.dedup();
-        if jobs.len() > MAX_IDS {
-            let count = jobs.len();
-            return Err(format!(
-                "job_ids can be read as {count} jobs; the limit is {MAX_IDS}; split the purge"
-            ));
-        }
-        Ok(given(jobs))
+        Ok(given(all_jobs(ids, routes)?))
     }
+}
+
+/// Returns the jobs that these ids name, sorted and without duplicates.
+fn all_jobs(ids: Vec<PurgeId>, routes: &Routes) -> Result<Vec<JobId>, String> {
+    if ids.is_empty() || ids.len() > MAX_IDS {
+        return Err(format!("job_ids contains {} ids; give 1 to {MAX_IDS}", ids.len()));
+    }
+    let mut jobs = Vec::with_capacity(ids.len());
+    for id in ids {
+        jobs.extend(match id {
+            PurgeId::Text(id) => job_ids(&id, routes)?,
+            PurgeId::Number(id) => job_ids(&id.to_string(), routes)?,
+        });
+    }
+    jobs.sort_unstable();
+    jobs.dedup();
+    if jobs.len() > MAX_IDS {
+        let count = jobs.len();
+        return Err(format!(
+            "job_ids can be read as {count} jobs; the limit is {MAX_IDS}; split the purge"
+        ));
+    }
+    Ok(jobs)
 }
 
 /// The beginning of an id, for an error.

@@ -72,11 +72,7 @@ pub(super) async fn forward(
     {
         context.cache.record_pass(&job, why);
     }
-    let setting = context.routes.setting_for(request.uri().path(), why);
-    if *request.method() == Method::GET {
-        let totals = || context.metrics.requests.totals();
-        context.advice.note(request.uri().path(), why, setting, totals);
-    }
+    let setting = advised_setting(context, &request, why);
     let upgrade = Upgrade::of(&mut request);
     let may_change = is_unsafe(&request);
     let retry =
@@ -102,6 +98,21 @@ pub(super) async fn forward(
         return Answer { setting, ..Answer::new(response, Verdict::Pass(why)) };
     };
     spawn_write(context, Box::pin(invalidation.conclude(Ok(response)))).await
+}
+
+/// Returns the setting with which a request would be cached, and lets the log propose it.
+fn advised_setting<B>(
+    context: &ProxyContext,
+    request: &Request<B>,
+    why: Bypass,
+) -> Option<&'static str> {
+    let path = request.uri().path();
+    let setting = context.routes.setting_for(path, why);
+    if *request.method() == Method::GET {
+        let totals = || context.metrics.requests.totals();
+        context.advice.note(path, why, setting, totals);
+    }
+    setting
 }
 
 /// A write that names no job in its target. If the client or the upstream gives up before there is

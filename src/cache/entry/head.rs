@@ -138,8 +138,8 @@ impl Head {
         let etag = headers.get(ETAG).cloned().or(made);
         headers.insert(CONTENT_LENGTH, length.into());
         let is_coded = form == HeadForm::Zstd;
-        if let Some(etag) = etag {
-            let etag = if is_coded { coding::compressed_etag(&etag) } else { etag };
+        let coded = |etag| if is_coded { coding::compressed_etag(&etag) } else { etag };
+        if let Some(etag) = etag.map(coded) {
             headers.insert(ETAG, etag);
         }
         if is_coded {
