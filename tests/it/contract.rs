@@ -478,8 +478,8 @@ async fn an_entry_is_changed_only_by_a_reader_that_has_seen_its_generation() {
         let expires_at_ms = seen.0.stored.as_ref().expect("an entry").expires_at_ms;
         purge(&store, &key).await;
         let lease = granted(&store, &key).await;
-        let left = u64::try_from(expires_at_ms - lease.granted_at_ms()).expect("time is left");
-        let meta = format!(r#"{{"generation":"{}","audience":["a@1"]"#, lease.token().as_str());
+        let left = u64::try_from(expires_at_ms - lease.granted_at_ms).expect("time is left");
+        let meta = format!(r#"{{"generation":"{}","audience":["a@1"]"#, lease.token.as_str());
         let ttl = Duration::from_millis(left);
         assert_eq!(store.fill(lease, &Bytes::new(), &meta, ttl).await.unwrap(), Fill::Stored);
 
