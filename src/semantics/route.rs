@@ -177,12 +177,12 @@ impl Routes {
         jobs
     }
 
-    /// Returns the path by which reads of the job with this key are cached, by the first route that has
-    /// such keys.
+    /// Returns a path of the job with this key, by the first route that has such keys. A read of the path
+    /// is cached under this key or under none.
     pub fn path_of(&self, id: &JobId) -> Option<String> {
         let of_prefix = self.templates.iter().filter(|template| template.has_prefix(id.prefix()));
         let mut paths = of_prefix.filter_map(|template| template.path_of(id.as_str()));
-        paths.find(|path| self.job_at(path).is_some_and(|job| job.id() == *id))
+        paths.find(|path| self.job_at(path).is_none_or(|job| job.id() == *id))
     }
 
     /// Returns the template that stands for a path in places that must not contain job ids: the

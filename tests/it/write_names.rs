@@ -126,7 +126,50 @@ async fn a_target_that_names_more_than_a_thousand_jobs_counts_for_all() {
     let setup = Setup::new().await;
     assert!(keeps_others(&setup, 1000, StatusCode::OK).await);
     assert!(keeps_others(&setup, 1001, StatusCode::CONFLICT).await);
-    assert!(!keeps_others(&setup, 1001, StatusCode::OK).await);
+    for status in [StatusCode::OK, StatusCode::SEE_OTHER, StatusCode::INTERNAL_SERVER_ERROR] {
+        assert!(!keeps_others(&setup, 1001, status).await, "{status}");
+    }
+}
+
+/// The variables after `{id}` of the jobs that a write above them changes are not in its path.
+#[tokio::test]
+async fn a_write_above_a_variable_changes_all_jobs_and_one_at_a_job_that_job_whatever_the_answer() {
+    const RUN: &str = "/flows/7/runs/3";
+    let setup = Setup::with(|config| {
+        config.api.paths.push("/flows/{id}/runs/{run}".to_owned());
+    })
+    .await;
+    for (method, path, status) in [
+        (Method::PUT, RUN, 200),
+        (Method::PUT, RUN, 303),
+        (Method::PUT, RUN, 409),
+        (Method::PUT, RUN, 500),
+        (Method::PUT, "/Flows/7/Runs/3/", 409),
+        (Method::DELETE, "/flows/7", 200),
+        (Method::POST, "/flows/7/cancel", 303),
+        (Method::POST, "/flows/7/cancel", 500),
+    ] {
+        let said = format!("{method} {path} {status}");
+        setup.upstream.respond(RUN, |_| Some(json(StatusCode::OK, "\"old\"")));
+        setup.redis.del(&key("7:3")).await;
+        setup.hit(RUN).await;
+        let gate = setup.upstream.hold(method.clone(), path);
+        let request = setup.sidecar.client.request(method, path);
+        let (written, ()) = tokio::join!(request.send(), async {
+            gate.arrived(1).await;
+            let status = StatusCode::from_u16(status).expect("a status");
+            let script = move |_| Some(json(status, "\"new\""));
+            setup.upstream.respond(path, script);
+            setup.upstream.respond(RUN, |_| Some(json(StatusCode::OK, "\"new\"")));
+            if path == RUN {
+                setup.upstream.respond(RUN, script);
+            }
+            gate.release();
+        });
+        assert_eq!(written.status, status, "{said}");
+        setup.upstream.respond(RUN, |_| Some(json(StatusCode::OK, "\"new\"")));
+        assert_eq!(setup.get(RUN).await.text(), "\"new\"", "{said}");
+    }
 }
 
 #[tokio::test]
