@@ -61,7 +61,7 @@ enum LeaseStep {
     /// The read may fill.
     Fill(Lease),
     /// Another reader holds the lease, with this token.
-    Leased(OtherLease<Flight>, Token),
+    Leased(OtherLease<Flight>, JobVersion),
     /// The store has a value by now.
     Overtaken(Seen),
     /// The read goes to the upstream without the lease.
@@ -279,8 +279,8 @@ impl StoreLookup<'_> {
         Ok(match self.ask_for_lease(facts, seen).await? {
             LeaseStep::Fill(lease) => reader.lead(request, lease).await,
             LeaseStep::Leased(OtherLease::Join(flight), _) => Lookup::Join(flight, None),
-            LeaseStep::Leased(OtherLease::Wait, token) => {
-                return self.wait_for_entry(facts, token).await;
+            LeaseStep::Leased(OtherLease::Wait, version) => {
+                return self.wait_for_entry(facts, version).await;
             }
             LeaseStep::Overtaken(seen) => {
                 reader.answer_overtaken(request, facts, reader.decode(request, seen))
@@ -306,7 +306,7 @@ impl StoreLookup<'_> {
             Grant::Leased(token, epoch) => {
                 let version = JobVersion { token, epoch };
                 let holder = self.reader.lease_holder(self.request, &version, &seen.epoch);
-                LeaseStep::Leased(decide::leased(facts, holder), version.token)
+                LeaseStep::Leased(decide::leased(facts, holder), version)
             }
             Grant::Fenced => LeaseStep::Uncached(decide::unconfirmed(facts, Bypass::Fenced)),
         })
@@ -318,7 +318,7 @@ impl StoreLookup<'_> {
         store.lease(key, *identity, seen.stored.as_ref(), self.budget).await
     }
 
-    async fn wait_for_entry(self, facts: &Facts, token: Token) -> Result<Lookup, StoreError> {
+    async fn wait_for_entry(self, facts: &Facts, held: JobVersion) -> Result<Lookup, StoreError> {
         let Self { reader, request, budget } = self;
         let deadline = Instant::now() + OTHER_FILL_WAIT;
         let mut step = FIRST_OTHER_FILL_PAUSE;
@@ -332,12 +332,19 @@ impl StoreLookup<'_> {
             // A report of a change may have come before this began to listen.
             let _ = timeout_at(deadline.min(Instant::now() + step), changed).await;
             step *= 2;
+            // The holder may be in this process, and may not have begun its flight before. Its lease was
+            // in force after this request arrived, so the flight is not too old.
+            let flights = &reader.state.flights;
+            if let Some(flight) = flights.join_confirmed(&request.key, &held, request.coalesce_key)
+            {
+                return Ok(Lookup::Join(flight, None));
+            }
             match reader.read_entry(request, budget).await? {
                 Found::NoEntry(None, _) => {}
                 found => return Ok(reader.answer_overtaken(request, facts, found)),
             }
         }
-        reader.state.waited_leases.add(token);
+        reader.state.waited_leases.add(held.token);
         Ok(Lookup::Pass(Bypass::Leased))
     }
 

@@ -138,7 +138,8 @@ async fn without_statuses_the_polls_of_one_caller_that_wait_for_a_404_are_one_re
             assert_eq!((reply.status.as_u16(), reply.is_uncached()), (404, true), "{reply:?}");
             assert_eq!(reply.body, replies[0].body);
         }
-        assert_eq!(deployed.app.reads("alice e17").await, round);
+        let said: Vec<_> = replies.iter().map(Reply::cache_status).collect();
+        assert_eq!(deployed.app.reads("alice e17").await, round, "{said:?}");
         // The lease is given back after the answers. A poll before that reads for itself.
         let leases = async || deployed.redis.keys("*e17*:lease").await.is_empty();
         eventually(SOON, leases).await;
