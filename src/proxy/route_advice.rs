@@ -61,7 +61,9 @@ impl RouteAdvice {
         }
         let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match why {
-            Bypass::Path => refused.note_unmatched(path, totals().reads()),
+            Bypass::Path if !refused.has_proposed_route => {
+                refused.note_unmatched(path, totals().reads());
+            }
             Bypass::Word if setting.is_some() => refused.note_word(path),
             Bypass::Spelling if setting == Some("ids=opaque") => refused.note_spelling(totals),
             _ => {}
@@ -71,9 +73,6 @@ impl RouteAdvice {
 
 impl Refused {
     fn note_unmatched(&mut self, path: &str, matched: u64) {
-        if self.has_proposed_route {
-            return;
-        }
         if matched != self.matched_before {
             (self.unmatched, self.matched_before) = (0, matched);
             self.paths.clear();
@@ -85,6 +84,7 @@ impl Refused {
         if self.unmatched < UNMATCHED {
             return;
         }
+        self.unmatched = 0;
         let Some(route) = proposal(&self.paths) else { return };
         self.has_proposed_route = true;
         let shapes: BTreeSet<String> = self.paths.iter().map(|path| shape(path)).collect();
