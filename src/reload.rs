@@ -58,9 +58,10 @@ use crate::{
 /// Reloads that may wait for the running one; further callers wait to queue theirs.
 const MAX_WAITING_RELOADS: usize = 1;
 
-/// The settings that change which writes are seen, and which reads share an entry.
-const INVALIDATING_SETTINGS: [&str; 6] =
-    ["routes", "route", "ids", "query.allow", "query.ignore", "invalidate"];
+/// The settings that change which writes are seen, which reads are cached, and which of them share an
+/// entry.
+const INVALIDATING_SETTINGS: [&str; 8] =
+    ["routes", "route", "ids", "statuses", "except", "query.allow", "query.ignore", "invalidate"];
 
 labels! {
     /// The result of a reload.

@@ -125,6 +125,22 @@ async fn a_route_that_appears_is_cached_and_one_that_goes_passes() {
 }
 
 #[tokio::test]
+async fn a_path_that_is_excepted_and_a_status_that_is_taken_out_are_served_no_more() {
+    let setup = Setup::new("").await;
+    setup.hit(X).await;
+    setup.applies("except = ['/jobs/x1']").await;
+    let reply = setup.get(X).await;
+    assert!(reply.cache_status().ends_with("detail=except"), "{reply:?}");
+
+    setup.upstream.set("x1", 404, "none");
+    setup.applies("statuses = { 404 = '60s' }\nsettle = '0s'").await;
+    setup.hit(X).await.assert(404, "none");
+    setup.applies("settle = '0s'").await;
+    setup.upstream.set("x1", 200, "there");
+    setup.get(X).await.assert(200, "there");
+}
+
+#[tokio::test]
 async fn a_route_that_comes_back_serves_nothing_from_before_it_went() {
     let setup = Setup::new("").await;
     setup.hit(X).await;

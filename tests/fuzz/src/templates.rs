@@ -116,11 +116,12 @@ fn check_write(routes: &Routes, model: &Model<'_>, path: &str) {
     let forms = [false, true].map(|plus_is_space| Model { plus_is_space, ..model.clone() });
     for (route, texts) in forms.iter().flat_map(|model| model.readings(path)) {
         let canonical = model.shapes[route].path(&texts);
-        // Mixed case is a stated limit. It shows where the literal text of one route is part of the id of
-        // another one, which comes first.
-        let is_case_limit =
-            |job: &ReadJob<'_>| model.ignores_case && job.place.route.position() != route;
-        if let Some(job) = read(routes, &canonical).filter(|job| !is_case_limit(job)) {
+        // A limit: where the text of one route is part of the id of another one, which comes first, a
+        // write in another spelling names the jobs of both routes in that spelling alone.
+        let is_limit = |job: &ReadJob<'_>| {
+            job.place.route.position() != route && decoded(path) != decoded(&canonical)
+        };
+        if let Some(job) = read(routes, &canonical).filter(|job| !is_limit(job)) {
             assert!(
                 named.contains(&job.id()),
                 "{path:?} is {canonical:?} to {model:?}, whose key {job:?} is not among {named:?}"
