@@ -200,9 +200,8 @@ async fn the_transcript_of_an_asynchronous_application() {
             "worker" => {
                 deployed.app.work(path, &body).await;
                 deployed.purge(&json!({ "job_id": "e17" }), "e17").await;
-                transcript.0.push_str(
-                    "worker  deletes e17 past jobcache, and sends {\"job_id\":\"e17\"}\n",
-                );
+                transcript
+                    .line("worker  deletes e17 past jobcache, and purges {\"job_id\":\"e17\"}");
             }
             _ => {
                 let what = format!("{method} {path}");
@@ -215,7 +214,7 @@ async fn the_transcript_of_an_asynchronous_application() {
         }
         let value = deployed.redis.get(&key("e17")).await.expect("a value");
         let value = String::from_utf8(value).expect("text");
-        transcript.0.push_str(&format!("redis   GET job_status:e17 -> {value:?}\n"));
+        transcript.line(&format!("redis   GET job_status:e17 -> {value:?}"));
     }
     // For runs with --nocapture.
     print!("{}", transcript.0);

@@ -54,7 +54,7 @@ impl App {
         let path = format!("{}/tests/it/job_apis/{file}", env!("CARGO_MANIFEST_DIR"));
         // Debian's interpreter has Debian's packages; another interpreter may come first in PATH.
         let python: &[&str] = &["/usr/bin/python3", "-B"];
-        let program = if file.ends_with(".js") { &["node"] } else { python };
+        let program = if file.ends_with("js") { &["node"] } else { python };
         let mut child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL"])
             .args(program)

@@ -126,7 +126,7 @@ async fn the_transcript_of_a_django_application() {
         }
     }
     deployed.purge_path(JOB).await;
-    transcript.0.push_str("worker  PURGE /jobs/17/\n");
+    transcript.line("worker  PURGE /jobs/17/");
     for who in [ALICE, ALICE] {
         note(&mut transcript, who, &format!("GET {JOB}"), deployed.get(who, JOB).await);
     }

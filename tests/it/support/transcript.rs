@@ -9,6 +9,12 @@ use super::Reply;
 pub(crate) struct Transcript(pub(crate) String);
 
 impl Transcript {
+    /// Adds a line.
+    pub(crate) fn line(&mut self, text: &str) {
+        self.0.push_str(text);
+        self.0.push('\n');
+    }
+
     /// Adds an answer: who asked, what, the status, `Cache-Status`, these headers of the answer where it
     /// has them, and the body.
     pub(crate) fn note(&mut self, who: &str, what: &str, reply: &Reply, headers: &[&str]) {
