@@ -331,6 +331,7 @@ impl Filler {
         let result = FillResult::Abandoned(AbandonReason::Unstorable(why, head.status));
         let fresh = Freshness { ttl: Duration::ZERO, age: Duration::ZERO, public: false };
         lead.leader.publish(Arc::new(Entry::new(head, body, fresh, lead.caller, now_ms)));
+        self.notes.unstored.add(lead.key.clone());
         self.state.metrics.fills.inc([result.as_str()]);
         self.end_flight(lead, result).await
     }

@@ -212,6 +212,12 @@ impl Flights {
         find(&lock(&self.confirmed), key, version, coalesce_key)
     }
 
+    /// Returns whether a read under this version is led here, for whomever.
+    pub fn is_led(&self, key: &Key, version: &JobVersion) -> bool {
+        let confirmed = lock(&self.confirmed);
+        confirmed.get(key).is_some_and(|flights| flights.iter().any(|f| f.version == *version))
+    }
+
     /// Returns any flight of a job. Joining it is wrong: only a mutant does so.
     pub fn any_confirmed(&self, key: &Key) -> Option<Flight> {
         Some(lock(&self.confirmed).get(key)?.first()?.flight.clone())

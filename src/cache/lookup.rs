@@ -339,6 +339,11 @@ impl StoreLookup<'_> {
             {
                 return Ok(Lookup::Join(flight, None));
             }
+            // Another caller leads the read, and its response is not expected to be stored.
+            if reader.notes.unstored.count(&request.key) > 0 && flights.is_led(&request.key, &held)
+            {
+                return Ok(Lookup::Pass(Bypass::Leased));
+            }
             match reader.read_entry(request, budget).await? {
                 Found::NoEntry(None, _) => {}
                 found => return Ok(reader.answer_overtaken(request, facts, found)),

@@ -85,6 +85,22 @@ impl Ids {
         }
     }
 
+    /// Returns the text of another variable than `{id}`. Where it is not known how the API reads it, a
+    /// number in another spelling (`007`) is not cached: a write of `7` would not name it. Words and
+    /// every spelling of a UUID are.
+    ///
+    /// # Errors
+    ///
+    /// Returns why a read of it is not cached.
+    pub fn read_other(self, segment: &str) -> Result<Cow<'_, str>, Bypass> {
+        let text = as_text(segment).ok_or(Bypass::Spelling)?;
+        let is_named = |id: String| possible_texts(&id).iter().any(|named| *named == text);
+        let is_read = self == Self::Opaque
+            || is_canonical(&text)
+            || possible_ids(&text).into_iter().all(is_named);
+        if is_read { Ok(text) } else { Err(Bypass::Spelling) }
+    }
+
     /// Returns every id that a write may name with a segment, the most literal first.
     pub fn readings(self, segment: &str) -> Vec<String> {
         match self {
@@ -184,6 +200,20 @@ mod tests {
             check_text(other, None);
         }
         check_text(&"a".repeat(MAX_KEY_LEN + 1), None);
+    }
+
+    #[test]
+    fn another_variable_is_read_if_every_reading_names_it_back() {
+        let hex = UUID.replace('-', "");
+        for text in
+            ["7", "acme", "Acme", "a:b", "2024-01-01", UUID, &hex, &UUID.to_uppercase(), "é"]
+        {
+            assert_eq!(Ids::Auto.read_other(text).as_deref(), Ok(text));
+        }
+        for text in ["007", "1_000", "7.0", "a;b", "a%2Fb"] {
+            assert_eq!(Ids::Auto.read_other(text), Err(Bypass::Spelling), "{text}");
+        }
+        assert_eq!(Ids::Opaque.read_other("007").as_deref(), Ok("007"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::{
     path_pattern::{ID, PathPattern, Segment, is_cut, with_id},
 };
 use crate::semantics::{
-    job_id::{Ids, JobId, as_text, is_key},
+    job_id::{Ids, JobId, is_key},
     policy::Bypass,
     settings::RouteConfig,
 };
@@ -130,7 +130,7 @@ impl Template {
 
     fn named_by_all<'p>(&self, path: &str, texts: &[&str]) -> Result<Named<'p>, Bypass> {
         let read = self.pattern.variables().zip(texts).map(|(name, text)| {
-            if name == ID { self.ids.read(text) } else { as_text(text).ok_or(Bypass::Spelling) }
+            if name == ID { self.ids.read(text) } else { self.ids.read_other(text) }
         });
         let read = read.collect::<Result<Vec<_>, _>>()?;
         if self.is_excepted(path) {
