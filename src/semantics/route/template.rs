@@ -167,8 +167,10 @@ impl Template {
 
     /// Returns the jobs that a text names by their key.
     pub(super) fn jobs_by_key(&self, text: &str) -> Vec<JobId> {
-        let keys = if self.key_is_id() { self.ids.readings(text) } else { Vec::new() };
-        let literal = Some(text.to_owned()).filter(|text| !self.key_is_id() && is_key(text));
+        // A purge names the key itself. Only ids that some parser reads have other spellings.
+        let is_parsed = self.key_is_id() && self.ids == Ids::Auto;
+        let keys = if is_parsed { self.ids.readings(text) } else { Vec::new() };
+        let literal = Some(text.to_owned()).filter(|text| !is_parsed && is_key(text));
         keys.iter().chain(&literal).map(|key| self.job(key)).collect()
     }
 
