@@ -125,10 +125,11 @@ async fn keeps_others(setup: &Setup, count: usize, status: StatusCode) -> bool {
 async fn a_target_that_names_more_than_a_thousand_jobs_counts_for_all() {
     let setup = Setup::new().await;
     assert!(keeps_others(&setup, 1000, StatusCode::OK).await);
-    assert!(keeps_others(&setup, 1001, StatusCode::CONFLICT).await);
-    for status in [StatusCode::OK, StatusCode::SEE_OTHER, StatusCode::INTERNAL_SERVER_ERROR] {
-        assert!(!keeps_others(&setup, 1001, status).await, "{status}");
+    // Any client can send such a list. Only one that the API accepts may cost the others their entries.
+    for status in [StatusCode::CONFLICT, StatusCode::SEE_OTHER] {
+        assert!(keeps_others(&setup, 1001, status).await, "{status}");
     }
+    assert!(!keeps_others(&setup, 1001, StatusCode::OK).await);
 }
 
 /// The variables after `{id}` of the jobs that a write above them changes are not in its path.
