@@ -1,6 +1,6 @@
 //! The names of jobs, and how the ids in paths are read.
 //!
-//! [`spellings`] has what is done where it is not known how the API reads ids ([`Ids::Auto`]). An API
+//! `job_id/spellings.rs` has what is done where it is not known how the API reads ids ([`Ids::Auto`]). An API
 //! that compares ids as text ([`Ids::Opaque`]) has one spelling for each id apart from
 //! percent-encoding. Writes still count for every reading.
 
