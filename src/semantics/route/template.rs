@@ -27,9 +27,10 @@ pub(super) struct Template {
     pattern: PathPattern,
     /// Position of the segment with `{id}`.
     id_at: usize,
-    /// Where a path has the id of a template without other variables: after the first text, and
-    /// before the second.
-    affixes: Option<(String, String)>,
+    /// The text of a path before its first variable.
+    start: String,
+    /// The text after the variable, if there is only one.
+    end: Option<String>,
     pub(super) ids: Ids,
     except: Vec<PathPattern>,
     key: KeyTemplate,
@@ -74,10 +75,11 @@ impl Template {
         });
         let except = except.collect::<Result<_, _>>()?;
         let key = KeyTemplate::parse(route.key.as_deref(), &pattern).map_err(about)?;
-        let affixes = route.path.split_once("{id}").filter(|_| pattern.variables().count() == 1);
-        let affixes = affixes.map(|(start, end)| (start.to_owned(), end.to_owned()));
+        let start = route.path.split('{').next().unwrap_or_default().to_owned();
+        let end = route.path.split_once("{id}").filter(|_| pattern.variables().count() == 1);
+        let end = end.map(|(_, end)| end.to_owned());
         let (text, ids) = (route.path.clone(), route.ids.unwrap_or_default());
-        Ok(Self { text, pattern, id_at, affixes, ids, except, key, prefix })
+        Ok(Self { text, pattern, id_at, start, end, ids, except, key, prefix })
     }
 
     /// Returns the template as it was given.
@@ -87,7 +89,7 @@ impl Template {
 
     /// Whether a path matches this template byte for byte.
     pub(super) fn matches(&self, path: &str) -> bool {
-        self.variables(path).is_some()
+        self.read(path).is_some()
     }
 
     /// Returns the job of a read; `None` if the path does not match byte for byte.
@@ -96,25 +98,28 @@ impl Template {
     ///
     /// Returns why a matching path is not cached.
     pub(super) fn read<'p>(&self, path: &'p str) -> Option<Result<Named<'p>, Bypass>> {
-        if let Some(id) = self.single_variable(path) {
-            return Some(self.named_by_id(path, id));
+        if !self.may_match(path.as_bytes()) {
+            return None;
         }
-        let texts = self.variables(path)?;
-        Some(self.named_by_all(path, &texts))
+        match &self.end {
+            Some(end) => Some(self.named_by_id(path, self.only_variable(path, end)?)),
+            None => Some(self.named_by_all(path, &self.pattern.read(path)?)),
+        }
+    }
+
+    /// Whether a path may match, by three of its bytes. This is all that most templates cost a read, of
+    /// which there may be many.
+    fn may_match(&self, path: &[u8]) -> bool {
+        let start = self.start.as_bytes();
+        let last = start.len() - 1;
+        let is_same = |at: usize| path[at] == start[at];
+        start.len() < path.len() && is_same(last) && is_same(last / 2) && is_same(last.min(1))
     }
 
     /// Returns the text of the only variable.
-    fn single_variable<'p>(&self, path: &'p str) -> Option<&'p str> {
-        let (start, end) = self.affixes.as_ref()?;
-        let id = path.strip_prefix(start.as_str())?.strip_suffix(end.as_str())?;
+    fn only_variable<'p>(&self, path: &'p str, end: &str) -> Option<&'p str> {
+        let id = path.strip_prefix(self.start.as_str())?.strip_suffix(end)?;
         (!id.is_empty() && !id.as_bytes().contains(&b'/')).then_some(id)
-    }
-
-    fn variables<'p>(&self, path: &'p str) -> Option<Vec<&'p str>> {
-        match self.affixes {
-            Some(_) => self.single_variable(path).map(|id| vec![id]),
-            None => self.pattern.read(path),
-        }
     }
 
     fn named_by_id<'p>(&self, path: &str, id: &'p str) -> Result<Named<'p>, Bypass> {
@@ -152,7 +157,7 @@ impl Template {
 
     /// Whether the key is the id alone.
     pub(super) fn key_is_id(&self) -> bool {
-        self.affixes.is_some() && self.key.is_variable()
+        self.end.is_some() && self.key.is_variable()
     }
 
     /// Whether its keys have the prefix at this position.
