@@ -26,6 +26,7 @@ use hyper::{
     body::Incoming,
     http::{Method, header::HOST},
 };
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -93,10 +94,14 @@ impl Admin {
     }
 
     async fn try_explain(&self, id: &str, head: &[u8]) -> Result<Reply, String> {
-        let id = self.canonical_id(id)?;
-        let path = self.routes.path_of(&id);
+        let id = percent_decode_str(id).decode_utf8_lossy();
+        let first = self.canonical_id(&id)?;
+        let path = self.routes.path_of(&first);
         let mut request = parse(head, || path.clone().unwrap_or_else(|| "/".to_owned()))?;
         let route = self.routes.classify(&request);
+        // Two prefixes may have a job of this name: the request says which one is meant.
+        let asked = self.routes.job_at(request.uri().path()).map(|job| job.id());
+        let id = asked.filter(|asked| asked.as_str() == first.as_str()).unwrap_or(first);
         headers::strip_listed(request.headers_mut(), self.cache.fingerprinter().covered_headers());
         self.check_job(&id, &request, &route)?;
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());

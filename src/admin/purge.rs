@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::{HeaderMap, Request, StatusCode, body::Incoming};
+use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use tracing::{Instrument as _, info, warn};
 
@@ -130,7 +131,7 @@ impl Admin {
 
     /// `POST /purge/<id>` of a caller with the token.
     pub(super) async fn purge_one(&self, id: &str, caller: AdminCaller) -> Reply {
-        match job_ids(id, &self.routes) {
+        match job_ids(&percent_decode_str(id).decode_utf8_lossy(), &self.routes) {
             Ok(ids) => self.purge_jobs(ids, caller, AfterPurge::Nothing).await,
             Err(reason) => self.reject_purge(WebhookRefusal::Malformed, &reason),
         }

@@ -93,7 +93,10 @@ fn read(routes: &Routes, request: &Request<()>, key: impl Fn(&JobId) -> String) 
         }
         Route::Pass(why) => {
             let setting = routes.setting_for(path, why);
-            let remedy = setting.map(|setting| format!("; {setting} would take it"));
+            let remedy = setting.map(|setting| match setting {
+                "routes" => "; a route with the same slash at the end would take it".to_owned(),
+                setting => format!("; {setting} would take it"),
+            });
             format!("passes, and is not cached (detail={why}){}", remedy.unwrap_or_default())
         }
         Route::Write(_) => "is a write: a parameter names another method".to_owned(),
@@ -109,6 +112,9 @@ fn write(routes: &Routes, request: &Request<()>, key: impl Fn(&JobId) -> String)
         {
             "forgets every job".to_owned()
         }
+        Route::Write(scope) if scope.all_jobs().is_empty() && scope.rules.is_empty() => {
+            "names no job by its path, and forgets none".to_owned()
+        }
         Route::Write(scope) => {
             let jobs = scope.all_jobs();
             let shown: Vec<_> = jobs.iter().take(SHOWN).map(key).collect();
@@ -117,7 +123,7 @@ fn write(routes: &Routes, request: &Request<()>, key: impl Fn(&JobId) -> String)
             let rules = if scope.rules.is_empty() { "" } else { ", and what its rules name" };
             format!("forgets {}{more}{rules}", shown.join(" "))
         }
-        Route::Pass(_) | Route::Read(_) => "names no job, and forgets none".to_owned(),
+        Route::Pass(_) | Route::Read(_) => "names no job by its path, and forgets none".to_owned(),
     }
 }
 

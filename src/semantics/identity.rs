@@ -58,7 +58,7 @@ pub struct ReadJob<'p> {
 }
 
 impl<'p> ReadJob<'p> {
-    /// A job by its name alone, at no particular place.
+    /// A job by its name alone, as if it were read by the first route.
     pub fn of(id: &'p JobId) -> Self {
         let prefix = u8::try_from(id.prefix()).unwrap_or_default();
         Self { key: Cow::Borrowed(id.as_str()), prefix, place: Place::default() }

@@ -20,7 +20,7 @@ use thiserror::Error;
 use super::{
     headers::{is_upgrade, names_scheme},
     identity::{Place, ReadJob, RouteIndex},
-    job_id::{JobId, as_text},
+    job_id::JobId,
     policy::Bypass,
     settings::{ApiConfig, QueryConfig, RouteConfig},
 };
@@ -161,9 +161,13 @@ impl Routes {
             let other = path.strip_suffix('/').map_or_else(|| format!("{path}/"), str::to_owned);
             return route(&other).map(|_| "routes");
         };
+        template.is_text(path).then_some("ids=opaque")
+    }
+
+    /// Returns the text in the place of the id, in whatever spelling.
+    pub fn id_at<'p>(&self, path: &'p str) -> Option<&'p str> {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
-        let is_text = template.id_at_or_above(&segments).is_some_and(|id| as_text(id).is_some());
-        is_text.then_some("ids=opaque")
+        self.templates.iter().find_map(|template| template.id_at_or_above(&segments))
     }
 
     /// Returns the jobs that a text names by their key, under each prefix.

@@ -123,10 +123,10 @@ impl Template {
     }
 
     fn named_by_id<'p>(&self, path: &str, id: &'p str) -> Result<Named<'p>, Bypass> {
-        let id = self.ids.read(id)?;
         if self.is_excepted(path) {
             return Err(Bypass::Except);
         }
+        let id = self.ids.read(id)?;
         if self.key_is_id() {
             return Ok(Named { key: id, variables: None });
         }
@@ -134,18 +134,25 @@ impl Template {
     }
 
     fn named_by_all<'p>(&self, path: &str, texts: &[&str]) -> Result<Named<'p>, Bypass> {
+        if self.is_excepted(path) {
+            return Err(Bypass::Except);
+        }
         let read = self.pattern.variables().zip(texts).map(|(name, text)| {
             if name == ID { self.ids.read(text) } else { self.ids.read_other(text) }
         });
         let read = read.collect::<Result<Vec<_>, _>>()?;
-        if self.is_excepted(path) {
-            return Err(Bypass::Except);
-        }
         let read: Vec<&str> = read.iter().map(AsRef::as_ref).collect();
         Ok(Named { key: self.key.of(&read)?.into(), variables: Some(read.join("/").into()) })
     }
 
-    /// Whether a path whose variables have one reading is never cached. Their encoding does not count.
+    /// Whether a read of a matching path would be cached if the API compared ids as text.
+    pub(super) fn is_text(&self, path: &str) -> bool {
+        let texts = self.pattern.read(path).unwrap_or_default();
+        let is_text = |text: &&str| Ids::Opaque.read(text).is_ok();
+        self.ids == Ids::Auto && !texts.is_empty() && texts.iter().all(is_text)
+    }
+
+    /// Whether a path is never cached. Its encoding does not count.
     fn is_excepted(&self, path: &str) -> bool {
         if self.except.is_empty() {
             return false;
@@ -170,13 +177,24 @@ impl Template {
         JobId::new(key, self.prefix)
     }
 
-    /// Returns the jobs that a text names by their key.
+    /// Returns the jobs that a text names by their key; none if no job of this route has such a key.
     pub(super) fn jobs_by_key(&self, text: &str) -> Vec<JobId> {
+        let Some(texts) = self.key.texts(text, self.pattern.variables().count()) else {
+            return Vec::new();
+        };
+        let id_at = self.variables_before_id().count();
+        let key = |id: &String| {
+            let mut texts = texts.clone();
+            texts[id_at] = id;
+            self.key.of(&texts).ok()
+        };
         // A purge names the key itself. Only ids that some parser reads have other spellings.
-        let is_parsed = self.key_is_id() && self.ids == Ids::Auto;
-        let keys = if is_parsed { self.ids.readings(text) } else { Vec::new() };
-        let literal = Some(text.to_owned()).filter(|text| !is_parsed && is_key(text));
-        keys.iter().chain(&literal).map(|key| self.job(key)).collect()
+        let is_parsed = self.ids == Ids::Auto;
+        let ids = if is_parsed { self.ids.readings(texts[id_at]) } else { Vec::new() };
+        let keys: Vec<String> = ids.iter().filter_map(key).collect();
+        let is_literal = !is_parsed || !self.key_is_id();
+        let literal = Some(text.to_owned()).filter(|text| is_literal && is_key(text));
+        literal.iter().chain(&keys).map(|key| self.job(key)).collect()
     }
 
     /// Returns a path of the job with this key, if the key can be taken apart.

@@ -1,7 +1,7 @@
 -- Before a write is answered; also the purge: deletes the entry, voids the lease, lifts the fence.
 -- KEYS: main, meta, lease, fence   ARGV: write id, linger_ms
 -- With a linger the fence stays that long: the outcome is unknown, or the upstream's reads lag.
--- Reply: 1 if there was an entry, else 0; size of its body in bytes; 1 if a fill was in flight, else 0;
+-- Reply: 1 if there was an entry, else 0; size of main in bytes; 1 if a fill was in flight, else 0;
 -- and of the entry, '' if meta has no such field: generation, stored_at_ms, age_ms
 local body = redis.call('TYPE', KEYS[1]).ok == 'string' and redis.call('STRLEN', KEYS[1]) or 1
 -- A value of another type was written by a third party. It is no meta, and must not stop the rest.
