@@ -347,18 +347,15 @@ impl Filler {
             }
             self.state.metrics.fills.inc([result.as_str()]);
         }
-        lead.leader.detach_followers();
         self.end_flight(lead, result).await
     }
 
-    /// Gives the lease back while readers that have seen its token can still join: without a flight here
-    /// they would wait for an entry.
     async fn end_flight(&self, lead: LeaderRead, result: FillResult) -> FillResult {
         self.state.events.record(lead.key.main(), EventKind::FillRefused, result.as_str());
+        drop(lead.leader);
         if let FillTarget::Lease(lease) = lead.target {
             self.state.store.release(lease).await;
         }
-        drop(lead.leader);
         result
     }
 }
