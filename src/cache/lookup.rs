@@ -335,13 +335,13 @@ impl StoreLookup<'_> {
             // The holder may be in this process, and may not have begun its flight before. Its lease was
             // in force after this request arrived, so the flight is not too old.
             let flights = &reader.state.flights;
+            let is_led = flights.is_led(&request.key, &held);
             if let Some(flight) = flights.join_confirmed(&request.key, &held, request.coalesce_key)
             {
                 return Ok(Lookup::Join(flight, None));
             }
             // Another caller leads the read, and its response is not expected to be stored.
-            if reader.notes.unstored.count(&request.key) > 0 && flights.is_led(&request.key, &held)
-            {
+            if is_led && reader.notes.unstored.count(&request.key) > 0 {
                 return Ok(Lookup::Pass(Bypass::Leased));
             }
             match reader.read_entry(request, budget).await? {
