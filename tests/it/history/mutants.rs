@@ -26,7 +26,7 @@ use crate::support::{
 
 /// Seeds that are tried in turn. The length of a run is multiplied by its seed, because a busy
 /// machine has fewer races in the same time. Nearly always the first one is enough.
-const SEEDS: std::ops::RangeInclusive<u32> = 1..=6;
+const SEEDS: std::ops::RangeInclusive<u32> = 1..=9;
 
 /// A few jobs, many writes, and a slow upstream: races only.
 pub(super) const RACES: Plan = Plan {
