@@ -109,9 +109,13 @@ impl From<Config> for LoadedConfig {
 impl LoadedConfig {
     /// The effective configuration as a file, with secrets hidden and the origin of each given value.
     pub fn to_toml(&self) -> String {
+        // Then the default of `routes` does not count.
+        let has_tables = !self.config.api.tables.is_empty();
         let line = |spec: &'static SettingSpec| match self.settings.of(spec.key) {
             Some(setting) => format!("{:<44} # {}\n", setting.assignment(), setting.origin),
-            None if spec.default.is_empty() => format!("# {} is not set\n", spec.key),
+            None if spec.default.is_empty() || spec.key == "routes" && has_tables => {
+                format!("# {} is not set\n", spec.key)
+            }
             None => format!("{} = {}\n", spec.key, spec.setter.split(spec.default)),
         };
         let ApiConfig { tables, invalidate, .. } = &self.config.api;
