@@ -101,6 +101,15 @@ impl Routes {
             )),
         };
         let templates = templates.map_err(InvalidRoutes)?;
+        for (at, template) in templates.iter().enumerate() {
+            if let Some(first) = templates[..at].iter().find(|first| first.has_paths_of(template)) {
+                let (first, other) = (first.text(), template.text());
+                return Err(InvalidRoutes(format!(
+                    "the routes '{first}' and '{other}' have the same paths; remove one, also if one is \
+                     in routes and the other in [[route]]"
+                )));
+            }
+        }
         let rules = InvalidationRules::parse(&api.invalidate, &templates).map_err(InvalidRoutes)?;
         Ok(Self { templates, rules, query: api.query.clone() })
     }

@@ -77,6 +77,18 @@ impl PathPattern {
         self.segments.iter().position(|segment| segment.name() == Some(variable))
     }
 
+    /// Returns the literal texts of each segment, around the variable if it has one.
+    pub(super) fn without_names(&self) -> Vec<(&str, Option<&str>)> {
+        let mut texts = Vec::new();
+        for segment in &self.segments {
+            texts.push(match segment {
+                Segment::Literal(text) => (text.as_str(), None),
+                Segment::Variable { before, after, .. } => (before.as_str(), Some(after.as_str())),
+            });
+        }
+        texts
+    }
+
     /// Returns the texts of the variables of a path that matches byte for byte.
     pub(super) fn read<'p>(&self, path: &'p str) -> Option<Vec<&'p str>> {
         let mut texts = Vec::new();

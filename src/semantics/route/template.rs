@@ -82,6 +82,11 @@ impl Template {
         Ok(Self { text, pattern, id_at, start, end, ids, except, key, prefix })
     }
 
+    /// Whether the paths of another template are the same: only names of variables differ.
+    pub(super) fn has_paths_of(&self, other: &Self) -> bool {
+        self.pattern.without_names() == other.pattern.without_names()
+    }
+
     /// Returns the template as it was given.
     pub(super) fn text(&self) -> &str {
         &self.text

@@ -278,8 +278,15 @@ fn a_bad_template_is_refused_with_the_mend() {
     let query = "leave out the query: query.allow and query.ignore are about it";
     check("/jobs/{id}?a=b", &format!("its segment 2 is '{{id}}?a=b'; {query}"));
     let count = MAX_TEMPLATES + 1;
-    check_refused(&vec!["/{id}"; count], "65 routes given, at most 64 are allowed; remove some");
-    assert!(Routes::parse(&vec!["/{id}"; MAX_TEMPLATES]).is_ok());
+    let many: Vec<String> = (0..count).map(|n| format!("/r{n}/{{id}}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    check_refused(&many, "65 routes given, at most 64 are allowed; remove some");
+    assert!(Routes::parse(&many[1..]).is_ok());
+    check_refused(
+        &["/t/{tenant}/jobs/{id}", "/t/{org}/jobs/{id}"],
+        "the routes '/t/{tenant}/jobs/{id}' and '/t/{org}/jobs/{id}' have the same paths; remove one, \
+         also if one is in routes and the other in [[route]]",
+    );
 }
 
 #[test]
