@@ -19,8 +19,8 @@
 //! The other parts support these steps. `proxy_context` has what every step needs, and turns a
 //! client's message into ours and back. `body` streams and captures response bodies. `repeat_hit`
 //! answers a repeated request below hyper, past step 1 and without a permit: it reads only this
-//! process. `prefetch` reads a job before a client asks for it, and `verify` checks hits against the
-//! upstream.
+//! process. `prefetch` reads a job before a client asks for it, `verify` checks hits against the
+//! upstream, and `route_advice` notes which reads pass because of the routes, for the log.
 //!
 //! Decided elsewhere: what may be stored and who may receive it (`cache`), connections, timeouts
 //! and retries (`upstream`), sockets and HTTP parsing (`server`).
@@ -115,7 +115,9 @@ impl Proxy {
         // Whether this request becomes an event if it is a hit.
         let hit_sample = cache.events().sample();
         let answer = if let Err(refusal) = framing::check(&request, &config.server) {
-            refusal.limit().inspect(|&limit| metrics.limits.count(limit));
+            if let Some(limit) = refusal.limit() {
+                metrics.limits.count(limit);
+            }
             refuse_and_close(refusal, request.version())
         } else if let Some(_permit) = self.requests.take(1) {
             let requester = Requester { client, informational };
@@ -160,15 +162,10 @@ impl Proxy {
         registry: &mut Registry,
     ) -> Self {
         let metrics = ProxyMetrics::register(registry);
-        let hits = &metrics.limits;
-        let inspected = Quota::of(
-            Limit::Inspected,
-            config.cache.limits.max_inspected,
-            &metrics.inspected,
-            hits,
-        );
-        let max_requests = config.server.max_requests;
-        let requests = Quota::of(Limit::Requests, max_requests, &metrics.in_flight, hits);
+        let quota = |limit, max, used| Quota::of(limit, max, used, &metrics.limits);
+        let inspected =
+            quota(Limit::Inspected, config.cache.limits.max_inspected, &metrics.inspected);
+        let requests = quota(Limit::Requests, config.server.max_requests, &metrics.in_flight);
         let context = ProxyContext {
             routes,
             config: Arc::new(ProxyConfig::of(config)),
