@@ -12,6 +12,7 @@ use tracing_subscriber::{EnvFilter, filter::ParseError};
 use super::{RouteConfig, SampleRate, Secret, carries_meaning};
 use crate::semantics::{
     json_pointer::JsonPointer,
+    policy::never_stored,
     route::{Routes, check_route},
 };
 
@@ -297,17 +298,13 @@ pub(super) fn statuses(
         let status = text.parse::<StatusCode>();
         let status =
             status.map_err(|_| format!("{text:?} is not a status; give one such as 404"))?;
-        let why = match status.as_u16() {
-            200 => "is always stored; set its time by ttl",
-            100..=199 => "is not the end of an answer",
-            206 | 416 => "is an answer about a part",
-            304 | 412 => "is an answer about what the client has",
-            401 | 403 | 407 | 421 => "is an answer about who asks and how",
-            408 | 425 | 429 | 500..=599 => "says nothing about the job",
-            201..=499 => return Ok((status, ttl)),
-            _ => "is no status of HTTP",
+        let is_ok = status == StatusCode::OK;
+        let why = if is_ok {
+            Some("is always stored; set its time by ttl")
+        } else {
+            never_stored(status)
         };
-        Err(format!("{text} {why}; remove it"))
+        why.map_or(Ok((status, ttl)), |why| Err(format!("{text} {why}; remove it")))
     };
     times.into_iter().map(status).collect()
 }

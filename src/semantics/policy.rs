@@ -25,7 +25,7 @@ pub use directives::RequestDirectives;
 pub use freshness::{Freshness, StatedLifetimes, freshness, may_be_shared, stated_lifetimes};
 pub use reason::{Bypass, NoStore};
 pub(crate) use reason::{CacheStatus, Forward, cache_status};
-pub use storable::{is_endless, storable};
+pub use storable::{is_endless, never_stored, storable};
 pub use stored_head::{LastModified, StoredHead};
 
 use super::settings::StateTtlConfig;

@@ -14,7 +14,7 @@ use super::{
     NoStore, Policy,
     directives::{Directive, delta_seconds, directives, tokens},
     http_date,
-    storable::{storable, storable_headers, varies_by_caller},
+    storable::{never_stored, storable, storable_headers, varies_by_caller},
 };
 
 /// How long a response may be served, and whether to every credential.
@@ -88,26 +88,18 @@ pub fn freshness(head: &Parts, policy: &Policy, now: SystemTime) -> Result<Fresh
 /// lifetime, whatever the configuration leaves out. Not shared, as not stored by any configuration, is
 /// what says something about the request or the caller, or nothing about the job.
 pub fn may_be_shared(head: &Parts, policy: &Policy, why: NoStore, now: SystemTime) -> bool {
-    let states_lifetime = || {
-        let stated = stated_lifetimes(&head.headers, now).ok().and_then(|stated| stated.shared);
-        stated.is_some_and(|lifetime| lifetime > age(&head.headers))
-    };
     let is_heuristic =
         matches!(head.status.as_u16(), 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414);
-    let is_about_job = !matches!(
-        head.status.as_u16(),
-        ..200 | 206 | 304 | 401 | 403 | 407 | 408 | 412 | 416 | 421 | 425 | 429 | 500..
-    );
+    let is_reusable = || match stated_lifetimes(&head.headers, now) {
+        Ok(StatedLifetimes { shared: Some(lifetime), .. }) => lifetime > age(&head.headers),
+        Ok(_) => is_heuristic,
+        Err(_) => false,
+    };
     matches!(why, NoStore::Status | NoStore::Unstated | NoStore::Empty)
-        && is_about_job
+        && never_stored(head.status).is_none()
         && !head.headers.contains_key(PERSISTENT_AUTH)
         && matches!(storable_headers(head, policy), Ok(()) | Err(NoStore::Empty))
-        && (states_lifetime() || is_heuristic && no_lifetime_is_stated(&head.headers, now))
-}
-
-/// Whether nothing is said about the lifetime, so that a heuristic may be used.
-fn no_lifetime_is_stated(headers: &HeaderMap, now: SystemTime) -> bool {
-    stated_lifetimes(headers, now).is_ok_and(|stated| stated.shared.is_none())
+        && is_reusable()
 }
 
 /// Returns whether a response may be served to every credential.

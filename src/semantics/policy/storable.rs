@@ -51,6 +51,19 @@ pub fn storable(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
     storable_headers(head, policy)
 }
 
+/// Returns why a response with this status is stored under no configuration; `None` if it may be.
+pub fn never_stored(status: StatusCode) -> Option<&'static str> {
+    match status.as_u16() {
+        100..=199 => Some("is not the end of an answer"),
+        206 | 416 => Some("is an answer about a part"),
+        304 | 412 => Some("is an answer about what the client has"),
+        401 | 403 | 407 | 421 => Some("is an answer about who asks and how"),
+        408 | 425 | 429 | 500..=599 => Some("says nothing about the job"),
+        200..=499 => None,
+        _ => Some("is no status of HTTP"),
+    }
+}
+
 /// Checks everything but the status.
 pub(super) fn storable_headers(head: &Parts, policy: &Policy) -> Result<(), NoStore> {
     let headers = &head.headers;
