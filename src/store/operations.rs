@@ -1,7 +1,6 @@
 //! The operations on keys, each timed and counted.
 
 use std::{
-    future::Future,
     sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -42,8 +41,8 @@ impl Store {
     /// Reads a key: one round trip, no script.
     pub async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen> {
         let read = async |shard: Arc<Shard>| shard.read(key, budget).await;
-        let read = self.on_key(key, read, |memory| Ok(memory.read(key)));
-        self.timed(StoreOp::Read, read).await
+        let in_memory = |memory: &Memory| Ok(memory.read(key));
+        self.timed(StoreOp::Read, async || self.on_key(key, read, in_memory).await).await
     }
 
     /// Reads everything under the keys of a job: one round trip, no script. For diagnosis: the
@@ -69,7 +68,8 @@ impl Store {
         let token = self.tokens.next_of(identity);
         let expected = self.events.expect_own_change(key.main());
         let lease = async |shard: Arc<Shard>| shard.lease(key, &token, refused, budget).await;
-        let lease = self.on_key(key, lease, |memory| Ok(memory.lease(key, &token, refused)));
+        let in_memory = |memory: &Memory| Ok(memory.lease(key, &token, refused));
+        let lease = async || self.on_key(key, lease, in_memory).await;
         let grant = self.timed(StoreOp::Lease, lease).await;
         if !matches!(grant, Ok(Grant::Lease(_))) {
             self.events.withdraw_expected(key.main(), expected);
@@ -87,11 +87,9 @@ impl Store {
         ttl: Duration,
     ) -> Result<Fill> {
         self.expect([&lease.key]);
-        let fill = async {
-            match &self.engine {
-                Engine::Redis(redis) => redis.owner(&lease.key)?.fill(lease, body, meta, ttl).await,
-                Engine::Memory(memory) => Ok(memory.fill(&lease, body, meta, ttl)),
-            }
+        let fill = async || match &self.engine {
+            Engine::Redis(redis) => redis.owner(&lease.key)?.fill(lease, body, meta, ttl).await,
+            Engine::Memory(memory) => Ok(memory.fill(&lease, body, meta, ttl)),
         };
         self.timed(StoreOp::Fill, fill).await
     }
@@ -112,9 +110,8 @@ impl Store {
             }
         };
         let changed = async |shard: Arc<Shard>| shard.change(key, seen, generation, change).await;
-        let changed =
-            self.on_key(key, changed, |memory| Ok(memory.change(key, seen, generation, change)));
-        self.timed(op, changed).await
+        let in_memory = |memory: &Memory| Ok(memory.change(key, seen, generation, change));
+        self.timed(op, async || self.on_key(key, changed, in_memory).await).await
     }
 
     /// Hands a lease back when the answer cannot be stored.
@@ -136,13 +133,11 @@ impl Store {
     pub async fn begin(&self, keys: Vec<Key>, fence: Duration, budget: &mut Budget) -> Write {
         let mut write = self.write(keys, fence);
         self.expect(&write.keys);
-        let begin = async {
-            match &self.engine {
-                Engine::Redis(redis) => redis.begin(&mut write, budget).await,
-                Engine::Memory(memory) => {
-                    memory.begin(&mut write);
-                    Ok(())
-                }
+        let begin = async || match &self.engine {
+            Engine::Redis(redis) => redis.begin(&mut write, budget).await,
+            Engine::Memory(memory) => {
+                memory.begin(&mut write);
+                Ok(())
             }
         };
         // Without a fence the end of the write runs twice.
@@ -173,11 +168,9 @@ impl Store {
     /// Call it before the write is answered, from a task that is never cancelled.
     pub async fn end(&self, write: &Write, linger: Duration, budget: &mut Budget) -> Ended {
         self.expect(&write.keys);
-        let end = async {
-            match &self.engine {
-                Engine::Redis(redis) => redis.end(write, linger, budget).await.0,
-                Engine::Memory(memory) => memory.end(write, linger).0,
-            }
+        let end = async || match &self.engine {
+            Engine::Redis(redis) => redis.end(write, linger, budget).await.0,
+            Engine::Memory(memory) => memory.end(write, linger).0,
         };
         self.timed(StoreOp::End, end).await.unwrap_or(Ended::Pending)
     }
@@ -227,9 +220,9 @@ impl Store {
     }
 
     /// Times and counts an operation.
-    async fn timed<T>(&self, op: StoreOp, operation: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn timed<T>(&self, op: StoreOp, operation: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
         let started = Instant::now();
-        let result = operation.await;
+        let result = operation().await;
         self.metrics.operations.record(op, &result, started.elapsed());
         result
     }
