@@ -227,6 +227,9 @@ impl Routes {
     /// or queries. A prefix of their paths is ignored: gateways remove one, and APIs put it back.
     pub fn location_targets<B>(&self, target: &WriteTarget, answer: &Response<B>) -> WriteScope {
         let named = target.named_by(answer.status(), answer.headers());
+        if named.is_empty() {
+            return WriteScope::default();
+        }
         let targets = named.iter().map(|target| path_and_query(target));
         self.named_by_targets(&[], Scope::Tail, targets).into_scope()
     }

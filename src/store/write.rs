@@ -74,9 +74,12 @@ impl Write {
     }
 
     /// Adds keys for its end that the write turns out to have changed; they were not fenced.
-    pub fn widen(&mut self, keys: impl IntoIterator<Item = Key>) {
+    pub fn widen(&mut self, keys: impl ExactSizeIterator<Item = Key>) {
+        if keys.len() == 0 {
+            return;
+        }
         let mut known: HashSet<Key> = self.keys.iter().cloned().collect();
-        self.keys.extend(keys.into_iter().filter(|key| known.insert(key.clone())));
+        self.keys.extend(keys.filter(|key| known.insert(key.clone())));
     }
 }
 
