@@ -151,7 +151,7 @@ impl Memory {
         let now = now_ms();
         let mut slots = self.slots();
         let unchanged = slots.unchanged(key, seen, now);
-        let Some(entry) = unchanged.filter(|entry| generation_of(&entry.meta) == generation) else {
+        let Some(entry) = unchanged.filter(|entry| is_of(&entry.meta, generation)) else {
             return Fill::Revoked;
         };
         let before = size(entry);
@@ -326,11 +326,10 @@ impl MemorySlot {
     }
 }
 
-/// Returns the generation in a meta. Bodies alone do not tell entries apart: that of every response
-/// without a job is empty.
-fn generation_of(meta: &[u8]) -> String {
-    let meta = serde_json::from_slice::<serde_json::Value>(meta).unwrap_or_default();
-    meta["generation"].as_str().unwrap_or_default().to_owned()
+/// Whether a meta has this generation, as the scripts find it. Bodies alone do not tell entries apart:
+/// that of every response without a job is empty.
+fn is_of(meta: &[u8], generation: &str) -> bool {
+    String::from_utf8_lossy(meta).contains(&format!("\"generation\":\"{generation}\""))
 }
 
 /// Copies the body: the bytes may be part of a much larger buffer, which is counted elsewhere for
