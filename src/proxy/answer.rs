@@ -34,8 +34,6 @@ use crate::{
 pub(super) struct Answer {
     pub(super) response: Response<Body>,
     pub(super) verdict: Verdict,
-    /// The setting with which a request that passed would be cached.
-    pub(super) setting: Option<&'static str>,
     /// Set if the next request with the same header fields can reuse what was derived from these.
     pub(super) repeat: Option<RepeatHit>,
 }
@@ -48,8 +46,8 @@ pub(super) enum Verdict {
     /// the response, if that was known when the head was sent. `why` says why the cache was not
     /// asked, if it was not.
     Miss { filled: Option<FillResult>, collapsed: bool, why: Option<Bypass> },
-    /// Answered from the upstream, past the cache.
-    Pass(Bypass),
+    /// Answered from the upstream, past the cache. With the `setting`, it would be cached.
+    Pass { why: Bypass, setting: Option<&'static str> },
     /// Forwarded because it may change a job. Pending while its invalidation is unconfirmed.
     Write { pending: bool },
     /// Answered by jobcache because the upstream gave no response.
@@ -60,7 +58,7 @@ pub(super) enum Verdict {
 
 impl Answer {
     pub(super) fn new(response: Response<Body>, verdict: Verdict) -> Self {
-        Self { response, verdict, setting: None, repeat: None }
+        Self { response, verdict, repeat: None }
     }
 
     /// Completes the response, and counts and logs it.
@@ -73,7 +71,7 @@ impl Answer {
         metrics.count(kind, reason);
         let outcome = kind.as_str();
         let status = self.response.status();
-        if let Some(cache_status) = self.verdict.cache_status(status, self.setting) {
+        if let Some(cache_status) = self.verdict.cache_status(status) {
             headers::cache_status(self.response.headers_mut(), cache_status);
         }
         if let Some(access_line) = access_line {
@@ -93,18 +91,15 @@ impl Verdict {
                 (EventKind::Miss, result.as_str())
             }
             Self::Miss { why, .. } => (EventKind::Miss, why.map_or("", Bypass::as_str)),
-            Self::Pass(why) => (EventKind::Pass, why.as_str()),
+            Self::Pass { why, .. } => (EventKind::Pass, why.as_str()),
             Self::Write { pending: false } => (EventKind::Write, ""),
             Self::Write { pending: true } => (EventKind::Write, "invalidation-pending"),
             Self::Failed(reason) | Self::Refused(reason) => (EventKind::Error, reason),
         }
     }
 
-    fn cache_status(
-        &self,
-        status: StatusCode,
-        setting: Option<&'static str>,
-    ) -> Option<CacheStatus> {
+    fn cache_status(&self, status: StatusCode) -> Option<CacheStatus> {
+        let setting = if let Self::Pass { setting, .. } = self { *setting } else { None };
         let (mut why, collapsed, stored) = match self {
             Self::Hit => return None,
             Self::Refused(detail) => return Some(CacheStatus::Refused { detail }),
@@ -112,7 +107,7 @@ impl Verdict {
                 let stored = why.is_none() && *filled == Some(FillResult::Stored);
                 (why.map_or(Forward::Miss, Forward::from), *collapsed, stored)
             }
-            Self::Pass(why) => (Forward::from(*why), false, false),
+            Self::Pass { why, .. } => (Forward::from(*why), false, false),
             Self::Write { .. } => (Forward::Method, false, false),
             Self::Failed(_) => (Forward::Bypass, false, false),
         };
@@ -129,7 +124,7 @@ impl Verdict {
     /// under way. Metrics and log keep the reason.
     fn reveals_others(&self) -> bool {
         match self {
-            Self::Pass(why) | Self::Miss { why: Some(why), .. } => why.reveals_others(),
+            Self::Pass { why, .. } | Self::Miss { why: Some(why), .. } => why.reveals_others(),
             Self::Miss { why: None, .. }
             | Self::Hit
             | Self::Write { .. }
@@ -226,8 +221,8 @@ pub(super) fn entry_response(entry: &Entry, head: &Parts, now_ms: i64) -> Respon
 }
 
 /// Closes the client connection after this response if no request can follow it.
-pub(super) fn close_if_spent(mut response: Response<Body>, from: &Requester) -> Response<Body> {
-    let Some(body) = response.body().upstream() else { return response };
+pub(super) fn close_if_spent(response: &mut Response<Body>, from: &Requester) {
+    let Some(body) = response.body().upstream() else { return };
     // The response came before the upload was asked for, and the client may or may not send it.
     // HTTP/2 has no such field and ends only the stream.
     let is_unread = body.upload_unrequested && from.informational.is_accepted();
@@ -235,5 +230,4 @@ pub(super) fn close_if_spent(mut response: Response<Body>, from: &Requester) -> 
     if is_unread || body.ends_client {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    response
 }

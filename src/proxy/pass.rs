@@ -52,7 +52,9 @@ pub(super) async fn forward_read(
     context.prepare_request(&mut head, requester.client);
     let request = Request::from_parts(head, RequestBody::EMPTY);
     match context.exchange(relay_informational(request, requester)).await {
-        Ok(response) => Answer::new(response.map(Body::Upstream), Verdict::Pass(why)),
+        Ok(response) => {
+            Answer::new(response.map(Body::Upstream), Verdict::Pass { why, setting: None })
+        }
         Err(error) => upstream_failure(&error),
     }
 }
@@ -90,12 +92,13 @@ pub(super) async fn forward(
     let (head, body) = request.into_parts();
     let (body, upload) = if may_change { body.tracked() } else { (body, None) };
     let sent = context.send(Request::from_parts(head, body), retry).await;
-    let response = match sent.and_then(|sent| prepare_passed(context, sent, upgrade)) {
-        Ok(response) => close_if_spent(response.map(Body::Upstream), &requester),
+    let mut response = match sent.and_then(|sent| prepare_passed(context, sent, upgrade)) {
+        Ok(response) => response.map(Body::Upstream),
         Err(error) => return upstream_failure(&error),
     };
+    close_if_spent(&mut response, &requester);
     let Some(invalidation) = write.and_then(|write| write.invalidation(upload, &response)) else {
-        return Answer { setting, ..Answer::new(response, Verdict::Pass(why)) };
+        return Answer::new(response, Verdict::Pass { why, setting });
     };
     spawn_write(context, Box::pin(invalidation.conclude(Ok(response)))).await
 }

@@ -229,7 +229,8 @@ impl UnansweredRead<'_> {
                     Body::Upstream(body)
                 };
                 let response = Response::from_parts(head, body);
-                Answer::new(response, Verdict::Pass(Bypass::ShadowHit))
+                let (why, setting) = (Bypass::ShadowHit, None);
+                Answer::new(response, Verdict::Pass { why, setting })
             }
             Err(error) => {
                 let failed = ComparisonResult::Failed.as_str();

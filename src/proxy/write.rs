@@ -87,8 +87,10 @@ async fn forward_write(
         invalidation.note_response(response.status(), &jobs);
         response
     });
-    let result = result.and_then(prepare_response);
-    let result = result.map(|response| close_if_spent(response, &requester));
+    let mut result = result.and_then(prepare_response);
+    if let Ok(response) = &mut result {
+        close_if_spent(response, &requester);
+    }
     invalidation.conclude(result).await
 }
 
