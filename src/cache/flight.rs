@@ -14,8 +14,10 @@
 //!
 //! [`Fingerprinter::coalesce_key`]: crate::semantics::audience::Fingerprinter::coalesce_key
 //!
-//! Followers share only responses that may be stored. If a leader panics or is aborted, each of its
-//! followers reads for itself.
+//! Followers share responses that may be stored, and those that only the configuration keeps out of the
+//! store ([`may_be_shared`]). If a leader panics or is aborted, each of its followers reads for itself.
+//!
+//! [`may_be_shared`]: crate::semantics::policy::may_be_shared
 
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
     Request, Response, StatusCode,
+    body::Body as _,
     http::{
         header::{CONTENT_LENGTH, ETAG, TRANSFER_ENCODING},
         request, response,
@@ -83,13 +84,11 @@ impl LeadTask {
         // close-delimited response message from a partially received message interrupted by
         // network failure".
         match freshness.and_then(|found| if framed { Ok(found) } else { Err(NoStore::Unframed) }) {
-            Err(why) if self.may_be_shared(&head, why) && !self.context.is_shadow() => {
+            Err(why) if is_sized(&body) && self.may_be_shared(&head, why) => {
                 self.share_unstored(head, body, why).await
             }
             Err(why) => self.share_nothing(head, Body::Upstream(body), why).await,
-            Ok(freshness) if head.headers.contains_key(CONTENT_LENGTH) => {
-                self.take_whole(head, body, freshness).await
-            }
+            Ok(freshness) if is_sized(&body) => self.take_whole(head, body, freshness).await,
             Ok(freshness) => self.take_streaming(head, body, freshness).await,
         }
     }
@@ -170,9 +169,7 @@ impl LeadTask {
     }
 
     fn may_be_shared(&self, head: &response::Parts, why: NoStore) -> bool {
-        let filler = &self.context.cache.filler;
-        head.headers.contains_key(CONTENT_LENGTH)
-            && filler.may_be_shared(head, self.lead.route(), why)
+        self.context.cache.filler.may_be_shared(head, self.lead.route(), why)
     }
 
     /// Answers the client and those that wait with a response that is not stored.
@@ -227,6 +224,11 @@ fn is_framed(response: &Response<ResponseBody>) -> bool {
         || [CONTENT_LENGTH, TRANSFER_ENCODING]
             .iter()
             .any(|name| response.headers().contains_key(name))
+}
+
+/// Whether the length of the body is known before it has arrived.
+fn is_sized(body: &ResponseBody) -> bool {
+    body.size_hint().exact().is_some()
 }
 
 /// Stores a published response. Calls `then` when that is done, or without a result when the budget
