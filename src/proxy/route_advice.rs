@@ -55,7 +55,8 @@ impl RouteAdvice {
         (path, why, setting): (&str, Bypass, Option<&'static str>),
         totals: impl Fn() -> RequestTotals,
     ) {
-        if path.len() > MAX_PATH {
+        // Most requests that pass say nothing about the routes. They do not take the lock.
+        if !matches!(why, Bypass::Path | Bypass::Spelling | Bypass::Word) || path.len() > MAX_PATH {
             return;
         }
         let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
