@@ -65,7 +65,7 @@ struct CompressedForm {
 }
 
 impl Entry {
-    /// Creates an entry from a complete response that may be stored. `now_ms` is the time of the
+    /// Creates an entry from a complete response that may be stored, or at least shared. `now_ms` is the time of the
     /// request for it, in ms since 1970 by the store's clock.
     pub fn new(
         response: StoredHead,

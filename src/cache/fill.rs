@@ -21,7 +21,7 @@ use crate::{
     semantics::{
         audience::{AudienceMember, Caller},
         identity::{Identity, Place, RouteIndex},
-        policy::{self, Bypass, Freshness, NoStore, StoredHead},
+        policy::{self, Bypass, Freshness, NoStore, Policy, StoredHead},
     },
     store::{EntryChange, Fill, Key, Lease, Seen, StoreError},
 };
@@ -61,6 +61,7 @@ pub(super) enum FillTarget {
 struct FilledRead<'a> {
     key: &'a Key,
     identity: Identity<'a>,
+    policy: &'a Policy,
     caller: Caller,
     entry: &'a Arc<Entry>,
 }
@@ -91,11 +92,11 @@ pub enum FillResult {
     Failed,
     /// The response was shared but not stored, because the lookup was not confirmed.
     Unconfirmed,
-    /// The response was not shared.
+    /// The response is not stored, and was shared at most with the readers that waited for it.
     Abandoned(AbandonReason),
 }
 
-/// Why a flight has no result that can be shared.
+/// Why a flight has ended without a response that may be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AbandonReason {
     /// The response, with this status, may not be stored.
@@ -179,7 +180,8 @@ impl Filler {
         let PublishedRead { entry, ttl, lead } = published;
         let LeaderRead { leader, target, why, key, place, caller, .. } = lead;
         let identity = self.config.identity(&key, &place);
-        let read = FilledRead { key: &key, identity, caller, entry: &entry };
+        let policy = self.config.policy(place.route);
+        let read = FilledRead { key: &key, identity, policy, caller, entry: &entry };
         let (stored, filled) = match target {
             FillTarget::Nowhere => return FillResult::Unconfirmed,
             FillTarget::Lease(lease) => {
@@ -236,13 +238,13 @@ impl Filler {
     /// the same: the known entry stays, and the caller joins its audience.
     fn audience_of_replacement(
         &self,
-        &FilledRead { key, caller, entry, .. }: &FilledRead<'_>,
+        &FilledRead { key, policy, caller, entry, .. }: &FilledRead<'_>,
         known: &KnownEntry,
         is_refresh: bool,
     ) -> Option<Vec<AudienceMember>> {
         let own = entry.audience().members.to_vec();
         let audience = known.entry.audience();
-        match known.entry.likeness(entry, &self.config.volatile) {
+        match known.entry.likeness(entry, &policy.volatile) {
             // The client asked for a new read: its response replaces the entry even if it is the same.
             Likeness::Same | Likeness::ShorterLived if is_refresh => return Some(own),
             Likeness::Same => return None,
@@ -268,7 +270,7 @@ impl Filler {
         is_refresh: bool,
     ) -> (EventKind, Result<Fill, StoreError>) {
         let SharedState { store, silent_changes, .. } = &*self.state;
-        let &FilledRead { key, identity, caller, entry } = read;
+        let &FilledRead { key, identity, caller, entry, .. } = read;
         let (generation, seen) = (known.entry.generation(), &known.seen);
         let Some(members) = self.audience_of_replacement(read, known, is_refresh) else {
             let caller = caller.to_hex();
@@ -309,7 +311,7 @@ impl Filler {
     /// megabyte takes milliseconds.
     async fn compressed(&self, entry: &Arc<Entry>) -> Option<Bytes> {
         let above = self.config.compress_above?;
-        if entry.body().len() <= above {
+        if !entry.is_job() || entry.body().len() <= above {
             return None;
         }
         let entry = Arc::clone(entry);
@@ -327,7 +329,7 @@ impl Filler {
         why: NoStore,
     ) -> FillResult {
         let now_ms = self.state.store.now_ms();
-        let head = StoredHead::of(head, &self.config.volatile, now_ms);
+        let head = StoredHead::of(head, &self.config.policy(lead.route()).volatile, now_ms);
         let result = FillResult::Abandoned(AbandonReason::Unstorable(why, head.status));
         let fresh = Freshness { ttl: Duration::ZERO, age: Duration::ZERO, public: false };
         lead.leader.publish(Arc::new(Entry::new(head, body, fresh, lead.caller, now_ms)));

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use hyper::http::{HeaderMap, HeaderName};
+use hyper::http::HeaderMap;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
 use super::{
@@ -161,8 +161,6 @@ impl SharedState {
 /// responses are stored for how long. A reload replaces it.
 pub(super) struct CacheConfig {
     pub(super) fingerprinter: Fingerprinter,
-    /// Configured names of response headers that are neither stored nor compared.
-    pub(super) volatile: Vec<HeaderName>,
     /// One for each route, in their order.
     policies: Vec<Policy>,
     pub(super) scopes: Scopes,
@@ -208,7 +206,6 @@ impl CacheConfig {
             scopes: Scopes::new(api.name.as_deref(), routes.iter().map(|route| &*route.path)),
             settings: cache.clone(),
             prefixes: config.prefixes(),
-            volatile,
             compress_above: store.compress_above,
             linger: store.linger,
             response_timeout: upstream.response_timeout,

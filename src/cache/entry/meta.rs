@@ -210,7 +210,8 @@ impl Entry {
         if self.is_job() { compressed.unwrap_or(&self.body) } else { &NOTHING }
     }
 
-    pub(super) fn is_job(&self) -> bool {
+    /// Whether the body is a job, as the status says.
+    pub fn is_job(&self) -> bool {
         self.head.status == StatusCode::OK
     }
 
