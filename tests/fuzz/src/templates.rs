@@ -44,7 +44,14 @@ const ADDED: [&str; 8] = ["", "", "/", "/.", ";p=1", "/x/..", "%2F", "\\"];
 /// Checks one input.
 pub fn run(data: &[u8]) {
     let mut bytes = Bytes(data);
-    let shapes: Vec<Shape> = (0..=bytes.below(3)).map(|_| Shape::build(&mut bytes)).collect();
+    let mut shapes: Vec<Shape> = Vec::new();
+    for _ in 0..=bytes.below(3) {
+        let shape = Shape::build(&mut bytes);
+        // Two routes with the same paths are refused.
+        if shapes.iter().all(|other| other.paths() != shape.paths()) {
+            shapes.push(shape);
+        }
+    }
     let model = Model::build(&mut bytes, &shapes);
     let paths = [bytes.path(&shapes), bytes.path(&shapes)];
     let except = bytes.except(&shapes);
@@ -229,6 +236,12 @@ impl Shape {
             ids: Some(self.ids),
             ..RouteConfig::at(&self.filled(&variables))
         }
+    }
+
+    /// The path with an empty name for each variable.
+    fn paths(&self) -> String {
+        let variables = self.segments.iter().filter(|part| part.name.is_some());
+        self.filled(&variables.map(|_| "{}".to_owned()).collect::<Vec<_>>())
     }
 
     /// The segments of the path with these texts of the variables.
