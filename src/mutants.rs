@@ -35,6 +35,8 @@ labels! {
         NoPending = "no-pending",
         /// Entries from before a restart of the server are accepted.
         NoEpoch = "no-epoch",
+        /// Entries from before a purge of all are accepted.
+        NoPurgeToken = "no-purge-token",
         /// A value that another program has `SET` is accepted if it has the same bytes as our entry.
         NoExpiryCheck = "no-expiry-check",
         /// An entry gets the epoch of its fill instead of that of its lease.
@@ -60,7 +62,8 @@ impl Mutant {
     pub fn script(self) -> Option<(&'static str, &'static str, &'static str)> {
         match self {
             Self::FillWithoutToken => {
-                Some(("fill", "if redis.call('GET', KEYS[3]) ~= ARGV[1] then return 0 end", ""))
+                let line = "if not purge or redis.call('GET', KEYS[3]) ~= ARGV[1] .. ' ' .. purge then return 0 end";
+                Some(("fill", line, ""))
             }
             Self::FillWithoutPlaceholder => Some((
                 "fill",

@@ -369,6 +369,7 @@ fn value_kind(explained: &ForecastReport) -> Option<&'static str> {
         Some(Err(Reject::Foreign)) => "foreign",
         Some(Err(Reject::Corrupt)) => "unreadable",
         Some(Err(Reject::Epoch)) => "other-epoch",
+        Some(Err(Reject::Purged)) => "purged",
         Some(Err(Reject::Identity)) => "other-route",
         None if state.is_placeholder => "placeholder",
         None => "none",

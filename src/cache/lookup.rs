@@ -128,7 +128,8 @@ impl CacheReader {
     ) -> LeaseHolder<Flight> {
         let SharedState { flights, waited_leases, .. } = &*self.state;
         LeaseHolder {
-            is_same_read: version.token.is_of(request.identity) && version.epoch == *epoch,
+            is_same_read: version.token.is_of(request.identity)
+                && version.epoch.server() == epoch.server(),
             flight: flights.join_confirmed(&request.key, version, request.coalesce_key),
             was_waited_for: waited_leases.count(&version.token) > 0,
         }
@@ -295,13 +296,16 @@ impl StoreLookup<'_> {
     /// Asks for the lease of a job that has no entry, and decides how the read goes on.
     async fn ask_for_lease(&mut self, facts: &Facts, seen: &Seen) -> Result<LeaseStep, StoreError> {
         Ok(match self.lease(seen).await? {
-            Grant::Lease(lease) => match decide::granted(facts, lease.epoch != seen.epoch) {
-                None => LeaseStep::Fill(lease),
-                Some(uncached) => {
-                    self.reader.state.store.release(lease).await;
-                    LeaseStep::Uncached(uncached)
+            Grant::Lease(lease) => {
+                let is_of_other_epoch = lease.epoch.server() != seen.epoch.server();
+                match decide::granted(facts, is_of_other_epoch) {
+                    None => LeaseStep::Fill(lease),
+                    Some(uncached) => {
+                        self.reader.state.store.release(lease).await;
+                        LeaseStep::Uncached(uncached)
+                    }
                 }
-            },
+            }
             Grant::Stored(seen) => LeaseStep::Overtaken(seen),
             Grant::Leased(token, epoch) => {
                 let version = JobVersion { token, epoch };

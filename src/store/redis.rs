@@ -18,6 +18,7 @@ mod dial;
 mod engine;
 mod invalidate;
 mod master_source;
+mod purge_token;
 mod recently_confirmed;
 mod sentinel;
 mod server_info;
@@ -33,7 +34,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::{
     cluster::{
@@ -43,6 +44,7 @@ use self::{
     engine::Topology,
     invalidate::END_BATCH,
     master_source::MasterSource,
+    purge_token::PurgeTokens,
     shared_keys::live_records,
     state::{ShardState, StoreContext},
     supervisor::connect_master,
@@ -90,6 +92,7 @@ pub(super) fn open(
     let engine = Arc::new(RedisEngine { topology, context });
     tasks.push(forever(publish_changes(Arc::clone(&engine))));
     tasks.push(forever(retry_forever(Arc::clone(&engine))));
+    tasks.push(forever(sweep_forever(Arc::clone(&engine))));
     Ok((engine, tasks))
 }
 
@@ -104,7 +107,8 @@ pub(super) async fn probe(config: &Config) -> Result<Vec<String>> {
         return probe_seeds(seeds, config).await;
     }
     let source = MasterSource::new(config, &TlsMetrics::shared(&mut Registry::default()))?;
-    let (session, _) = connect_master(&source).await?;
+    let purge_tokens = Arc::new(PurgeTokens::new(&config.prefixes(), false));
+    let (session, _) = connect_master(&source, &purge_tokens).await?;
     let read = live_records(&config.store.prefix, session.now_ms());
     let records = timeout(DETACHED_TIMEOUT, session.query(&read)).await;
     Ok(records.ok().and_then(Result::ok).unwrap_or_default())
@@ -119,6 +123,17 @@ async fn retry_forever(engine: Arc<RedisEngine>) -> Infallible {
             queue.due().await;
         } else {
             queue.changed.notified().await;
+        }
+    }
+}
+
+/// Deletes what a purge of all has voided, after each one.
+async fn sweep_forever(engine: Arc<RedisEngine>) -> Infallible {
+    loop {
+        engine.context.purged.notified().await;
+        if let Err(error) = engine.sweep().await {
+            // No reader uses it, and it ends with its TTL.
+            debug!(%error, "not everything that a purge of all has voided is deleted");
         }
     }
 }

@@ -98,13 +98,13 @@ impl RetryQueue {
         }
     }
 
-    /// Records the result of a purge of all: the number of entries that were removed. On a cluster,
-    /// the slots of the masters that confirmed are settled already.
-    pub(super) fn record_purge_all(&self, task: &PurgeAllTask, result: Result<usize>) -> Ended {
+    /// Records the result of a purge of all. On a cluster, the slots of the masters that confirmed are
+    /// settled already. The entries that it has voided are not counted.
+    pub(super) fn record_purge_all(&self, task: &PurgeAllTask, result: Result<()>) -> Ended {
         let error = match result {
-            Ok(entries) => {
+            Ok(()) => {
                 self.pending.confirm_slots(&task.slots, task);
-                return Ended::Confirmed { entries };
+                return Ended::Confirmed { entries: 0 };
             }
             Err(error) => error,
         };

@@ -79,7 +79,8 @@ impl Token {
 }
 
 /// One life of the server's data: `run_id` and `master_replid`, followed by the term of the master
-/// with Sentinel, or by its config epoch on a cluster.
+/// with Sentinel, or by its config epoch on a cluster. That of an entry ends with a space and the purge
+/// token under which it was leased, because a purge of all ends the life of every entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Epoch(pub(super) Arc<str>);
 
@@ -92,6 +93,16 @@ impl Epoch {
     /// Returns the epoch as it is written in an entry.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Returns the part without the purge token.
+    pub fn server(&self) -> &str {
+        self.0.split(' ').next().unwrap_or_default()
+    }
+
+    /// Returns it with this purge token; a missing one is empty, and no entry has it.
+    pub(super) fn with_purge_token(&self, token: &[u8]) -> Self {
+        Self([self.server(), " ", &String::from_utf8_lossy(token)].concat().into())
     }
 }
 

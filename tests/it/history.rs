@@ -75,6 +75,7 @@ fn plan(sidecars: u8, seed: u64, length: Duration) -> Plan {
         load: Load {
             putters: 3,
             purgers: 1,
+            all_one_in: 8,
             deleters: 2,
             pause_ms: 60,
             hang_ups: 3,

@@ -115,6 +115,30 @@ async fn a_write_through_another_sidecar_shows_in_the_very_next_read() {
 }
 
 #[tokio::test]
+async fn a_purge_of_all_through_another_sidecar_shows_in_the_very_next_read() {
+    shows_each_purge_of_all(&Setup::new().await).await;
+}
+
+#[tokio::test]
+async fn by_keys_a_purge_of_all_through_another_sidecar_shows_in_the_very_next_read() {
+    shows_each_purge_of_all(&by_keys().await).await;
+}
+
+/// Without the right to look for what a purge of all has voided, nothing is deleted afterwards.
+async fn shows_each_purge_of_all(setup: &Setup) {
+    let mut acl = redis::cmd("ACL");
+    let () = setup.redis.run(acl.arg("SETUSER").arg("default").arg("-scan")).await;
+    let other = setup.second().await;
+    for number in 1..=20 {
+        near_hit(setup, X).await;
+        setup.upstream.commit("x1");
+        let all = other.admin.request(Method::POST, "/purge").body(r#"{"all":true}"#);
+        assert_eq!(all.send().await.status, 200);
+        setup.get(X).await.assert(200, &version("x1", number));
+    }
+}
+
+#[tokio::test]
 async fn flushall_empties_the_process_too() {
     let setup = Setup::new().await;
     setup.get(X).await;

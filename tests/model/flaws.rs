@@ -60,6 +60,7 @@ pub(super) fn flaws() -> Vec<(Flaw, Scope)> {
         of(Mutant::JoinAcrossEpochs, purge.with(Fault::RestartFromSnapshot)),
         of(Mutant::NoPending, purge.with(Fault::LateCommand)),
         of(Mutant::NoEpoch, purge.with(Fault::RestartFromSnapshot)),
+        of(Mutant::NoPurgeToken, Scope { purges_all: true, ..purge }),
         of(Mutant::EpochAtFill, purge.with(Fault::Promotion)),
         of(Mutant::NoExpiryCheck, purge.with_both(Fault::ThirdPartyDel, Fault::ForeignSet)),
         of(Mutant::NearWithoutGeneration, near),

@@ -45,7 +45,7 @@ pub(super) struct Meta {
     pub(super) epoch: Epoch,
 }
 
-/// The four keys of the job.
+/// The four keys of the job, and what the purge token says of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Keys {
     pub(super) main: Main,
@@ -54,6 +54,9 @@ pub(super) struct Keys {
     pub(super) lease: Option<Token>,
     /// `{job_status:<id>}:fence`: the writes in flight, one bit each.
     pub(super) fence: u8,
+    /// Whether entry and lease are of a purge token that is no longer in force.
+    pub(super) is_entry_purged: bool,
+    pub(super) is_lease_purged: bool,
 }
 
 /// The replies of `lease.lua`.
@@ -75,7 +78,14 @@ pub(super) enum Linger {
 }
 
 impl Keys {
-    pub(super) const EMPTY: Self = Self { main: Main::Absent, meta: None, lease: None, fence: 0 };
+    pub(super) const EMPTY: Self = Self {
+        main: Main::Absent,
+        meta: None,
+        lease: None,
+        fence: 0,
+        is_entry_purged: false,
+        is_lease_purged: false,
+    };
 
     /// An entry of version 0, filled in this epoch.
     pub(super) fn filled(epoch: Epoch) -> Self {
@@ -105,13 +115,13 @@ impl Keys {
             return Leasing::Fenced;
         }
         if self.main == Main::Placeholder
+            && !self.is_lease_purged
             && let Some(holder) = self.lease
         {
             return Leasing::Leased(holder);
         }
-        self.main = Main::Placeholder;
-        self.lease = Some(token);
-        self.meta = None;
+        let lease = Some(token);
+        *self = Self { main: Main::Placeholder, lease, fence: self.fence, ..Self::EMPTY };
         Leasing::Granted
     }
 
@@ -119,19 +129,27 @@ impl Keys {
     pub(super) fn fill(&mut self, token: Token, new: Meta, flaw: Option<Flaw>) -> bool {
         let is_placeholder = self.main == Main::Placeholder
             || flaw == Some(Flaw::Of(Mutant::FillWithoutPlaceholder));
-        let is_holder =
-            self.lease == Some(token) || flaw == Some(Flaw::Of(Mutant::FillWithoutToken));
+        let is_holder = self.lease == Some(token) && !self.is_lease_purged
+            || flaw == Some(Flaw::Of(Mutant::FillWithoutToken));
         if !is_placeholder || !is_holder {
             return false;
         }
         self.set(new);
         self.lease = None;
+        self.is_lease_purged = false;
         true
     }
 
     fn set(&mut self, new: Meta) {
         self.main = Main::Body { version: new.version, expiry: new.generation };
         self.meta = Some(new);
+        self.is_entry_purged = false;
+    }
+
+    /// A purge of all: a new purge token.
+    pub(super) fn purge_all(&mut self) {
+        self.is_entry_purged = self.meta.is_some();
+        self.is_lease_purged = self.lease.is_some();
     }
 
     /// `release.lua`.
@@ -140,6 +158,7 @@ impl Keys {
             return;
         }
         self.lease = None;
+        self.is_lease_purged = false;
         if self.main == Main::Placeholder {
             self.main = Main::Absent;
         }
@@ -170,7 +189,7 @@ impl Keys {
         let is_same = self.main == Main::Body { version: seen.version, expiry: seen.generation }
             || flaw == Some(Flaw::ReplaceWithoutValue);
         let is_generation = self.meta.is_some_and(|meta| meta.generation == seen.generation);
-        if !is_same || self.is_fenced() || !is_generation {
+        if !is_same || self.is_fenced() || !is_generation || self.is_entry_purged {
             return false;
         }
         self.set(new);
@@ -196,7 +215,12 @@ impl Keys {
             Some(Flaw::EpochIsRunId) => meta.epoch.run == epoch.run,
             _ => meta.epoch == epoch,
         };
+        let is_purged = self.is_entry_purged && flaw != Some(Flaw::Of(Mutant::NoPurgeToken));
         let is_expiry = meta.generation == expiry || flaw == Some(Flaw::Of(Mutant::NoExpiryCheck));
-        if meta.version == version && is_expiry && is_epoch { Ok(meta) } else { Err(Some(expiry)) }
+        if meta.version == version && is_expiry && is_epoch && !is_purged {
+            Ok(meta)
+        } else {
+            Err(Some(expiry))
+        }
     }
 }

@@ -45,7 +45,7 @@
 //! - Clusters: slots that move, `fence.lua`, redirects. A cluster is several of these worlds.
 //! - A deposed master that still answers, which is a documented limit, and the repetition of what it
 //!   confirmed last.
-//! - Purges of all jobs, overflow of the pending set, several processes with one journal.
+//! - The deletion of what a purge of all has voided, overflow of the pending set, several processes with one journal.
 //! - Commands on one connection that are late may overtake each other, which is more than can happen.
 //!   Only the release of a late lease stays behind it.
 //!

@@ -27,12 +27,13 @@ impl Run<'_> {
         self.scope.flaw == Some(Flaw::Of(mutant))
     }
 
-    /// Executes a command at the server. If it changes the body, the server sends news to every
-    /// sidecar on its tracking connection.
+    /// Executes a command at the server. If it changes the body or the purge token, the server sends
+    /// news to every sidecar on its tracking connection.
     pub(super) fn change<T>(&mut self, command: impl FnOnce(&mut Keys) -> T) -> T {
-        let before = self.state.keys.main;
+        let seen = |keys: &Keys| (keys.main, keys.is_entry_purged);
+        let before = seen(&self.state.keys);
         let reply = command(&mut self.state.keys);
-        if self.scope.near && self.state.keys.main != before {
+        if self.scope.near && seen(&self.state.keys) != before {
             for at in 0..self.state.sidecars.len() {
                 let is_news = self.state.sidecars[at].session.is_some() && self.would_change(at);
                 self.state.sidecars[at].has_news |= is_news;

@@ -11,6 +11,8 @@ pub(super) struct Scope {
     /// Writes. The first is through sidecar 0, because the sidecars are alike.
     pub(super) writes: usize,
     pub(super) has_purge: bool,
+    /// Whether the purge is one of all jobs.
+    pub(super) purges_all: bool,
     /// Whether the sidecars have near entries.
     pub(super) near: bool,
     /// Whether readers may send `no-cache`, and so replace an entry.
@@ -27,6 +29,7 @@ impl Scope {
         readers: 2,
         writes: 1,
         has_purge: true,
+        purges_all: false,
         near: false,
         no_cache: false,
         unstorable: false,
@@ -68,6 +71,19 @@ pub(super) fn rows() -> Vec<Row> {
         Row { name: "base, near entries".to_owned(), scope: near, is_quick: true },
         Row { name: "base, no-cache".to_owned(), scope: no_cache, is_quick: false },
     ];
+    let of_all = Scope { writes: 0, purges_all: true, ..Scope::BASE };
+    let mut row = |clients: &str, scope, is_quick| {
+        rows.push(Row { name: format!("purge of all{clients}"), scope, is_quick });
+    };
+    row("", of_all, true);
+    row(", near entries", Scope { near: true, ..of_all }, true);
+    row(", no-cache", Scope { no_cache: true, ..of_all }, true);
+    row(", a write", Scope { writes: 1, ..of_all }, false);
+    for fault in Fault::ALL {
+        let one = Scope { readers: 1, near: true, ..of_all };
+        row(&format!(", {}, near entries", fault.name()), one.with(fault), true);
+        row(&format!(", {}", fault.name()), of_all.with(fault), false);
+    }
     rows.extend(Fault::ALL.into_iter().flat_map(singles));
     for (number, one) in Fault::ALL.into_iter().enumerate() {
         rows.extend(Fault::ALL[number + 1..].iter().flat_map(|other| pairs(one, *other)));

@@ -21,6 +21,12 @@ const MAIN: &str = "job_status:x1";
 const META: &str = "{job_status:x1}:meta";
 const LEASE: &str = "{job_status:x1}:lease";
 const FENCE: &str = "{job_status:x1}:fence";
+const PURGE_TOKEN: &str = "{job_status:}:purge-token";
+/// The purge token in force, and the one before it.
+const CURRENT: &str = "p2";
+const PAST: &str = "p1";
+/// The one that a lease makes if there is none.
+const NEW: &str = "p3";
 /// Longer than the test.
 const LONG_MS: i64 = 36_000_000;
 const EPOCH: Epoch = Epoch { run: 1, replication: 1 };
@@ -141,15 +147,19 @@ impl Server {
     }
 
     /// The metadata without the closing brace.
-    fn meta(meta: Meta) -> String {
+    fn meta(meta: Meta, purge_token: &str) -> String {
         let Meta { version, generation, .. } = meta;
-        format!(r#"{{"version":{version},"generation":"{generation}""#)
+        format!(r#"{{"version":{version},"generation":"{generation}","epoch":"e {purge_token}""#)
     }
 
-    /// Puts a state of the model into Redis.
-    fn put(&mut self, keys: &Keys) {
+    /// Puts a state of the model into Redis. Without a purge token nothing is in force.
+    fn put(&mut self, keys: &Keys, has_purge_token: bool) {
         let mut pipeline = redis::pipe();
-        pipeline.cmd("DEL").arg(&[MAIN, META, LEASE, FENCE]);
+        pipeline.cmd("DEL").arg(&[MAIN, META, LEASE, FENCE, PURGE_TOKEN]);
+        if has_purge_token {
+            pipeline.cmd("SET").arg(PURGE_TOKEN).arg(CURRENT);
+        }
+        let token_of = |is_purged| if is_purged { PAST } else { CURRENT };
         match keys.main {
             Main::Absent => {}
             Main::Placeholder => {
@@ -161,10 +171,14 @@ impl Server {
             }
         }
         if let Some(meta) = keys.meta {
-            pipeline.cmd("SET").arg(META).arg(format!("{}}}", Self::meta(meta)));
+            pipeline
+                .cmd("SET")
+                .arg(META)
+                .arg(format!("{}}}", Self::meta(meta, token_of(keys.is_entry_purged))));
         }
         if let Some(token) = keys.lease {
-            pipeline.cmd("SET").arg(LEASE).arg(token).arg("PXAT").arg(self.base_ms);
+            let lease = format!("{token} {}", token_of(keys.is_lease_purged));
+            pipeline.cmd("SET").arg(LEASE).arg(lease).arg("PXAT").arg(self.base_ms);
         }
         for write in (0..=PURGE).filter(|write| keys.fence & (1 << write) != 0) {
             pipeline.cmd("ZADD").arg(FENCE).arg(self.base_ms).arg(write);
@@ -174,8 +188,9 @@ impl Server {
 
     /// Reads Redis back as a state of the model.
     fn keys(&mut self) -> Keys {
-        let (main, meta, lease): (Option<String>, Option<String>, Option<Token>) =
-            cmd("MGET").arg(&[MAIN, META, LEASE]).query(&mut self.connection).unwrap();
+        let [main, meta, lease, purge_token]: [Option<String>; 4] =
+            cmd("MGET").arg(&[MAIN, META, LEASE, PURGE_TOKEN]).query(&mut self.connection).unwrap();
+        let is_past = |of: &str| purge_token.as_deref() != Some(of);
         let expiry_ms: i64 = cmd("PEXPIRETIME").arg(MAIN).query(&mut self.connection).unwrap();
         let fence: Vec<u8> =
             cmd("ZRANGE").arg(FENCE).arg(0).arg(-1).query(&mut self.connection).unwrap();
@@ -187,14 +202,23 @@ impl Server {
                 expiry: Token::try_from((expiry_ms - self.base_ms) / 1000).unwrap(),
             },
         };
+        let mut is_entry_purged = false;
         let meta = meta.map(|text| {
             let json: serde_json::Value = serde_json::from_str(&text).unwrap();
             let version = u8::try_from(json["version"].as_u64().unwrap()).unwrap();
             let generation = json["generation"].as_str().unwrap().parse().unwrap();
+            let epoch = json["epoch"].as_str().unwrap();
+            is_entry_purged = is_past(epoch.strip_prefix("e ").unwrap());
             Meta { version, generation, epoch: EPOCH }
         });
+        let mut is_lease_purged = false;
+        let lease = lease.map(|text| {
+            let (token, of) = text.split_once(' ').unwrap();
+            is_lease_purged = is_past(of);
+            token.parse().unwrap()
+        });
         let fence = fence.into_iter().fold(0, |bits, write| bits | 1 << write);
-        Keys { main, meta, lease, fence }
+        Keys { main, meta, lease, fence, is_entry_purged, is_lease_purged }
     }
 
     /// Gives a script its keys and arguments.
@@ -202,24 +226,26 @@ impl Server {
         let mut invocation = script.prepare_invoke();
         match call {
             Call::Lease { refused } => {
-                invocation.key(MAIN).key(META).key(LEASE).key(FENCE).arg(1).arg(LONG_MS);
+                invocation.key(MAIN).key(META).key(LEASE).key(FENCE).key(PURGE_TOKEN);
+                invocation.arg(1).arg(LONG_MS);
                 let refused = refused.map(|token| self.expiry_ms(token).to_string());
-                invocation.arg(refused.unwrap_or_default());
+                invocation.arg(refused.unwrap_or_default()).arg(NEW);
             }
             Call::Fill => {
                 // The TTL counts from the grant, and every lease here has the same expiry.
                 let ttl_ms = self.expiry_ms(FILLED.generation) - self.base_ms + LONG_MS;
-                invocation.key(MAIN).key(META).key(LEASE).arg(1).arg(body(FILLED.version));
-                invocation.arg(Self::meta(FILLED)).arg(ttl_ms).arg(LONG_MS);
+                invocation.key(MAIN).key(META).key(LEASE).key(PURGE_TOKEN);
+                invocation.arg(1).arg(body(FILLED.version));
+                invocation.arg(Self::meta(FILLED, CURRENT)).arg(ttl_ms).arg(LONG_MS);
             }
             Call::Release => {
                 invocation.key(MAIN).key(LEASE).arg(1);
             }
             Call::Replace => {
                 let sha1 = sha1_smol::Sha1::from(body(SEEN.version)).digest().to_string();
-                invocation.key(MAIN).key(META).key(FENCE).arg(sha1);
+                invocation.key(MAIN).key(META).key(FENCE).key(PURGE_TOKEN).arg(sha1);
                 invocation.arg(self.expiry_ms(SEEN.generation)).arg(SEEN.generation);
-                invocation.arg(body(NEWER.version)).arg(Self::meta(NEWER));
+                invocation.arg(body(NEWER.version)).arg(Self::meta(NEWER, CURRENT));
                 invocation.arg(self.expiry_ms(NEWER.generation));
             }
             Call::Begin => {
@@ -240,7 +266,7 @@ impl Server {
         match (call, reply) {
             (Call::Lease { .. }, reply) => {
                 let words: Vec<Value> = redis::from_redis_value(reply).unwrap();
-                let is_leased = words.len() == 2;
+                let is_leased = words.len() == 3;
                 let words = words.into_iter().take(if is_leased { 2 } else { 1 });
                 let text = |word| redis::from_redis_value::<String>(word).unwrap();
                 words.map(text).collect::<Vec<_>>().join(" ")
@@ -268,10 +294,31 @@ fn states() -> Vec<Keys> {
         let metas = [None, Some(SEEN), Some(FILLED)].into_iter();
         for meta in metas.filter(|meta| is_entry || meta.is_none()) {
             for lease in [None, Some(1), Some(2)] {
-                states.extend((0..4).map(|fence| Keys { main, meta, lease, fence }));
+                for purged in 0..4 {
+                    let (is_entry_purged, is_lease_purged) = (purged & 1 != 0, purged & 2 != 0);
+                    if is_entry_purged && meta.is_none() || is_lease_purged && lease.is_none() {
+                        continue;
+                    }
+                    let with =
+                        |fence| Keys { main, meta, lease, fence, is_entry_purged, is_lease_purged };
+                    states.extend((0..4).map(with));
+                }
             }
         }
     }
+    states
+}
+
+/// Where nothing is in force, the purge token may also be missing.
+fn states_with_and_without_token() -> Vec<(Keys, bool)> {
+    let mut states: Vec<(Keys, bool)> = states().into_iter().map(|keys| (keys, true)).collect();
+    let is_void = |keys: &Keys| {
+        (keys.meta.is_none() || keys.is_entry_purged)
+            && (keys.lease.is_none() || keys.is_lease_purged)
+    };
+    let without: Vec<_> =
+        states.iter().filter(|(keys, _)| is_void(keys)).map(|(k, _)| (*k, false)).collect();
+    states.extend(without);
     states
 }
 
@@ -291,16 +338,17 @@ fn each_script_does_what_the_model_says() {
                 |(_, line, replacement)| source.replace(line, replacement),
             );
             let script = Script::new(&source);
-            for before in states() {
-                // Without a lease this mutant has no expiry to count from.
-                if mutant == Some(Mutant::FillWithoutToken) && before.lease.is_none() {
+            for (before, has_purge_token) in states_with_and_without_token() {
+                // Without a lease this mutant has no expiry to count from. It does not look at the purge token.
+                let has_both = before.lease.is_some() && has_purge_token;
+                if mutant == Some(Mutant::FillWithoutToken) && !has_both {
                     continue;
                 }
-                server.put(&before);
+                server.put(&before, has_purge_token);
                 let reply = server.run(call, &script);
                 let mut expected = before;
                 let expected_reply = call.model(&mut expected, mutant.map(Flaw::Of));
-                let case = format!("{mutant:?}: {call:?} on {before:?}");
+                let case = format!("{mutant:?}: {call:?} on {before:?}, token: {has_purge_token}");
                 assert_eq!((server.keys(), reply), (expected, expected_reply), "{case}");
             }
         }

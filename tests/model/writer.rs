@@ -6,7 +6,7 @@ use jobcache::mutants::Mutant;
 use super::{
     faults::Fault,
     flaws::Flaw,
-    keys::{FOREIGN, Linger, Main, Version},
+    keys::{FOREIGN, Keys, Linger, Main, Version},
     run::{Fate, Run},
     state::{Begun, PURGE, Pending, Purge, PurgePhase, ThirdParty, Write, WritePhase},
 };
@@ -86,7 +86,11 @@ impl Run<'_> {
     /// `end.lua` is executed.
     fn end_at_server(&mut self, write: u8, linger: Linger) {
         let flaw = self.scope.flaw;
-        self.change(|keys| keys.end(write, linger, flaw));
+        if write == PURGE && self.scope.purges_all {
+            self.change(Keys::purge_all);
+        } else {
+            self.change(|keys| keys.end(write, linger, flaw));
+        }
         match linger {
             Linger::Some => self.state.fences |= 1 << write,
             Linger::None => self.state.fences &= !(1 << write),
@@ -246,7 +250,7 @@ impl Run<'_> {
         self.state.purge = Purge { phase: PurgePhase::Committed, at, version, late_end: false };
     }
 
-    /// `Redis::purge` with `end.lua`.
+    /// `Redis::purge` with `end.lua`, or `RedisEngine::purge_all`.
     pub(super) fn purge(&mut self, fate: Fate) {
         let at = usize::from(self.state.purge.at);
         let is_confirmed = self.send_end(at, PURGE, Linger::None, fate);

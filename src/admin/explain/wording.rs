@@ -75,6 +75,9 @@ fn rejected_text(why: Reject) -> &'static str {
             "would go to the API: the entry is from before Redis restarted or failed over; the answer \
              replaces it"
         }
+        Reject::Purged => {
+            "would go to the API: the entry is from before a purge of all; the answer replaces it"
+        }
         Reject::Identity => {
             "would go to the API: the entry in Redis is of another route or API with the same key; the \
              answer replaces it (give one of them another store.prefix)"

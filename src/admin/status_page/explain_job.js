@@ -6,6 +6,7 @@ const VALUES = {
   entry: 'an entry', none: 'nothing', placeholder: 'a placeholder: a read of the API will fill it',
   foreign: 'a value that another program wrote', unreadable: 'an entry that this version cannot read',
   'other-epoch': 'an entry from before Redis restarted or failed over',
+  purged: 'an entry from before a purge of all',
   'other-route': 'an entry of another route or API with the same key',
 };
 const STANDING = { included: 'this one is among them', lapsed: 'this one was among them too long ago', outside: 'this one is not among them' };

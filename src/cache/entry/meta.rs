@@ -108,6 +108,8 @@ pub enum Reject {
     Corrupt,
     /// The entry was stored in another epoch of the server.
     Epoch,
+    /// The entry was stored before a purge of all.
+    Purged,
     /// The entry is of another API, route or job, which has the same key.
     Identity,
 }
@@ -149,9 +151,7 @@ impl Entry {
         {
             return Err(Reject::Foreign);
         }
-        if meta.epoch != seen.epoch.as_str() && !mutants::is(Mutant::NoEpoch) {
-            return Err(Reject::Epoch);
-        }
+        verify_epoch(&Epoch::named(&meta.epoch), &seen.epoch)?;
         if identity.is_some_and(|identity| *identity != meta.identity()) {
             return Err(Reject::Identity);
         }
@@ -251,6 +251,17 @@ impl Entry {
         json.pop();
         json
     }
+}
+
+fn verify_epoch(stored: &Epoch, current: &Epoch) -> Result<(), Reject> {
+    if stored.server() != current.server() && !mutants::is(Mutant::NoEpoch) {
+        return Err(Reject::Epoch);
+    }
+    let is_purged = stored != current;
+    if is_purged && !mutants::is(Mutant::NoEpoch) && !mutants::is(Mutant::NoPurgeToken) {
+        return Err(Reject::Purged);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

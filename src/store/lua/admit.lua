@@ -1,6 +1,6 @@
 -- Adds a caller to the audience of an entry whose bytes the upstream has just served to it, and notes
 -- when.
--- KEYS: main, meta, fence
+-- KEYS: main, meta, fence, purge token
 -- ARGV: sha1 of the body seen, expiry_ms seen, generation, caller, served_ms
 -- Reply: 1 admitted, 0 refused (invalidated, replaced or written to since it was seen)
 -- The value itself is compared, not only the generation: a third party's DEL leaves meta behind.
@@ -11,6 +11,9 @@ if redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
 local meta = redis.call('GET', KEYS[2])
 -- Inside a JSON string every quote is escaped, so these patterns match nowhere else.
 if not meta or not string.find(meta, '"generation":"' .. ARGV[3] .. '"', 1, true) then return 0 end
+-- The epoch of an entry ends with the purge token under which it was leased.
+local purge = redis.call('GET', KEYS[4])
+if not purge or string.match(meta, '"epoch":"[^"]* (%w+)"') ~= purge then return 0 end
 local _, at = string.find(meta, '"audience":[', 1, true)
 if not at then return 0 end
 -- A caller that is there already is renewed in its place, so that the audience does not grow. Callers

@@ -1,5 +1,5 @@
 -- Replaces an entry that its reader could not use with a newer body.
--- KEYS: main, meta, fence
+-- KEYS: main, meta, fence, purge token
 -- ARGV: sha1 of the body seen, expiry_ms seen, generation, body, meta without its closing brace,
 --       expiry_ms, which counts from the start of the upstream's read
 -- Reply: 1 replaced, 0 refused (invalidated, replaced or written to since it was seen)
@@ -9,6 +9,9 @@ if string.format('%.0f', redis.call('PEXPIRETIME', KEYS[1])) ~= ARGV[2] then ret
 if redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
 local meta = redis.call('GET', KEYS[2])
 if not meta or not string.find(meta, '"generation":"' .. ARGV[3] .. '"', 1, true) then return 0 end
+-- The epoch of an entry ends with the purge token under which it was leased.
+local purge = redis.call('GET', KEYS[4])
+if not purge or string.match(meta, '"epoch":"[^"]* (%w+)"') ~= purge then return 0 end
 local now = redis.call('TIME')
 if tonumber(ARGV[6]) <= now[1] * 1000 + math.floor(now[2] / 1000) then return 0 end
 redis.call('SET', KEYS[1], ARGV[4], 'PXAT', ARGV[6])

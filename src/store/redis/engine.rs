@@ -1,8 +1,8 @@
 //! The store on Redis for any number of servers, and which of them owns a key: one server owns all,
 //! or each master of a cluster owns some of the slots.
 //!
-//! The purge of all is here as well: every master that owns pending slots drops their entries and
-//! confirms its own slots.
+//! The purge of all is here as well: every master that owns pending slots renews their purge tokens,
+//! which voids all entries there, and confirms its own slots. They are deleted afterwards.
 
 use std::{
     sync::Arc,
@@ -11,11 +11,14 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use redis::cmd;
 use tokio::time::timeout;
 
-use super::{cluster::Cluster, session::Session, shard::Shard, state::StoreContext};
+use super::{
+    cluster::Cluster, purge_token::PurgeTokens, session::Session, shard::Shard, state::StoreContext,
+};
 use crate::store::{
-    BarrierWait, Ended, Key, NodeStatus, StoreError,
+    BarrierWait, Ended, Key, NodeStatus, Redirect, StoreError,
     barrier::BarrierDown,
     errors::{DETACHED_TIMEOUT, Result},
     pending::PurgeAllTask,
@@ -26,8 +29,6 @@ use crate::store::{
 /// Time for a topology refresh that begins after now. One may be under way, and nodes that hang
 /// slow down each of them.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(3);
-/// Time limit for all SCANs of one purge of all.
-const PURGE_ALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The store on one Redis server or several.
 pub(crate) struct RedisEngine {
@@ -172,97 +173,127 @@ impl RedisEngine {
     /// others; the purge is confirmed as a whole when no slot is left.
     pub(super) async fn run_purge_all(&self, task: &PurgeAllTask) -> Ended {
         let purged = self.purge_pending_slots(task).await;
+        if purged.is_ok() {
+            self.context.purged.notify_one();
+        }
         self.context.retry_queue.record_purge_all(task, purged)
     }
 
-    /// Reads the owners of the slots once, from a map that was refreshed after the slots became
-    /// pending: `SCAN` names no key, so a master that a slot has left would find nothing of it and
-    /// report success. A slot that moves later is missed where it arrives, but what moved along is
-    /// no entry there, because it was stored in another epoch. A new entry there was read from the
-    /// upstream later.
-    async fn purge_pending_slots(&self, task: &PurgeAllTask) -> Result<usize> {
-        let owns_pending = |(shard, owned): &(Arc<Shard>, SlotSet)| {
-            shard.is_up() && !owned.intersection(&task.slots).is_empty()
-        };
-        if !self.shards_with_slots().iter().any(owns_pending) {
-            return Err(StoreError::Down);
+    /// Renews the purge tokens of the slots, and of those that have moved meanwhile once more.
+    async fn purge_pending_slots(&self, task: &PurgeAllTask) -> Result<()> {
+        let mut left = task.slots.clone();
+        let mut done = self.purge_slots(&mut left, task).await;
+        if let Err(StoreError::Redirected(Redirect::Moved)) = done {
+            timeout(REFRESH_TIMEOUT, self.refresh_owners()).await?;
+            done = self.purge_slots(&mut left, task).await;
         }
-        timeout(REFRESH_TIMEOUT, self.refresh_owners()).await?;
-        let shares = self.shards_with_slots();
-        let events = &self.context.events;
-        events.expect_own_purge_all();
-        let purges = shares.iter().map(|(shard, owned)| self.purge_shard(shard, owned, task));
-        let purges = join_all(purges).await;
-        events.end_own_purge_all();
-        let entries = purges.into_iter().sum::<Result<usize, _>>()?;
+        done?;
         // Slots without an owner are not confirmed.
-        let left = |left: SlotSet, (_, owned): &(_, _)| left.difference(owned);
-        let unowned = shares.iter().fold(task.slots.clone(), left);
-        if unowned.is_empty() { Ok(entries) } else { Err(StoreError::Down) }
+        if left.is_empty() { Ok(()) } else { Err(StoreError::Down) }
     }
 
+    /// Purges slots at all their owners at the same time, and removes those that were confirmed. Returns
+    /// the last failure.
+    async fn purge_slots(&self, left: &mut SlotSet, task: &PurgeAllTask) -> Result<()> {
+        let shares = self.shards_with_slots();
+        let purges = shares.iter().map(async |(shard, owned)| {
+            let slots = owned.intersection(left);
+            self.purge_shard(shard, slots, task).await
+        });
+        let mut result = Ok(());
+        for (confirmed, failed) in join_all(purges).await {
+            *left = left.difference(&confirmed);
+            // A move is the failure that a second attempt mends.
+            if !matches!(result, Err(StoreError::Redirected(Redirect::Moved))) {
+                result = failed.map_or(result, Err);
+            }
+        }
+        result
+    }
+
+    /// Returns the slots that this server has confirmed, and the failure of the others.
     async fn purge_shard(
         &self,
         shard: &Shard,
-        owned: &SlotSet,
+        slots: SlotSet,
         task: &PurgeAllTask,
-    ) -> Result<usize> {
-        let slots = owned.intersection(&task.slots);
+    ) -> (SlotSet, Option<StoreError>) {
         if slots.is_empty() {
-            return Ok(0);
+            return (slots, None);
         }
-        let session = shard.state.session()?;
-        let purge = self.purge_slots(&session, &slots);
-        let entries = timeout(PURGE_ALL_TIMEOUT, purge).await??;
-        shard.state.note_purged(&session, &slots)?;
-        self.context.retry_queue.pending.confirm_slots(&slots, task);
-        Ok(entries)
+        let purge = async {
+            let session = shard.state.session()?;
+            let renewed = timeout(DETACHED_TIMEOUT, self.renew_tokens(shard, &slots)).await?;
+            let (confirmed, failed) = renewed;
+            shard.state.note_purged(&session, &confirmed)?;
+            self.context.retry_queue.pending.confirm_slots(&confirmed, task);
+            Ok((confirmed, failed))
+        };
+        let purged: Result<_> = purge.await;
+        purged.unwrap_or_else(|error| (SlotSet::NONE, Some(error)))
     }
 
-    /// Deletes every entry, in small steps. Fences stay, because their writes are still in flight.
-    async fn purge_slots(&self, session: &Session, slots: &SlotSet) -> Result<usize> {
-        let mut entries = 0;
-        for prefix in &self.context.prefixes {
-            entries += self.purge_prefix(session, slots, prefix).await?;
+    async fn renew_tokens(&self, shard: &Shard, slots: &SlotSet) -> (SlotSet, Option<StoreError>) {
+        let token = PurgeTokens::random();
+        let renewals = self.context.purge_tokens.in_slots(slots);
+        let renewals = renewals.map(async |(slot, name)| {
+            let mut set = cmd("SET");
+            let renewed = self.query_single::<()>(shard, set.arg(&*name).arg(&token)).await;
+            // A server without memory takes no new one. Without a token nothing counts either.
+            let renewed = match renewed {
+                Err(StoreError::Refused(_)) => {
+                    self.query_single::<()>(shard, cmd("DEL").arg(&*name)).await
+                }
+                renewed => renewed,
+            };
+            (slot, renewed)
+        });
+        let (mut confirmed, mut failed) = (slots.clone(), None);
+        for (slot, renewed) in join_all(renewals).await {
+            if let Err(error) = renewed {
+                confirmed = confirmed.difference(&SlotSet::from_fn(|other| other == slot));
+                failed = Some(error);
+            }
         }
-        Ok(entries)
+        (confirmed, failed)
     }
 
-    async fn purge_prefix(
-        &self,
-        session: &Session,
-        slots: &SlotSet,
-        prefix: &str,
-    ) -> Result<usize> {
+    /// Deletes what purges of all have voided, in small steps: memory is freed, and readers need not
+    /// refuse it one by one. Fences stay, because their writes are still in flight.
+    pub(super) async fn sweep(&self) -> Result<()> {
+        let events = &self.context.events;
+        for (shard, _) in self.shards_with_slots() {
+            for prefix in &self.context.prefixes {
+                events.expect_own_purge_all();
+                let swept = self.sweep_prefix(&*shard.state.session()?, prefix).await;
+                events.end_own_purge_all();
+                swept?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn sweep_prefix(&self, session: &Session, prefix: &str) -> Result<()> {
         let mut cursor = 0;
-        let mut entries = 0;
         loop {
             let step = async {
                 let (next, names) = session.scan(prefix, cursor).await?;
-                match session.delete(&names).await {
+                let sweeps = names.iter().map(async |name| {
+                    let token = self.context.purge_tokens.of_name(prefix, name);
+                    session.sweep(name, &token).await
+                });
+                for swept in join_all(sweeps).await {
                     // The slot is moving, or is no longer this master's.
-                    Err(StoreError::Redirected(_)) => self.delete_each(&names, slots).await?,
-                    other => other?,
+                    if !matches!(swept, Err(StoreError::Redirected(_) | StoreError::Refused(_))) {
+                        swept?;
+                    }
                 }
-                Ok::<_, StoreError>((next, names.len()))
+                Ok::<_, StoreError>(next)
             };
-            let (next, deleted) = timeout(DETACHED_TIMEOUT, step).await??;
-            entries += deleted;
-            if next == 0 {
-                return Ok(entries);
+            cursor = timeout(DETACHED_TIMEOUT, step).await??;
+            if cursor == 0 {
+                return Ok(());
             }
-            cursor = next;
         }
-    }
-
-    /// Deletes names one by one. Names that lie here but belong to other slots are for the owners
-    /// of those to confirm; if such a slot has no owner, or a lost one, it must not delay these
-    /// slots.
-    async fn delete_each(&self, names: &[Vec<u8>], slots: &SlotSet) -> Result<()> {
-        let voids = names.iter().map(async |name| match self.delete_entry(name).await {
-            Err(error) if slots.contains_name(name) => Err(error),
-            _ => Ok(()),
-        });
-        join_all(voids).await.into_iter().collect()
     }
 }

@@ -187,15 +187,6 @@ impl RedisEngine {
         }
     }
 
-    /// Deletes an entry; the name need not be a valid key.
-    pub(super) async fn delete_entry(&self, name: &[u8]) -> Result<KeyReceipt> {
-        let done = self.delete_by_key(&*self.owner_of_name(name)?, name).await;
-        if self.was_outdated(&done).await {
-            return self.delete_by_key(&*self.owner_of_name(name)?, name).await;
-        }
-        done
-    }
-
     /// Returns whether the slot map was out of date, and has been refreshed.
     async fn was_outdated(&self, done: &Result<KeyReceipt>) -> bool {
         matches!(done, Err(StoreError::Redirected(Redirect::Moved))) && self.refresh_owners().await
@@ -244,7 +235,11 @@ impl RedisEngine {
     }
 
     /// Sends a command of one key to the source or, if the key is no longer there, to the target.
-    async fn query_single<T: FromRedisValue>(&self, shard: &Shard, command: &Cmd) -> Result<T> {
+    pub(super) async fn query_single<T: FromRedisValue>(
+        &self,
+        shard: &Shard,
+        command: &Cmd,
+    ) -> Result<T> {
         match (shard.query(command).await, self.cluster()) {
             (Err(StoreError::Redirected(Redirect::Ask(Some(to)))), Some(cluster)) => {
                 cluster.follow_redirect(shard, to, command).await

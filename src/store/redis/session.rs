@@ -5,7 +5,10 @@ mod job;
 use std::{
     convert::Infallible,
     future,
-    sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -14,6 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
     dial::{RedisConnection, Target},
+    purge_token::PurgeTokens,
     server_info::{ServerEpoch, ServerInfo, claimed_epoch},
 };
 use crate::{
@@ -39,6 +43,7 @@ pub(super) struct Session {
     pub(super) target: Target,
     /// Whether the master is one of a cluster.
     pub(super) is_in_cluster: bool,
+    pub(super) purge_tokens: Arc<PurgeTokens>,
     pub(super) server: ServerEpoch,
     /// Its name: the epoch in which an entry must have been stored to be trusted on this connection.
     pub(super) epoch: Epoch,
@@ -113,8 +118,9 @@ impl Session {
         if self.is_in_cluster { self.server.server() } else { self.epoch.as_str().to_owned() }
     }
 
-    fn seen(&self, stored: Option<StoredValue>, in_grace: bool) -> Seen {
-        Seen { stored, epoch: self.epoch.clone(), now_ms: self.now_ms(), in_grace }
+    fn seen(&self, stored: Option<StoredValue>, purge_token: &[u8], in_grace: bool) -> Seen {
+        let epoch = self.epoch.with_purge_token(purge_token);
+        Seen { stored, epoch, now_ms: self.now_ms(), in_grace }
     }
 
     pub(super) fn now_ms(&self) -> i64 {
@@ -159,27 +165,13 @@ impl Session {
         Ok(())
     }
 
-    /// Returns the next cursor, 0 at the end, and some of the names under the prefix.
+    /// Returns the next cursor, 0 at the end, and some of the names under the prefix. They are bytes: a
+    /// foreign name need not be UTF-8.
     pub(super) async fn scan(&self, prefix: &str, cursor: u64) -> Result<(u64, Vec<Vec<u8>>)> {
         let pattern = format!("{}*", escape_glob(prefix));
         let mut scan = redis::cmd("SCAN");
         scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_STEP);
         self.query(&scan).await
-    }
-
-    /// Deletes entries with their companions. Names are bytes: a foreign key under our prefix need
-    /// not be UTF-8.
-    pub(super) async fn delete(&self, names: &[Vec<u8>]) -> Result<()> {
-        if names.is_empty() {
-            return Ok(());
-        }
-        let mut pipeline = redis::pipe();
-        for name in names {
-            let [meta, lease] = ["meta", "lease"].map(|role| companion(name, role));
-            pipeline.cmd("DEL").arg(name).arg(meta).arg(lease);
-        }
-        pipeline.query_async::<Vec<i64>>(&mut self.requests()).await?;
-        Ok(())
     }
 }
 

@@ -154,8 +154,8 @@ impl Shard {
     ) -> Result<Fill> {
         let session = self.state.session()?;
         let meta = if mutants::is(Mutant::EpochAtFill) {
-            meta.replace(lease.epoch.as_str(), session.epoch.as_str()).into()
-        } else if session.epoch == lease.epoch || mutants::is(Mutant::NoEpoch) {
+            meta.replace(lease.epoch.server(), session.epoch.as_str()).into()
+        } else if session.epoch.as_str() == lease.epoch.server() || mutants::is(Mutant::NoEpoch) {
             Cow::Borrowed(meta)
         } else {
             return Ok(Fill::Revoked);
@@ -177,7 +177,8 @@ impl Shard {
         change: EntryChange<'_>,
     ) -> Result<Fill> {
         let session = self.state.session()?;
-        let stored = seen.stored.as_ref().filter(|_| session.epoch == seen.epoch);
+        let is_same = session.epoch.as_str() == seen.epoch.server();
+        let stored = seen.stored.as_ref().filter(|_| is_same);
         let Some(stored) = stored else { return Ok(Fill::Revoked) };
         let changed = session.change(key, stored, generation, seen.now_ms, change);
         self.state.judge(&session, Budget::new(DETACHED_TIMEOUT).spend(changed).await)

@@ -2,6 +2,7 @@
 //! the tracking connection updates.
 
 use std::{
+    borrow::Cow,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
@@ -10,9 +11,12 @@ use redis::Value;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::TaskTracker;
 
-use super::{master_source::MasterSource, recently_confirmed::RecentlyConfirmed, session::Session};
+use super::{
+    master_source::MasterSource, purge_token::PurgeTokens, recently_confirmed::RecentlyConfirmed,
+    session::Session,
+};
 use crate::{
-    config::{self, NearTracking},
+    config::{self, NearTracking, StoreUrl},
     mutants::{self, Mutant},
     observe::{
         events::{EventKind, Events},
@@ -26,7 +30,7 @@ use crate::{
         near::Watcher,
         retry_queue::{RetryQueue, open_queue},
         sidecar_record::SidecarRecords,
-        slots::{OwnedSlots, SlotSet},
+        slots::{OwnedSlots, SlotSet, slot_of},
     },
 };
 
@@ -35,6 +39,9 @@ pub(crate) struct StoreContext {
     pub(super) config: config::StoreConfig,
     /// The beginnings of keys.
     pub(super) prefixes: Vec<String>,
+    pub(super) purge_tokens: Arc<PurgeTokens>,
+    /// Notified when a purge of all has been confirmed.
+    pub(super) purged: Notify,
     /// Derived from the configured secret, or else the key that the store keeps for all sidecars.
     credential_key: RwLock<CredentialKey>,
     pub(super) has_secret: bool,
@@ -61,9 +68,13 @@ impl StoreContext {
         watcher: Option<Arc<dyn Watcher>>,
     ) -> Result<Self> {
         let secret = config.cache.credentials.secret.as_ref();
+        let prefixes = config.prefixes();
+        let is_cluster = matches!(config.store.url, StoreUrl::Cluster(_));
         Ok(Self {
             config: config.store.clone(),
-            prefixes: config.prefixes(),
+            purge_tokens: Arc::new(PurgeTokens::new(&prefixes, is_cluster)),
+            prefixes,
+            purged: Notify::new(),
             credential_key: RwLock::new(CredentialKey::initial(secret)),
             has_secret: secret.is_some(),
             retry_queue: open_queue(config, Arc::clone(&metrics))?,
@@ -247,6 +258,10 @@ pub(super) struct TrackingState {
 }
 
 impl TrackingState {
+    pub(super) fn purge_token_of(&self, key: &Key) -> Cow<'_, str> {
+        self.context.purge_tokens.of_key(key)
+    }
+
     pub(super) fn metrics(&self) -> &TrackingMetrics {
         &self.context.metrics.tracking
     }
@@ -306,9 +321,18 @@ impl TrackingState {
         }
     }
 
+    /// Evicts the entries in the slots of purge tokens that have changed.
+    pub(super) fn evict_purged(&self, slots: &SlotSet) {
+        if self.context.purge_tokens.is_one_for_all() {
+            self.flush();
+        } else {
+            self.watcher.evict_matching(&|name| slots.contains_name(name));
+        }
+    }
+
     /// Evicts the names of one invalidation message: a list of names, or nil for all (FLUSHALL,
-    /// FLUSHDB).
-    pub(super) fn evict(&self, data: &[Value]) {
+    /// FLUSHDB). Adds the slots of purge tokens to `purged`.
+    pub(super) fn evict(&self, data: &[Value], purged: &mut SlotSet) {
         let events = &self.context.events;
         let [Value::Array(names)] = data else {
             self.flush();
@@ -321,6 +345,10 @@ impl TrackingState {
                 self.flush();
                 continue;
             };
+            if name.starts_with(b"{") {
+                purged.insert(slot_of(name));
+                continue;
+            }
             self.watcher.evict(name);
             // Our keys are text, so any other name under the prefix is not ours.
             if let Ok(name) = std::str::from_utf8(name) {

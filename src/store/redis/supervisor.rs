@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use super::{
     master_source::MasterSource,
+    purge_token::PurgeTokens,
     server_info::ServerInfo,
     session::{Session, clock_ahead_ms},
     shared_keys::{grace_end, keep_record, share_credential_key},
@@ -131,7 +132,7 @@ async fn reconnect(
                 }
             }
             () = sleep_until(next_at), if has_room => {
-                attempts.push(connect_master(&shard.source));
+                attempts.push(connect_master(&shard.source, &shard.context.purge_tokens));
                 next_at = Instant::now() + longest_pause(shard);
                 continue;
             }
@@ -160,7 +161,10 @@ fn jittered(pause: Duration) -> Duration {
 
 /// Connects to the master, checks that it is one and has a supported version, and takes its epoch.
 /// Has no effect if it is cancelled.
-pub(super) async fn connect_master(source: &MasterSource) -> Result<(Session, ServerInfo)> {
+pub(super) async fn connect_master(
+    source: &MasterSource,
+    purge_tokens: &Arc<PurgeTokens>,
+) -> Result<(Session, ServerInfo)> {
     let target = source.target().await?;
     let open = async {
         let connection = target.connect().await?;
@@ -179,6 +183,7 @@ pub(super) async fn connect_master(source: &MasterSource) -> Result<(Session, Se
         connection,
         target,
         is_in_cluster: matches!(source, MasterSource::Cluster(_)),
+        purge_tokens: Arc::clone(purge_tokens),
         epoch: server.name(),
         server,
         clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
@@ -192,7 +197,8 @@ pub(super) async fn connect_master(source: &MasterSource) -> Result<(Session, Se
 
 /// Connects once, and publishes the session.
 pub(super) async fn connect_once(shard: &ShardState) -> Result<()> {
-    let (session, info) = connect_master(&shard.source).await?;
+    let purge_tokens = &shard.context.purge_tokens;
+    let (session, info) = connect_master(&shard.source, purge_tokens).await?;
     shard.publish(open_session(shard, session, &info).await?);
     Ok(())
 }

@@ -47,6 +47,7 @@ use crate::{
     store::{
         Key, StoreError,
         errors::{BACKOFF, DETACHED_TIMEOUT, Result},
+        slots::SlotSet,
     },
 };
 
@@ -104,7 +105,8 @@ async fn connect<'t>(
     track.arg("TRACKING").arg("ON");
     if tracked.mode == NearTracking::Broadcast {
         track.arg("BCAST");
-        for prefix in &shared.context.prefixes {
+        let tokens = shared.context.purge_tokens.beginnings();
+        for prefix in shared.context.prefixes.iter().cloned().chain(tokens) {
             track.arg("PREFIX").arg(prefix);
         }
     }
@@ -118,6 +120,7 @@ async fn connect<'t>(
         flight: None,
         carried: Vec::new(),
         reads: Vec::new(),
+        purged: SlotSet::NONE,
     })
 }
 
@@ -148,6 +151,9 @@ struct TrackingConnection<'t> {
     /// Keys that it carries, and the packed commands that read them.
     carried: Vec<Key>,
     reads: Vec<u8>,
+    /// The slots of purge tokens that have changed, and whose entries are still to be evicted. A purge of
+    /// all in a cluster renews thousands, and each eviction looks at every entry.
+    purged: SlotSet,
 }
 
 /// A round that has been sent.
@@ -198,8 +204,13 @@ impl TrackingConnection<'_> {
                 continue;
             }
             match self.wire.next()? {
-                None => return self.launch().await,
-                Some(Value::Push { kind: PushKind::Invalidate, data }) => self.tracked.evict(&data),
+                None => {
+                    self.evict_purged();
+                    return self.launch().await;
+                }
+                Some(Value::Push { kind: PushKind::Invalidate, data }) => {
+                    self.tracked.evict(&data, &mut self.purged);
+                }
                 Some(read) if unread > 0 && !matches!(read, Value::Push { .. }) => {
                     self.take_read(&read);
                 }
@@ -210,7 +221,15 @@ impl TrackingConnection<'_> {
         }
     }
 
+    fn evict_purged(&mut self) {
+        if !self.purged.is_empty() {
+            let purged = std::mem::replace(&mut self.purged, SlotSet::NONE);
+            self.tracked.evict_purged(&purged);
+        }
+    }
+
     async fn answered(&mut self) -> Result<()> {
+        self.evict_purged();
         let Some(PendingRound { launched_at, unread: 0, left }) = self.flight else {
             return Err(StoreError::Lost("an answer came without a barrier round".into()));
         };
@@ -257,15 +276,16 @@ impl TrackingConnection<'_> {
         Ok(())
     }
 
-    /// Packs a read of each key that the round carries, and returns their number. Any reading
-    /// command would do; this one has a short reply, and lookups need it anyway, so that every ACL
-    /// allows it. The server remembers key names regardless of the selected database.
+    /// Packs a read of each key that the round carries, and of its purge token, and returns their number.
+    /// Any reading command would do; this one has a short reply, and scripts need it anyway, so that every
+    /// ACL allows it. The server remembers key names regardless of the selected database.
     fn pack_reads(&mut self) -> usize {
         self.reads.clear();
         self.carried.sort_unstable_by(|a, b| a.main().cmp(b.main()));
         self.carried.dedup();
         for key in &self.carried {
-            cmd("PEXPIRETIME").arg(key.main()).write_packed_command(&mut self.reads);
+            let token = self.tracked.purge_token_of(key);
+            cmd("EXISTS").arg(key.main()).arg(&*token).write_packed_command(&mut self.reads);
         }
         self.carried.len()
     }

@@ -39,6 +39,7 @@ pub(super) const RACES: Plan = Plan {
     load: Load {
         putters: 3,
         purgers: 2,
+        all_one_in: 0,
         deleters: 3,
         pause_ms: 60,
         hang_ups: 5,
@@ -368,6 +369,21 @@ async fn a_value_that_is_not_ours_is_caught() {
         forced.upstream.commit("x1");
         forced.redis.del(&key("x1")).await;
         forced.redis.set(&key("x1"), version("x1", 0).as_bytes()).await;
+        forced.sees().await
+    })
+    .await;
+}
+
+/// What a purge of all has voided is soon deleted, so the right to look for it is taken away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_from_before_a_purge_of_all_is_caught() {
+    check_forced(Mutant::NoPurgeToken, async |forced| {
+        let mut acl = redis::cmd("ACL");
+        let () = forced.redis.run(acl.arg("SETUSER").arg("default").arg("-scan")).await;
+        forced.hit(X).await;
+        forced.upstream.commit("x1");
+        let all = forced.sidecar.admin.request(Method::POST, "/purge").body(r#"{"all":true}"#);
+        assert_eq!(all.send().await.status, 200);
         forced.sees().await
     })
     .await;

@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(6);
 pub(super) struct Load {
     pub(super) putters: usize,
     pub(super) purgers: usize,
+    /// One in so many purges is a purge of all; none if 0.
+    pub(super) all_one_in: u64,
     pub(super) deleters: usize,
     /// Longest pause between two writes of a client.
     pub(super) pause_ms: u64,
@@ -160,7 +162,9 @@ async fn change(world: Arc<World>, mut rng: fastrand::Rng, kind: Kind) -> Observ
         world.truth.commit(job, number, false);
         let id = world.ids.id(job);
         let (process, outcome) = if kind == Kind::Purge {
-            purge(&door, &id).await
+            let one_in = world.plan.load.all_one_in;
+            let names_all = one_in > 0 && number.is_multiple_of(one_in);
+            purge(&door, (!names_all).then_some(&id)).await
         } else {
             let outcome = if world.cluster.is_empty() {
                 delete(&mut third_party, &world.master_url, &id).await
@@ -244,12 +248,16 @@ impl Put {
     }
 }
 
-/// Purges over a new connection, as webhooks do.
-async fn purge(door: &Door, id: &str) -> (Process, Outcome) {
+/// Purges one job, or all, over a new connection, as webhooks do.
+async fn purge(door: &Door, id: Option<&String>) -> (Process, Outcome) {
     let exchange = async {
         let mut line = Line::open(door.process, door.admin).await?;
-        let target = format!("/purge/{id}").parse().ok()?;
-        line.exchange(Outgoing::new(Method::POST, target)).await
+        let request = if let Some(id) = id {
+            Outgoing::new(Method::POST, format!("/purge/{id}").parse().ok()?)
+        } else {
+            Outgoing::new(Method::POST, "/purge".parse().ok()?).body(r#"{"all":true}"#.into())
+        };
+        line.exchange(request).await
     };
     let outcome = match timeout(PATIENCE, exchange).await {
         Ok(Some(answer)) if answer.status == StatusCode::OK => Outcome::Acknowledged,

@@ -26,6 +26,9 @@ pub(super) const MAIN: &str = "job_status:x";
 pub(super) const META: &str = "{job_status:x}:meta";
 pub(super) const LEASE: &str = "{job_status:x}:lease";
 pub(super) const FENCE: &str = "{job_status:x}:fence";
+/// The name and the value of the purge token. Nothing is purged as a whole here; the model has that.
+pub(super) const PURGE_TOKEN: &str = "{job_status:}:purge-token";
+const TOKEN: &str = "t";
 
 /// So long that nothing expires by itself within a schedule.
 const TTL: Duration = Duration::from_mins(5);
@@ -155,7 +158,8 @@ impl Server {
     pub(super) fn lease(&self, token: &str, refused: Option<i64>) -> Leasing {
         let refused = refused.map(|expiry| expiry.to_string()).unwrap_or_default();
         let mut call = self.lease.key(MAIN);
-        call.key(META).key(LEASE).key(FENCE).arg(token).arg(LEASE_MS).arg(refused);
+        call.key(META).key(LEASE).key(FENCE).key(PURGE_TOKEN);
+        call.arg(token).arg(LEASE_MS).arg(refused).arg(TOKEN);
         let reply: Vec<Value> = self.invoke(&call);
         let text = |at: usize| String::from_redis_value_ref(&reply[at]).expect("text");
         match text(0).as_str() {
@@ -180,7 +184,8 @@ impl Server {
             ttl_ms = at - (lease_ends - LEASE_MS);
         }
         let mut call = self.fill.key(MAIN);
-        call.key(META).key(LEASE).arg(&new.generation).arg(&new.body).arg(self.meta(new));
+        call.key(META).key(LEASE).key(PURGE_TOKEN);
+        call.arg(&new.generation).arg(&new.body).arg(self.meta(new));
         call.arg(ttl_ms).arg(LEASE_MS);
         self.invoke(&call)
     }
@@ -299,7 +304,7 @@ impl Server {
             let meta = serde_json::from_slice::<serde_json::Value>(&stored.meta).ok()?;
             Some(meta[name].clone())
         };
-        let mut epoch = Epoch::named(&epoch.to_string());
+        let mut epoch = epoch_of(epoch);
         match self.flaw {
             Flaw::AnyExpiry => stored.expires_at_ms = field("expires_at_ms")?.as_i64()?,
             Flaw::Of(Mutant::NoEpoch) => epoch = Epoch::named(field("epoch")?.as_str()?),
@@ -311,7 +316,7 @@ impl Server {
                 generation: entry.generation().to_owned(),
                 audience: Some(entry.audience().clone()).filter(|_| self.flaw != Flaw::AnyAudience),
             }),
-            Err(Reject::Foreign | Reject::Epoch | Reject::Identity) => None,
+            Err(Reject::Foreign | Reject::Epoch | Reject::Identity | Reject::Purged) => None,
             Err(reject @ Reject::Corrupt) => panic!("no actor writes such metadata: {reject:?}"),
         }
     }
@@ -322,7 +327,7 @@ impl Server {
     }
 
     fn meta(&self, new: &New) -> String {
-        let epoch = Epoch::named(&new.epoch.to_string());
+        let epoch = epoch_of(new.epoch);
         let generation = Token::named(&new.generation);
         let entry = entry(&new.body, self.pairs[new.who]);
         let members = &entry.audience().members;
@@ -369,9 +374,15 @@ pub(super) fn compare_and_set<'s>(
     generation: &str,
 ) -> ScriptInvocation<'s> {
     let mut call = script.key(MAIN);
-    call.key(META).key(FENCE).arg(Sha1::from(&seen.body).digest().to_string());
+    call.key(META).key(FENCE).key(PURGE_TOKEN);
+    call.arg(Sha1::from(&seen.body).digest().to_string());
     call.arg(seen.expires_at_ms).arg(generation);
     call
+}
+
+/// Returns the epoch of an entry that was leased in this epoch of the server.
+fn epoch_of(server: u64) -> Epoch {
+    Epoch::named(&format!("{server} {TOKEN}"))
 }
 
 fn pair_of(who: usize) -> Caller {

@@ -3,11 +3,11 @@
 use std::{sync::LazyLock, time::Duration};
 
 use bytes::Bytes;
-use redis::{Script, ScriptInvocation, Value};
+use redis::{Pipeline, Script, ScriptInvocation, Value};
 use sha1_smol::Sha1;
 use tokio::time::timeout;
 
-use super::Session;
+use super::{super::purge_token::PurgeTokens, Session, companion};
 use crate::{
     mutants,
     store::{
@@ -34,14 +34,16 @@ static RELEASE: LazyLock<Script> =
     LazyLock::new(|| script("release", include_str!("../../lua/release.lua")));
 static BEGIN: LazyLock<Script> =
     LazyLock::new(|| script("begin", include_str!("../../lua/begin.lua")));
+static SWEEP: LazyLock<Script> =
+    LazyLock::new(|| script("sweep", include_str!("../../lua/sweep.lua")));
 static END: LazyLock<Script> = LazyLock::new(|| script("end", include_str!("../../lua/end.lua")));
 
-/// Replies to `MGET main meta` and `PEXPIRETIME main`.
-type ReadReply = ([Option<Vec<u8>>; 2], i64);
+/// Replies to `MGET main meta purge-token` and `PEXPIRETIME main`.
+type ReadReply = ([Option<Vec<u8>>; 3], i64);
 
 /// The same, with the type of the main key, the lease, and the remaining times of lease and fence
 /// in ms.
-type InspectReply = ([Option<Vec<u8>>; 2], i64, String, Option<Vec<u8>>, i64, i64);
+type InspectReply = ([Option<Vec<u8>>; 3], i64, String, Option<Vec<u8>>, i64, i64);
 
 /// Reply of `end.lua`.
 type EndReply = (bool, usize, bool, String, String, String);
@@ -49,9 +51,7 @@ type EndReply = (bool, usize, bool, String, String, String);
 impl Session {
     /// Reads the value of a key: one round trip, no script.
     pub(crate) async fn read(&self, key: &Key) -> Result<Seen> {
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("MGET").arg(key.main()).arg(key.companion("meta"));
-        pipeline.cmd("PEXPIRETIME").arg(key.main());
+        let mut pipeline = self.read_of(key);
         if self.is_in_cluster {
             // A master that is handing over to its replica (`CLUSTER FAILOVER`) answers writes only
             // after the handover, and then with `MOVED`. So the answer proves that nobody else was
@@ -60,15 +60,33 @@ impl Session {
         }
         let in_grace = self.is_in_grace();
         let reply = pipeline.query_async::<ReadReply>(&mut self.requests()).await?;
-        Ok(self.seen(stored(reply), in_grace))
+        Ok(self.seen_in(reply, in_grace))
+    }
+
+    fn read_of(&self, key: &Key) -> Pipeline {
+        let mut pipeline = redis::pipe();
+        let purge_token = self.purge_tokens.of_key(key);
+        pipeline.cmd("MGET").arg(key.main()).arg(key.companion("meta")).arg(&*purge_token);
+        pipeline.cmd("PEXPIRETIME").arg(key.main());
+        pipeline
+    }
+
+    /// A placeholder is not a value: it has neither a body nor meta.
+    fn seen_in(
+        &self,
+        ([body, meta, purge_token], expires_at_ms): ReadReply,
+        in_grace: bool,
+    ) -> Seen {
+        let (body, meta) = (body.map(Bytes::from), Bytes::from(meta.unwrap_or_default()));
+        let body = body.filter(|body| !(body.is_empty() && meta.is_empty()));
+        let stored = body.map(|body| StoredValue { body, meta, expires_at_ms });
+        self.seen(stored, &purge_token.unwrap_or_default(), in_grace)
     }
 
     /// Reads all keys of a job: one round trip, no script.
     pub(crate) async fn inspect(&self, key: &Key) -> Result<KeyState> {
         let (lease, fence) = (key.companion("lease"), key.companion("fence"));
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("MGET").arg(key.main()).arg(key.companion("meta"));
-        pipeline.cmd("PEXPIRETIME").arg(key.main());
+        let mut pipeline = self.read_of(key);
         pipeline.cmd("TYPE").arg(key.main());
         // Only the existence of the fence counts, whatever its type, as in `lease.lua`.
         pipeline.cmd("GET").arg(&lease).cmd("PTTL").arg(&lease).cmd("PTTL").arg(&fence);
@@ -76,13 +94,16 @@ impl Session {
         let (read, expires_at_ms, kind, lease, lease_left_ms, fence_left_ms) =
             pipeline.query_async::<InspectReply>(&mut self.requests()).await?;
         let is_empty = |value: &Option<Vec<u8>>| value.as_ref().is_none_or(Vec::is_empty);
-        let is_placeholder = read[0].is_some() && read.iter().all(is_empty);
-        let lease = lease.map(|token| {
-            let token = Token(String::from_utf8_lossy(&token).into());
-            LeaseState { token, left_ms: lease_left_ms }
+        let is_placeholder = read[0].is_some() && read[..2].iter().all(is_empty);
+        // A lease from before a purge of all counts as absent, as in `lease.lua`.
+        let lease = lease.and_then(|lease| {
+            let at = lease.iter().position(|byte| *byte == b' ')?;
+            let token = Token(String::from_utf8_lossy(&lease[..at]).into());
+            let is_current = read[2].as_deref() == lease.get(at + 1..);
+            is_current.then_some(LeaseState { token, left_ms: lease_left_ms })
         });
         Ok(KeyState {
-            seen: self.seen(stored((read, expires_at_ms)), in_grace),
+            seen: self.seen_in((read, expires_at_ms), in_grace),
             is_alien: kind != "string" && kind != "none",
             is_placeholder,
             lease,
@@ -99,8 +120,10 @@ impl Session {
     ) -> Result<Grant> {
         let granted_at_ms = self.now_ms();
         let mut invocation = on_all_keys(&LEASE, &key);
+        invocation.key(&*self.purge_tokens.of_key(&key));
         invocation.arg(token.as_str()).arg(millis(lease));
         invocation.arg(refused.map(|stored| stored.expires_at_ms.to_string()).unwrap_or_default());
+        invocation.arg(PurgeTokens::random());
         let in_grace = self.is_in_grace();
         let reply: Vec<Value> = invocation.invoke_async(&mut self.requests()).await?;
         let epoch = self.epoch.clone();
@@ -118,6 +141,7 @@ impl Session {
         let key = &lease.key;
         let mut invocation = FILL.key(key.main());
         invocation.key(key.companion("meta")).key(key.companion("lease"));
+        invocation.key(&*self.purge_tokens.of_key(key));
         invocation.arg(lease.token.as_str()).arg(&body[..]).arg(meta);
         invocation.arg(millis(ttl)).arg(millis(lease_time));
         Ok(filled(invocation.invoke_async(&mut self.requests()).await?))
@@ -166,6 +190,7 @@ impl Session {
         };
         let mut invocation = script.key(key.main());
         invocation.key(key.companion("meta")).key(key.companion("fence"));
+        invocation.key(&*self.purge_tokens.of_key(key));
         invocation.arg(Sha1::from(&stored.body).digest().to_string());
         invocation.arg(stored.expires_at_ms).arg(generation);
         match change {
@@ -177,12 +202,22 @@ impl Session {
         Ok(filled(invocation.invoke_async(&mut self.requests()).await?))
     }
 
-    fn grant(&self, reply: &[Value], lease: Lease, in_grace: bool) -> Result<Grant> {
+    /// Deletes what lies under this name if a purge of all has voided it. The name need not be that of
+    /// a job.
+    pub(crate) async fn sweep(&self, name: &[u8], purge_token: &str) -> Result<()> {
+        let mut invocation = SWEEP.key(name);
+        invocation.key(companion(name, "meta")).key(companion(name, "lease")).key(purge_token);
+        invocation.invoke_async::<i64>(&mut self.requests()).await?;
+        Ok(())
+    }
+
+    fn grant(&self, reply: &[Value], mut lease: Lease, in_grace: bool) -> Result<Grant> {
         let bytes = |at: usize| match reply.get(at) {
             Some(Value::BulkString(value)) => Bytes::copy_from_slice(value),
             _ => Bytes::new(),
         };
         if &bytes(0)[..] == b"granted" {
+            lease.epoch = lease.epoch.with_purge_token(&bytes(1));
             return Ok(Grant::Lease(lease));
         }
         lease.hold.spend();
@@ -190,7 +225,7 @@ impl Session {
             b"fenced" => Ok(Grant::Fenced),
             b"leased" => {
                 let token = Token(String::from_utf8_lossy(&bytes(1)).into());
-                Ok(Grant::Leased(token, lease.epoch))
+                Ok(Grant::Leased(token, lease.epoch.with_purge_token(&bytes(2))))
             }
             b"stored" => {
                 let Some(Value::Int(expires_at_ms)) = reply.get(3) else {
@@ -198,7 +233,7 @@ impl Session {
                 };
                 let expires_at_ms = *expires_at_ms;
                 let stored = StoredValue { body: bytes(1), meta: bytes(2), expires_at_ms };
-                Ok(Grant::Stored(self.seen(Some(stored), in_grace)))
+                Ok(Grant::Stored(self.seen(Some(stored), &bytes(4), in_grace)))
             }
             other => Err(StoreError::Refused(format!("lease.lua answered {other:?}"))),
         }
@@ -211,15 +246,6 @@ fn on_all_keys<'s>(script: &'s Script, key: &Key) -> ScriptInvocation<'s> {
         invocation.key(key.companion(role));
     }
     invocation
-}
-
-/// A placeholder is not a value: it has neither a body nor meta.
-fn stored(([body, meta], expires_at_ms): ReadReply) -> Option<StoredValue> {
-    let (body, meta) = (body?, meta.unwrap_or_default());
-    if body.is_empty() && meta.is_empty() {
-        return None;
-    }
-    Some(StoredValue { body: body.into(), meta: meta.into(), expires_at_ms })
 }
 
 fn filled(reply: i64) -> Fill {

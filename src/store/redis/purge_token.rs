@@ -1,0 +1,137 @@
+//! The purge tokens: random texts that a purge of all renews.
+//!
+//! Each prefix has a token, in a cluster one in each slot. It is part of the epoch of an entry and is
+//! noted in a lease, so that a new one voids all entries and leases under the prefix at once, however
+//! many there are. A lease that finds no token makes one (`lua/lease.lua`), which voids what is older.
+//! Tokens are read with the keys of a job, and tracked as they are.
+//!
+//! A name begins with a brace, which no key of a job does, and in a cluster has a second one, which no
+//! companion of a job has. What follows that brace puts the token into its slot.
+
+use std::borrow::Cow;
+
+use crate::store::{
+    Key,
+    slots::{SLOTS, SlotSet, slot_of, slot_of_key},
+};
+
+/// The names of the tokens.
+pub(super) struct PurgeTokens(Vec<TokensOfPrefix>);
+
+struct TokensOfPrefix {
+    prefix: String,
+    /// The name if there is no cluster.
+    name: String,
+    /// In a cluster, the number that puts a name into each slot; empty without one.
+    tags: Vec<u32>,
+}
+
+impl PurgeTokens {
+    pub(super) fn new(prefixes: &[String], is_cluster: bool) -> Self {
+        let of_prefix = |prefix: &String| TokensOfPrefix {
+            name: format!("{{{prefix}}}:purge-token"),
+            tags: if is_cluster { tags(prefix) } else { Vec::new() },
+            prefix: prefix.clone(),
+        };
+        Self(prefixes.iter().map(of_prefix).collect())
+    }
+
+    /// A new token.
+    pub(super) fn random() -> String {
+        format!("{:032x}", fastrand::u128(..))
+    }
+
+    /// Whether one token is in force for all keys of a prefix.
+    pub(super) fn is_one_for_all(&self) -> bool {
+        self.0.iter().all(|tokens| tokens.tags.is_empty())
+    }
+
+    /// Returns the name of the token for a key.
+    pub(super) fn of_key(&self, key: &Key) -> Cow<'_, str> {
+        let is_of = |tokens: &&TokensOfPrefix| key.main().starts_with(&tokens.prefix);
+        // Every key begins with one of the prefixes, and none of those with another one.
+        let tokens = self.0.iter().find(is_of).unwrap_or(&self.0[0]);
+        tokens.name_in(|| slot_of_key(key))
+    }
+
+    /// Returns the name of the token for a name under this prefix, which need not be that of a job.
+    pub(super) fn of_name(&self, prefix: &str, name: &[u8]) -> Cow<'_, str> {
+        let tokens = self.0.iter().find(|tokens| tokens.prefix == prefix).unwrap_or(&self.0[0]);
+        tokens.name_in(|| slot_of(name))
+    }
+
+    /// Returns the names of the tokens in these slots, each with its slot. Without a cluster the tokens
+    /// are in force for all of them.
+    pub(super) fn in_slots(&self, slots: &SlotSet) -> impl Iterator<Item = (u16, Cow<'_, str>)> {
+        let slots: Vec<u16> = if self.is_one_for_all() { vec![0] } else { slots.iter().collect() };
+        let of_slot = |slot| self.0.iter().map(move |tokens| (slot, tokens.name_in(|| slot)));
+        slots.into_iter().flat_map(of_slot)
+    }
+
+    /// Returns the beginnings that these names have, and no others.
+    pub(super) fn beginnings(&self) -> impl Iterator<Item = String> {
+        self.0.iter().map(
+            |TokensOfPrefix { prefix, name, tags }| {
+                if tags.is_empty() { name.clone() } else { format!("{{{prefix}{{") }
+            },
+        )
+    }
+}
+
+impl TokensOfPrefix {
+    fn name_in(&self, slot: impl FnOnce() -> u16) -> Cow<'_, str> {
+        if self.tags.is_empty() {
+            return Cow::Borrowed(&self.name);
+        }
+        let tag = self.tags[usize::from(slot())];
+        Cow::Owned(name_with(&self.prefix, tag))
+    }
+}
+
+fn name_with(prefix: &str, tag: u32) -> String {
+    format!("{{{prefix}{{{tag}}}:purge-token")
+}
+
+/// Returns for each slot the smallest number that puts a name into it.
+fn tags(prefix: &str) -> Vec<u32> {
+    let mut tags = vec![None; usize::from(SLOTS)];
+    let mut missing = tags.len();
+    let mut tag = 0;
+    while missing > 0 {
+        let found = &mut tags[usize::from(slot_of(name_with(prefix, tag).as_bytes()))];
+        if found.is_none() {
+            *found = Some(tag);
+            missing -= 1;
+        }
+        tag += 1;
+    }
+    tags.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_in_the_slot_of_its_keys() {
+        let tokens = PurgeTokens::new(&["job_status:".into(), "p:".into()], true);
+        for (prefix, id) in [("job_status:", "7"), ("p:", "a-1"), ("p:", "b")] {
+            let key = Key::new(prefix, id);
+            let name = tokens.of_key(&key);
+            assert_eq!(slot_of(name.as_bytes()), slot_of_key(&key), "{name}");
+            assert!(name.starts_with(&format!("{{{prefix}{{")), "{name}");
+            let slots = SlotSet::of_name(key.main().as_bytes());
+            assert!(tokens.in_slots(&slots).any(|(_, token)| token == name));
+        }
+        assert_eq!(tokens.in_slots(&SlotSet::ALL).count(), 2 * usize::from(SLOTS));
+    }
+
+    #[test]
+    fn without_a_cluster_a_prefix_has_one_token() {
+        let tokens = PurgeTokens::new(&["job_status:".into(), "p:".into()], false);
+        assert_eq!(tokens.of_key(&Key::new("p:", "7")), "{p:}:purge-token");
+        let names: Vec<_> = tokens.in_slots(&SlotSet::ALL).map(|(_, name)| name).collect();
+        assert_eq!(names, ["{job_status:}:purge-token", "{p:}:purge-token"]);
+        assert_eq!(tokens.beginnings().collect::<Vec<_>>(), names);
+    }
+}
