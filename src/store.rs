@@ -28,6 +28,8 @@
 //!    its lease was taken. So entries are not served that come from an old snapshot after a
 //!    restart, or from a replica that was promoted without the last DEL. A new epoch has no hits
 //!    for `store.reconnect_grace`, so that every sidecar can have connected and repeated its ends.
+//! 5. A purge of all renews the **purge token** of its prefix, which is read with the keys of a job. An
+//!    entry counts, and a lease can be filled, only under the token that its lease has seen.
 //!
 //! Values that this process keeps itself ([`near`]) are used only behind a barrier ([`barrier`]): a
 //! `PING`, sent after the reader arrived, on the connection that carries the news of every change,

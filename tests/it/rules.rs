@@ -65,7 +65,7 @@ async fn check_rule(
 
     write.assert(200, answer);
     for id in ["17", "18"] {
-        let held = setup.get(&format!("/jobs/{id}")).await.is_hit();
+        let held = setup.redis.holds(&key(id)).await;
         assert_eq!(held, !dropped.contains(&id), "{path} {body} {answer}: {id}");
     }
 }

@@ -5,6 +5,7 @@
 //! which voids all entries there, and confirms its own slots. They are deleted afterwards.
 
 use std::{
+    borrow::Cow,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -223,8 +224,9 @@ impl RedisEngine {
         }
         let purge = async {
             let session = shard.state.session()?;
-            let renewed = timeout(DETACHED_TIMEOUT, self.renew_tokens(shard, &slots)).await?;
-            let (confirmed, failed) = renewed;
+            let renewed =
+                timeout(DETACHED_TIMEOUT, self.renew_tokens(shard, &session, &slots)).await?;
+            let (confirmed, failed) = renewed?;
             shard.state.note_purged(&session, &confirmed)?;
             self.context.retry_queue.pending.confirm_slots(&confirmed, task);
             Ok((confirmed, failed))
@@ -233,29 +235,41 @@ impl RedisEngine {
         purged.unwrap_or_else(|error| (SlotSet::NONE, Some(error)))
     }
 
-    async fn renew_tokens(&self, shard: &Shard, slots: &SlotSet) -> (SlotSet, Option<StoreError>) {
-        let token = PurgeTokens::random();
-        let renewals = self.context.purge_tokens.in_slots(slots);
-        let renewals = renewals.map(async |(slot, name)| {
-            let mut set = cmd("SET");
-            let renewed = self.query_single::<()>(shard, set.arg(&*name).arg(&token)).await;
-            // A server without memory takes no new one. Without a token nothing counts either.
-            let renewed = match renewed {
-                Err(StoreError::Refused(_)) => {
-                    self.query_single::<()>(shard, cmd("DEL").arg(&*name)).await
+    /// Renews the tokens of slots in one round trip. Returns the slots where all are renewed, and the
+    /// last failure.
+    async fn renew_tokens(
+        &self,
+        shard: &Shard,
+        session: &Session,
+        slots: &SlotSet,
+    ) -> Result<(SlotSet, Option<StoreError>)> {
+        let tokens = &self.context.purge_tokens;
+        let new = PurgeTokens::random();
+        let names: Vec<(u16, Cow<'_, str>)> = tokens.in_slots(slots).collect();
+        let set = |name: &str| cmd("SET").arg(name).arg(&new).to_owned();
+        let renewed = session.query_each(names.iter().map(|(_, name)| set(name))).await?;
+        let mut renewals = Renewals { failed_slots: SlotSet::NONE, failed: None };
+        let mut refused = Vec::new();
+        for ((slot, name), renewed) in names.iter().zip(renewed) {
+            match renewed {
+                Err(StoreError::Refused(_)) => refused.push((*slot, name)),
+                Err(StoreError::Redirected(Redirect::Ask(_))) => {
+                    renewals.note(*slot, self.query_single(shard, &set(name)).await);
                 }
-                renewed => renewed,
-            };
-            (slot, renewed)
-        });
-        let (mut confirmed, mut failed) = (slots.clone(), None);
-        for (slot, renewed) in join_all(renewals).await {
-            if let Err(error) = renewed {
-                confirmed = confirmed.difference(&SlotSet::from_fn(|other| other == slot));
-                failed = Some(error);
+                renewed => renewals.note(*slot, renewed),
             }
         }
-        (confirmed, failed)
+        // A server without memory takes no new one. Without a token nothing counts either.
+        let deletions = refused.iter().map(|(_, name)| cmd("DEL").arg(&***name).to_owned());
+        for ((slot, _), deleted) in refused.iter().zip(session.query_each(deletions).await?) {
+            renewals.note(*slot, deleted);
+        }
+        let Renewals { failed_slots, failed } = renewals;
+        let confirmed = match failed {
+            Some(_) if tokens.is_one_for_all() => SlotSet::NONE,
+            _ => slots.difference(&failed_slots),
+        };
+        Ok((confirmed, failed))
     }
 
     /// Deletes what purges of all have voided, in small steps: memory is freed, and readers need not
@@ -294,6 +308,21 @@ impl RedisEngine {
             if cursor == 0 {
                 return Ok(());
             }
+        }
+    }
+}
+
+/// The failures of the renewals of purge tokens.
+struct Renewals {
+    failed_slots: SlotSet,
+    failed: Option<StoreError>,
+}
+
+impl Renewals {
+    fn note(&mut self, slot: u16, renewed: Result<()>) {
+        if let Err(error) = renewed {
+            self.failed_slots.insert(slot);
+            self.failed = Some(error);
         }
     }
 }

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use redis::{Cmd, FromRedisValue, aio::MultiplexedConnection};
+use redis::{Cmd, FromRedisValue, RedisResult, Value, aio::MultiplexedConnection};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
@@ -134,6 +134,23 @@ impl Session {
     /// Runs one command.
     pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
         Ok(command.query_async(&mut self.requests()).await?)
+    }
+
+    /// Runs commands in one round trip; each has its own result.
+    pub(super) async fn query_each(
+        &self,
+        commands: impl Iterator<Item = Cmd>,
+    ) -> Result<Vec<Result<()>>> {
+        let mut pipeline = redis::pipe();
+        for command in commands {
+            pipeline.add_command(command);
+        }
+        if pipeline.is_empty() {
+            return Ok(Vec::new());
+        }
+        let replies: Vec<RedisResult<Value>> =
+            pipeline.ignore_errors().query_async(&mut self.requests()).await?;
+        Ok(replies.into_iter().map(|reply| Ok(reply.map(drop)?)).collect())
     }
 
     /// Checks that the server is still the master with which the session was opened.

@@ -487,7 +487,11 @@ async fn across_a_move(mutant: Option<Mutant>, name: &str) -> Vec<u64> {
         let others = cluster.slot(&other).await;
         link.hold();
         upstream.commit(&id);
-        let () = cluster.nodes[0].run(redis::cmd("DEL").arg(key(&id))).await;
+        // All keys of the slot: what moves along is news of the new owner.
+        let mut names = redis::cmd("CLUSTER");
+        names.arg("GETKEYSINSLOT").arg(slot).arg(10);
+        let names: Vec<String> = cluster.nodes[0].run(&names).await;
+        let () = cluster.nodes[0].run(redis::cmd("DEL").arg(names)).await;
         for (slot, from) in [(slot, 0), (others, 2)] {
             cluster.begin_move(slot, from, 1).await;
             cluster.end_move(slot, from, 1).await;

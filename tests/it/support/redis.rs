@@ -162,9 +162,25 @@ impl RedisServer {
     }
 
     /// Returns whether `key` holds a body: it is neither absent nor the empty placeholder of a
-    /// lease.
+    /// lease, nor an entry that a purge of all has voided and not deleted yet.
     pub(crate) async fn holds(&self, key: &str) -> bool {
-        self.get(key).await.is_some_and(|value| !value.is_empty())
+        let holds_body = self.get(key).await.is_some_and(|value| !value.is_empty());
+        holds_body && !self.is_voided(key).await
+    }
+
+    async fn is_voided(&self, key: &str) -> bool {
+        let Some(meta) = self.get(&format!("{{{key}}}:meta")).await else { return false };
+        let meta: serde_json::Value = serde_json::from_slice(&meta).unwrap_or_default();
+        let Some((_, of)) = meta["epoch"].as_str().and_then(|epoch| epoch.split_once(' ')) else {
+            return false;
+        };
+        for name in self.keys("{*}:purge-token").await {
+            let token = self.get(&name).await;
+            if token.as_deref() == Some(of.as_bytes()) {
+                return false;
+            }
+        }
+        true
     }
 
     async fn connect(&self) -> redis::RedisResult<MultiplexedConnection> {
