@@ -14,6 +14,7 @@ pub mod entry;
 mod fill;
 pub mod flight;
 pub mod forecast;
+mod foreign_cache;
 mod invalidate;
 mod job_notes;
 mod lookup;
@@ -130,6 +131,11 @@ impl Cache {
     /// Takes the fingerprints of requests.
     pub fn fingerprinter(&self) -> &Fingerprinter {
         &self.config.fingerprinter
+    }
+
+    /// Whether the jobs of this prefix are left to an application that caches them itself.
+    pub fn is_aside(&self, prefix: u8) -> bool {
+        self.state.notes.foreign_caches.is_aside(self.config.prefix(prefix.into()))
     }
 
     /// Returns a new budget: the total time that one request may wait for the store.

@@ -170,11 +170,12 @@ impl Admin {
         now: SystemTime,
     ) -> ExplainVerdict {
         match route {
-            Route::Read(..) => {
+            Route::Read(job) => {
                 let (mode, fingerprinter) = (self.status_config.cache, self.cache.fingerprinter());
                 let facts = BeforeLookup {
                     has_barred_credential: fingerprinter.must_bypass(request.headers()),
                     is_off: mode == CacheMode::Off,
+                    is_aside: self.cache.is_aside(job.prefix),
                     ..BeforeLookup::default()
                 };
                 let in_mode = || ExplainVerdict::in_mode(mode, explained, now);

@@ -65,6 +65,8 @@ pub struct BeforeLookup {
     pub is_bound: bool,
     /// The cache is off.
     pub is_off: bool,
+    /// The job is left to an application that caches it itself.
+    pub is_aside: bool,
 }
 
 impl BeforeLookup {
@@ -75,6 +77,7 @@ impl BeforeLookup {
             (self.has_barred_credential, Bypass::Credentials),
             (self.is_bound, Bypass::BoundConnection),
             (self.is_off, Bypass::Off),
+            (self.is_aside, Bypass::Foreign),
         ];
         reasons.into_iter().find_map(|(applies, why)| applies.then_some(why))
     }

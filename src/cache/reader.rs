@@ -189,6 +189,8 @@ impl CacheReader {
                 );
             }
             self.notes.foreign_values.add(request.key.clone());
+            let prefix = self.config.prefix_of(&request.key);
+            self.state.notes.foreign_caches.note_value(prefix, &request.key);
         }
         request.facts(is_hit_for_miss, yields_key)
     }

@@ -13,6 +13,7 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use super::{
     entry::Entry,
     flight::{CoalesceKey, Flights},
+    foreign_cache::ForeignCaches,
     job_notes::{SplittingHeaders, WindowedCounts},
     silent_changes::{ChangeWatcher, SilentChanges},
 };
@@ -70,6 +71,7 @@ pub(super) struct ProcessNotes {
     pub(super) wrong_entry_warnings: Throttle,
     pub(super) pending_warnings: Throttle,
     pub(super) foreign_value_warnings: Throttle,
+    pub(super) foreign_caches: ForeignCaches,
     pub(super) differing_header_warnings: HourlyPerName,
     /// Whether two routes or two APIs were seen to share the key of a job.
     pub(super) has_shared_key: AtomicBool,
@@ -241,10 +243,15 @@ impl CacheConfig {
         self.prefixes.get(position).map_or("", String::as_str)
     }
 
+    /// Returns the prefix of a key.
+    pub(super) fn prefix_of(&self, key: &Key) -> &str {
+        let prefix = self.prefixes.iter().find(|prefix| key.main().starts_with(prefix.as_str()));
+        prefix.map_or("", String::as_str)
+    }
+
     /// Returns the name of a job for people: its key without the prefix.
     pub(super) fn id<'k>(&self, key: &'k Key) -> &'k str {
-        let name = key.main();
-        self.prefixes.iter().find_map(|prefix| name.strip_prefix(prefix.as_str())).unwrap_or(name)
+        key.main().strip_prefix(self.prefix_of(key)).unwrap_or_default()
     }
 
     /// Returns what an entry under a key is of, for requests at this place.

@@ -27,7 +27,8 @@ use crate::{
     observe::spans,
     semantics::policy::{Freshness, NoStore},
     store::Budget,
-    upstream::{RequestBody, ResponseBody, RetryPolicy},
+    transport::Peer,
+    upstream::{RequestBody, ResponseBody, RetryPolicy, UpstreamError},
 };
 
 /// How long the clients that joined wait for a streaming body.
@@ -37,8 +38,9 @@ const STREAM_WAIT: Duration = Duration::from_millis(250);
 pub(super) struct LeadTask {
     context: Arc<ProxyContext>,
     lead: LeaderRead,
-    /// The request head of the client that began the read.
+    /// The request head of the client that began the read, and the client.
     client_head: request::Parts,
+    client: Peer,
     budget: Budget,
     answer: oneshot::Sender<Answer>,
 }
@@ -53,7 +55,7 @@ impl LeadTask {
     pub(super) async fn spawn(
         context: &Arc<ProxyContext>,
         lead: LeaderRead,
-        client_head: request::Parts,
+        (client_head, client): (request::Parts, Peer),
         request: Request<RequestBody>,
         budget: Budget,
     ) -> Option<(JoinHandle<FillResult>, oneshot::Receiver<Answer>)> {
@@ -64,7 +66,9 @@ impl LeadTask {
         let flight = spans::flight();
         lead.leader.set_span(&flight);
         let (sender, answer) = oneshot::channel();
-        let task = Self { context: Arc::clone(context), lead, client_head, budget, answer: sender };
+        let context_of_task = Arc::clone(context);
+        let task =
+            Self { context: context_of_task, lead, client_head, client, budget, answer: sender };
         Some((context.tasks.spawn(task.run(request).instrument(flight)), answer))
     }
 
@@ -72,7 +76,12 @@ impl LeadTask {
     /// stored.
     async fn run(mut self, request: Request<RequestBody>) -> FillResult {
         self.lead.leader.wait_for_turn().await;
-        let sent = self.context.send(request, RetryPolicy::OnceIfSafe).await;
+        let mut sent = self.context.send(request, RetryPolicy::OnceIfSafe).await;
+        if matches!(&sent, Ok(response) if response.status() == StatusCode::INTERNAL_SERVER_ERROR)
+            && self.context.cache.filler.give_up_placeholder(&mut self.lead).await
+        {
+            sent = self.repeat().await;
+        }
         let framed = sent.as_ref().is_ok_and(is_framed);
         let response = match sent.and_then(prepare_response) {
             Ok(response) => response,
@@ -93,6 +102,16 @@ impl LeadTask {
         }
     }
 
+    /// Repeats a read that has failed while the placeholder of its job stood.
+    async fn repeat(&self) -> Result<Response<ResponseBody>, UpstreamError> {
+        let request = self.context.fill_request(&self.client_head, self.client);
+        let sent = self.context.send(request, RetryPolicy::OnceIfSafe).await;
+        if sent.as_ref().is_ok_and(|response| response.status().is_success()) {
+            self.context.cache.filler.note_repeated(&self.lead).await;
+        }
+        sent
+    }
+
     /// A body of known length arrives soon after its head. The client gets its answer once the
     /// response is stored or the store budget is spent.
     async fn take_whole(
@@ -104,7 +123,7 @@ impl LeadTask {
         let filler = &self.context.cache.filler;
         match capture(body, self.context.config.max_body, filler.capture_quota()).await {
             Captured::Whole(body) => {
-                let Self { context, lead, client_head, budget, answer } = self;
+                let Self { context, lead, client_head, budget, answer, .. } = self;
                 let why = lead.why;
                 let published = context.cache.filler.publish(lead, &head, body, freshness);
                 let entry = Arc::clone(&published.entry);

@@ -135,7 +135,7 @@ impl Proxy {
         request.headers_mut().clone_from(headers);
         let cache = &self.context.cache;
         let Route::Read(job) = self.context.routes.classify(&request) else { return None };
-        if cache.fingerprinter().must_bypass(headers) {
+        if cache.fingerprinter().must_bypass(headers) || cache.is_aside(job.prefix) {
             return None;
         }
         let lookup = cache.lookup_request(&job, &Method::GET, request.uri(), headers);
@@ -150,7 +150,8 @@ impl Proxy {
     ) -> PrefetchOutcome {
         let request = self.context.fill_request(&head, PREFETCH_PEER);
         // The answer is dropped, as for a client that has hung up.
-        let read = LeadTask::spawn(&self.context, lead, head, request, budget).await;
+        let read =
+            LeadTask::spawn(&self.context, lead, (head, PREFETCH_PEER), request, budget).await;
         let Some((task, _)) = read else { return abandoned_for(AbandonReason::Superseded) };
         // The read runs to its end even during a drain, because clients may have joined it.
         match task.await {

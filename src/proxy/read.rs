@@ -52,7 +52,7 @@ pub(super) async fn serve(
     requester: Requester,
     sample: Option<&HitSample>,
 ) -> Answer {
-    if let Some(why) = bypass(context, &request, requester.client) {
+    if let Some(why) = bypass(context, job, &request, requester.client) {
         return Box::pin(pass::forward(context, request, requester, why)).await;
     }
     let cache = &context.cache;
@@ -82,13 +82,19 @@ pub(super) async fn serve(
 }
 
 /// Returns why a read of a job bypasses the cache, if it does.
-fn bypass(context: &ProxyContext, request: &Request<Incoming>, client: Peer) -> Option<Bypass> {
+fn bypass(
+    context: &ProxyContext,
+    job: &ReadJob<'_>,
+    request: &Request<Incoming>,
+    client: Peer,
+) -> Option<Bypass> {
     let facts = BeforeLookup {
         // An HTTP/2 request can have a body without a header that announces it.
         has_body: !request.body().is_end_stream(),
         has_barred_credential: context.cache.fingerprinter().must_bypass(request.headers()),
         is_bound: context.upstream.bound.is_bound(client.connection),
         is_off: context.config.mode == CacheMode::Off,
+        is_aside: context.cache.is_aside(job.prefix),
     };
     facts.bypass()
 }
@@ -203,7 +209,9 @@ impl UnansweredRead<'_> {
         let why = lead.why.unwrap_or(Bypass::Alone);
         let request = context.fill_request(&head, requester.client);
         let request = relay_informational(request, &requester);
-        let read = LeadTask::spawn(context, lead, head.clone(), request, budget).await;
+        let read =
+            LeadTask::spawn(context, lead, (head.clone(), requester.client), request, budget);
+        let read = read.await;
         if let Some((_, answer)) = read
             && let Ok(answer) = answer.await
         {

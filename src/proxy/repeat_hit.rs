@@ -90,6 +90,9 @@ impl RepeatHit {
             return false;
         }
         let Some(job) = context.routes.job_at(path) else { return false };
+        if context.cache.is_aside(job.prefix) {
+            return false;
+        }
         context.cache.retarget(&mut self.lookup, job, path);
         self.near_lookup = Some(NearLookup::default());
         self.sample = context.cache.events().sample();

@@ -9,4 +9,5 @@ mod deployed;
 mod django;
 mod express;
 mod recipes;
+mod self_caching;
 mod tenants;

@@ -277,7 +277,8 @@ pub(super) fn bypass_reason_text(why: Bypass) -> &'static str {
              have to repeat invalidations (store.reconnect_grace)"
         }
         Bypass::Foreign => {
-            "would go to the API: another program, most likely the application, keeps writing this key"
+            "would go to the API: another program, most likely the application, stores values of its own \
+             under the keys of this cache (switch that off, but keep its DELs)"
         }
         Bypass::Audience => {
             "would go to the API: it answers each client differently, or more clients poll this job \

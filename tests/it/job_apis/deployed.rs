@@ -10,7 +10,7 @@ use hyper::Method;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Client, Process, RedisServer, Reply, SOON, eventually};
+use crate::support::{Client, Process, RedisServer, Reply, SOON, eventually, python::PYTHON};
 
 /// How often each caller polls each job in each of its states.
 const POLLS: u64 = 10;
@@ -50,17 +50,23 @@ pub(super) struct Traffic<'a> {
 pub(super) type Change = (Method, String, Value);
 
 impl App {
-    fn start(file: &str) -> Self {
+    fn start(file: &str, redis_url: &str) -> Self {
         let path = format!("{}/tests/it/job_apis/{file}", env!("CARGO_MANIFEST_DIR"));
         // Debian's interpreter has Debian's packages; another interpreter may come first in PATH.
         let python: &[&str] = &["/usr/bin/python3", "-B"];
-        let program = if file.ends_with("js") { &["node"] } else { python };
+        let program = match file {
+            // It needs a client of Redis from PyPI.
+            "self_caching_app.py" => &[PYTHON, "-B"],
+            _ if file.ends_with("js") => &["node"][..],
+            _ => python,
+        };
         let mut child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL"])
             .args(program)
             .arg(path)
             // Debian's packages for Node, which another Node does not know.
             .env("NODE_PATH", "/usr/share/nodejs")
+            .env("REDIS_URL", redis_url)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -104,7 +110,8 @@ impl Drop for App {
 
 impl Deployed {
     pub(super) async fn start(app: &str, settings: &Settings<'_>) -> Self {
-        let (redis, app) = (RedisServer::start().await, App::start(app));
+        let redis = RedisServer::start().await;
+        let app = App::start(app, &redis.url());
         let folder = TempDir::with_prefix("jobcache-api-").expect("a temporary directory");
         let file = folder.path().join("jobcache.toml");
         std::fs::write(&file, settings.file).expect("a file written");

@@ -164,13 +164,16 @@ impl RedisServer {
     /// Returns whether `key` holds a body: it is neither absent nor the empty placeholder of a
     /// lease, nor an entry that a purge of all has voided and not deleted yet.
     pub(crate) async fn holds(&self, key: &str) -> bool {
-        let holds_body = self.get(key).await.is_some_and(|value| !value.is_empty());
-        holds_body && !self.is_voided(key).await
+        // Together, because what is voided may be deleted now.
+        let mut read = redis::cmd("MGET");
+        read.arg(key).arg(format!("{{{key}}}:meta"));
+        let [body, meta]: [Option<Vec<u8>>; 2] = self.run(&read).await;
+        let holds_body = body.is_some_and(|body| !body.is_empty());
+        holds_body && !self.is_voided(&meta.unwrap_or_default()).await
     }
 
-    async fn is_voided(&self, key: &str) -> bool {
-        let Some(meta) = self.get(&format!("{{{key}}}:meta")).await else { return false };
-        let meta: serde_json::Value = serde_json::from_slice(&meta).unwrap_or_default();
+    async fn is_voided(&self, meta: &[u8]) -> bool {
+        let meta: serde_json::Value = serde_json::from_slice(meta).unwrap_or_default();
         let Some((_, of)) = meta["epoch"].as_str().and_then(|epoch| epoch.split_once(' ')) else {
             return false;
         };
