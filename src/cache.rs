@@ -34,7 +34,7 @@ pub use reader::{CacheReader, NearLookup};
 pub use shared_state::InvalidationSource;
 pub use silent_changes::SilentRoute;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use hyper::http::{HeaderMap, Method, Uri, response};
 
@@ -136,6 +136,11 @@ impl Cache {
     /// Whether the jobs of this prefix are left to an application that caches them itself.
     pub fn is_aside(&self, prefix: u8) -> bool {
         self.state.notes.foreign_caches.is_aside(self.config.prefix(prefix.into()))
+    }
+
+    /// Returns the prefixes that are left to such an application, each with the time that is left.
+    pub fn prefixes_aside(&self) -> Vec<(String, Duration)> {
+        self.state.notes.foreign_caches.prefixes()
     }
 
     /// Returns a new budget: the total time that one request may wait for the store.

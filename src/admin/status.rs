@@ -120,6 +120,7 @@ pub(super) fn status(cache: &Cache, state: &AdminState, mode: &StatusConfig) -> 
         "verify": comparison_counts(&proxy.comparisons.verify),
         "latency_ms": latencies(recent),
         "silent_changes": silent_changes(cache),
+        "aside": aside(cache),
         "store": store(cache),
         "upstream": {
             "up": upstream.up.get() == 1,
@@ -162,6 +163,12 @@ fn store(cache: &Cache) -> Value {
 /// Jobs that changed without a purge, in all and by route.
 fn silent_changes(cache: &Cache) -> Value {
     json!({ "total": cache.metrics().silent_changes.get(), "routes": cache.silent_changes() })
+}
+
+/// The prefixes with jobs that the application caches itself, so that their reads pass.
+fn aside(cache: &Cache) -> Value {
+    let aside = cache.prefixes_aside().into_iter();
+    aside.map(|(prefix, left)| json!({ "prefix": prefix, "left_s": left.as_secs() })).collect()
 }
 
 /// The masters of a cluster; empty if the store is not a cluster.

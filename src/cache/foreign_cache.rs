@@ -55,16 +55,16 @@ impl Default for ForeignCaches {
 impl ForeignCaches {
     /// Whether the jobs of this prefix are left to the application.
     pub(super) fn is_aside(&self, prefix: &str) -> bool {
-        self.is_any_aside.load(Ordering::Relaxed) && self.left(prefix).is_some()
+        self.is_any_aside.load(Ordering::Relaxed) && self.aside().contains_key(prefix)
     }
 
-    /// Returns how long the jobs of this prefix are still left to the application.
-    pub(super) fn left(&self, prefix: &str) -> Option<Duration> {
-        let mut aside = self.aside();
+    /// Returns the prefixes that are left to the application, each with the time that is left.
+    pub(super) fn prefixes(&self) -> Vec<(String, Duration)> {
         let now = Instant::now();
-        aside.retain(|_, until| *until > now);
-        self.is_any_aside.store(!aside.is_empty(), Ordering::Relaxed);
-        aside.get(prefix).map(|until| *until - now)
+        let left = |(prefix, until): (&String, &Instant)| {
+            (prefix.clone(), until.saturating_duration_since(now))
+        };
+        self.aside().iter().map(left).collect()
     }
 
     /// Notes that a value which is not ours was found under a key with this prefix.
@@ -82,9 +82,10 @@ impl ForeignCaches {
 
     /// Leaves the jobs of this prefix to the application for a while.
     pub(super) fn step_aside(&self, prefix: &str) {
-        let until = Instant::now() + ASIDE;
-        let is_new = self.aside().insert(prefix.to_owned(), until).is_none();
+        let mut aside = self.aside();
+        let is_new = aside.insert(prefix.to_owned(), Instant::now() + ASIDE).is_none();
         self.is_any_aside.store(true, Ordering::Relaxed);
+        drop(aside);
         if is_new {
             warn!(
                 prefix,
@@ -95,8 +96,13 @@ impl ForeignCaches {
         }
     }
 
+    /// Locks the prefixes that are still left to the application.
     fn aside(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
-        self.aside.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        aside.retain(|_, until| *until > now);
+        self.is_any_aside.store(!aside.is_empty(), Ordering::Relaxed);
+        aside
     }
 }
 
@@ -113,7 +119,8 @@ mod tests {
         assert!(!caches.is_aside("p:"));
         caches.note_value("p:", &Key::new("p:", "3"));
         assert!(caches.is_aside("p:") && !caches.is_aside("q:"));
-        assert!(caches.left("p:").is_some_and(|left| left > ASIDE / 2));
+        let left = caches.prefixes();
+        assert!(matches!(&left[..], [(prefix, left)] if prefix == "p:" && *left > ASIDE / 2));
     }
 
     #[test]

@@ -151,6 +151,9 @@ function showAlarms(data) {
   for (const { route } of data.silent_changes.routes.filter((one) => one.without_purges)) {
     list.push(['worse', `Jobs of ${route} change without a purge.`, 'The API gave other answers after the TTL, and nothing had reported a change, so clients see changes late. Call the purge webhook or DEL the key when a job changes, or set a shorter ttl.']);
   }
+  for (const { prefix, left_s } of data.aside) {
+    list.push(['worse', `The application caches ${prefix}… itself.`, `It stores values of its own under the keys of this cache, so its reads pass for ${plural(Math.ceil(left_s / 60), 'more minute')}. Switch the application's own cache off, but keep its DELs.`]);
+  }
   if (store.journal?.sibling_invalidations) list.push(['', `${plural(store.journal.sibling_invalidations, 'invalidation')} of another process not confirmed.`, 'It has the same pending.journal. Those jobs bypass the cache here too; they are taken over when that process ends.']);
   if (!upstream.up) list.push(['worse', 'The API does not answer.', 'Hits are served. Other requests get 502 or 504.']);
   setAlarms(list);

@@ -32,6 +32,8 @@ async fn no_client_sees_that_the_application_fails_because_of_a_placeholder() {
     }
     let explained = deployed.sidecar.admin.get("/explain/b1").await;
     assert_eq!(explained.json()["verdict"]["detail"], "foreign", "{explained:?}");
+    let status = deployed.sidecar.admin.get("/status").await.json();
+    assert_eq!(status["aside"][0]["prefix"], "job_status:", "{status}");
     let warnings = deployed.sidecar.stderr();
     assert_eq!(warnings.matches("switch off the application's own cache").count(), 1, "{warnings}");
 }
