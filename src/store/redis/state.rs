@@ -332,7 +332,7 @@ impl TrackingState {
 
     /// Evicts the names of one invalidation message: a list of names, or nil for all (FLUSHALL,
     /// FLUSHDB). Adds the slots of purge tokens to `purged`.
-    pub(super) fn evict(&self, data: &[Value], purged: &mut SlotSet) {
+    pub(super) fn evict(&self, data: &[Value], purged: &mut Option<Box<SlotSet>>) {
         let events = &self.context.events;
         let [Value::Array(names)] = data else {
             self.flush();
@@ -346,7 +346,7 @@ impl TrackingState {
                 continue;
             };
             if name.starts_with(b"{") {
-                purged.insert(slot_of(name));
+                purged.get_or_insert_with(|| Box::new(SlotSet::NONE)).insert(slot_of(name));
                 continue;
             }
             self.watcher.evict(name);

@@ -120,7 +120,7 @@ async fn connect<'t>(
         flight: None,
         carried: Vec::new(),
         reads: Vec::new(),
-        purged: SlotSet::NONE,
+        purged: None,
     })
 }
 
@@ -153,7 +153,7 @@ struct TrackingConnection<'t> {
     reads: Vec<u8>,
     /// The slots of purge tokens that have changed, and whose entries are still to be evicted. A purge of
     /// all in a cluster renews thousands, and each eviction looks at every entry.
-    purged: SlotSet,
+    purged: Option<Box<SlotSet>>,
 }
 
 /// A round that has been sent.
@@ -222,8 +222,7 @@ impl TrackingConnection<'_> {
     }
 
     fn evict_purged(&mut self) {
-        if !self.purged.is_empty() {
-            let purged = std::mem::replace(&mut self.purged, SlotSet::NONE);
+        if let Some(purged) = self.purged.take() {
             self.tracked.evict_purged(&purged);
         }
     }
