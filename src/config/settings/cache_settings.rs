@@ -105,7 +105,7 @@ pub(super) const CACHE: SettingSection = SettingSection {
              never a job.",
         )
         .see("what-is-cached"),
-        size("max_body", "1MiB", (1, 64 * MIB), |c, v| c.cache.limits.max_body = v)
+        size("max_body", "256KiB", (1, 64 * MIB), |c, v| c.cache.limits.max_body = v)
             .on_reload()
             .help("Largest body that is stored.")
             .note("Larger bodies pass through uncached."),
