@@ -1,6 +1,7 @@
 //! The configuration as a user sees it: precedence, messages, documents, and values that never show.
 
 mod constraint_tests;
+mod derived_tests;
 mod generated_tests;
 mod store_url_tests;
 mod value_tests;
