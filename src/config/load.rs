@@ -1,12 +1,12 @@
 //! Merges the four sources into one checked configuration, and compares two of those.
 
-use std::{fmt, net::SocketAddr};
+use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
 use crate::semantics::route::Routes;
 
 use super::{
-    ApiConfig, Config, InvalidateRule, RawValue, ReloadClass, RouteConfig, SettingSpec,
-    constraints,
+    ApiConfig, Config, InvalidateRule, MemoryLimit, RawValue, ReloadClass, RouteConfig,
+    SettingSpec, constraints, derived_settings,
     file_tables::FileTable,
     setting,
     setting_sources::{self, EffectiveSetting, LayeredSettings},
@@ -22,6 +22,16 @@ pub struct Flags {
     pub values: Vec<(&'static str, RawValue)>,
 }
 
+/// Facts about this process that replace settings or defaults. They do not change while it runs.
+#[derive(Clone, Debug, Default)]
+pub struct ProcessFacts {
+    /// Sockets that it was passed, with the keys of their settings: their addresses replace the
+    /// configured values, and are checked as if they had been configured.
+    pub sockets: Vec<(&'static str, SocketAddr)>,
+    /// The memory limit, which defaults have to fit.
+    pub memory: Option<MemoryLimit>,
+}
+
 /// A configuration with the origin of its values.
 #[derive(Clone, Debug)]
 pub struct LoadedConfig {
@@ -29,6 +39,8 @@ pub struct LoadedConfig {
     pub config: Config,
     /// Warnings for the operator, one sentence each.
     pub warnings: Vec<String>,
+    /// Defaults that are lower because of the memory limit, as `key = value`.
+    pub lowered: Vec<String>,
     pub(super) settings: LayeredSettings,
     /// Values of the file that a stronger source overrides.
     pub(super) overridden: Vec<EffectiveSetting>,
@@ -58,51 +70,63 @@ impl Config {
         flags: Flags,
         env: impl IntoIterator<Item = (String, String)>,
     ) -> Result<LoadedConfig, InvalidConfig> {
-        Self::load_over(&[], flags, env)
+        Self::load_with(&ProcessFacts::default(), flags, env)
     }
 
-    /// The same for a process that was passed sockets: their addresses replace the configured values
-    /// of these settings, and are checked as if they had been configured.
-    pub fn load_over(
-        sockets: &[(&'static str, SocketAddr)],
+    /// The same for a process of which something is known.
+    pub fn load_with(
+        process: &ProcessFacts,
         flags: Flags,
         env: impl IntoIterator<Item = (String, String)>,
     ) -> Result<LoadedConfig, InvalidConfig> {
         let mut problems = Vec::new();
-        let env = setting_sources::read_env(env, &mut problems);
+        let variables: BTreeMap<_, _> = env.into_iter().collect();
+        let env = setting_sources::read_env(variables.clone(), &mut problems);
+        let mut warnings = env.warnings;
         let file = match flags.config.map(|path| (path, "--config")).or(env.config) {
             Some((path, from)) => setting_sources::read_file(&path, from, &mut problems),
             None => setting_sources::ConfigFile::default(),
         };
-        let flags = flags.values.into_iter().filter_map(|(name, value)| {
-            let spec = settings().find(|spec| spec.flag.is_some_and(|flag| flag.name == name))?;
-            Some(EffectiveSetting { spec, value, origin: format!("--{name}") })
-        });
-        let sockets = sockets.iter().filter_map(|(key, address)| {
-            let value = RawValue::One(address.to_string());
-            let origin = "a socket of the service manager".to_owned();
-            Some(EffectiveSetting { spec: setting(key)?, value, origin })
-        });
-        let mut settings = LayeredSettings::merge(sockets.chain(flags).chain(env.settings));
+        let strong = sockets(process).chain(of_flags(flags.values)).chain(env.settings);
+        let mut settings = LayeredSettings::merge(strong);
         let is_overridden = |of_file: &EffectiveSetting| settings.of(of_file.spec.key).is_some();
         let (overridden, in_force): (Vec<_>, Vec<_>) =
             file.settings.into_iter().partition(is_overridden);
         settings.0.extend(in_force);
+        derived_settings::expand_variables(&mut settings, &variables, &mut problems);
+        warnings.extend(derived_settings::add_url_options(&mut settings));
+        let lowered = derived_settings::add_memory_limits(&mut settings, process.memory.as_ref());
         let mut config = parse(&settings, (file.routes, file.rules), &mut problems);
         config.traces = env.traces;
         if problems.is_empty() {
-            Ok(LoadedConfig { config, warnings: env.warnings, settings, overridden })
+            Ok(LoadedConfig { config, warnings, lowered, settings, overridden })
         } else {
-            Err(InvalidConfig { problems, warnings: env.warnings })
+            Err(InvalidConfig { problems, warnings })
         }
     }
+}
+
+fn of_flags(values: Vec<(&'static str, RawValue)>) -> impl Iterator<Item = EffectiveSetting> {
+    values.into_iter().filter_map(|(name, value)| {
+        let spec = settings().find(|spec| spec.flag.is_some_and(|flag| flag.name == name))?;
+        Some(EffectiveSetting { spec, value, origin: format!("--{name}") })
+    })
+}
+
+fn sockets(process: &ProcessFacts) -> impl Iterator<Item = EffectiveSetting> {
+    process.sockets.iter().filter_map(|(key, address)| {
+        let value = RawValue::One(address.to_string());
+        let origin = "a socket of the service manager".to_owned();
+        Some(EffectiveSetting { spec: setting(key)?, value, origin })
+    })
 }
 
 /// A configuration that code has built: no value has an origin.
 impl From<Config> for LoadedConfig {
     fn from(config: Config) -> Self {
         let settings = LayeredSettings(Vec::new());
-        Self { config, warnings: Vec::new(), settings, overridden: Vec::new() }
+        let overridden = Vec::new();
+        Self { config, warnings: Vec::new(), lowered: Vec::new(), settings, overridden }
     }
 }
 

@@ -14,6 +14,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     InvalidateRule, RawValue, RouteConfig, SettingSpec, TracesConfig,
+    address::unquoted,
     file_tables::{self, TableSpec},
     invalidate_rules::RULES,
     route_tables::ROUTES,
@@ -143,7 +144,10 @@ fn from_variable(
             (text, format!("{path}, named by {variable}"))
         }
     };
-    Some(EffectiveSetting { spec, value: spec.setter.split(&text), origin })
+    // `docker --env-file` keeps the quotes that a shell would remove.
+    let text = if spec.is_place() { unquoted(&text) } else { &text };
+    let is_given = !text.is_empty();
+    is_given.then(|| EffectiveSetting { spec, value: spec.setter.split(text), origin })
 }
 
 /// The content of a secret's file, without the newline that most editors leave.

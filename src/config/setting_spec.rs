@@ -28,6 +28,8 @@ pub struct SettingSpec {
     env: &'static [&'static str],
     /// Whether `<variable>_FILE` may name a file that holds the value, as secrets are mounted.
     pub has_env_file: bool,
+    /// Whether variables in the value (`$NAME`, `${NAME}`) are replaced.
+    pub(super) has_variables: bool,
     /// When a new value comes into force.
     pub reload: ReloadClass,
     /// One sentence in plain English about the effect of the setting.
@@ -188,6 +190,7 @@ impl SettingSpec {
             flag: None,
             env: &[],
             has_env_file: false,
+            has_variables: false,
             reload: ReloadClass::AtStart,
             help: "",
             note: "",
@@ -210,6 +213,10 @@ impl SettingSpec {
 
     pub(super) const fn env_file(self) -> Self {
         Self { has_env_file: true, ..self }
+    }
+
+    pub(super) const fn with_variables(self) -> Self {
+        Self { has_variables: true, ..self }
     }
 
     pub(super) const fn on_reload(self) -> Self {
@@ -311,6 +318,11 @@ impl SettingSpec {
     /// Whether the value is a table with the user's own keys.
     pub fn is_table(&self) -> bool {
         matches!(self.setter, Setter::Times(..))
+    }
+
+    /// Whether the value is an address or a URL: then quotes around it cannot be a part of it.
+    pub(super) fn is_place(&self) -> bool {
+        self.has_variables || self.visibility == Visibility::Url
     }
 
     /// The value as TOML, without what must stay hidden.

@@ -244,6 +244,7 @@ fn upstream(Placeholder { number, time, .. }: Placeholder) -> UpstreamConfig {
 fn store(Placeholder { number, time, .. }: Placeholder) -> StoreConfig {
     StoreConfig {
         url: StoreUrl::Memory,
+        client_name: None,
         login: StoreLogin::default(),
         tls: ClientTls::default(),
         sentinel: SentinelConfig::default(),

@@ -1,6 +1,7 @@
 //! The configuration as a user sees it: precedence, messages, documents, and values that never show.
 
 mod constraint_tests;
+mod derived_tests;
 mod generated_tests;
 mod store_url_tests;
 mod value_tests;
@@ -244,7 +245,7 @@ fn all_mistakes_are_reported_at_once() {
          ttl.default = \"0s\" (from --ttl): must be between 1s and 1day; the default is 300s\n  \
          log = \"loud\" (from JOBCACHE_LOG): \"loud\" is not a level: must be one of off, error, warn, \
          info, debug, trace or a list such as \"info,jobcache=debug\"; the default is info\n  \
-         max_body = 0 (from FILE:1): must be between 1B and 64MiB; the default is 1MiB"
+         max_body = 0 (from FILE:1): must be between 1B and 64MiB; the default is 256KiB"
     );
 }
 

@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 use hyper::http::{HeaderName, HeaderValue, Uri};
 use percent_encoding::percent_decode_str;
 
-use super::address;
+use super::address::{self, unquoted};
 
 /// Default address of collectors for OTLP over HTTP.
 const DEFAULT_ENDPOINT: &str = "http://localhost:4318";
@@ -96,7 +96,7 @@ pub(super) fn read(
 
 impl Reader<'_> {
     fn get(&self, name: &str) -> Option<&str> {
-        self.env.get(name).map(|text| text.trim()).filter(|text| !text.is_empty())
+        self.env.get(name).map(|text| unquoted(text)).filter(|text| !text.is_empty())
     }
 
     /// A variable of the exporter: the one for traces wins over the one for all signals.

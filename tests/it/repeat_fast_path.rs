@@ -382,7 +382,7 @@ fn large(setup: &Setup) -> &'static str {
 
 #[tokio::test]
 async fn a_client_that_reads_slowly_gets_all_of_it() {
-    let setup = Setup::new().await;
+    let setup = Setup::with(|config| config.cache.limits.max_body = 1 << 20).await;
     let body = large(&setup);
     let mut poller = Poller::known(&setup).await;
     let before = repeats(&setup).await;
@@ -399,8 +399,11 @@ async fn a_client_that_reads_slowly_gets_all_of_it() {
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_cut_off() {
-    let setup =
-        Setup::with(|config| config.server.write_timeout = Duration::from_millis(200)).await;
+    let setup = Setup::with(|config| {
+        config.server.write_timeout = Duration::from_millis(200);
+        config.cache.limits.max_body = 1 << 20;
+    })
+    .await;
     large(&setup);
     let mut poller = Poller::known(&setup).await;
     for _ in 0..20 {

@@ -91,6 +91,7 @@ async fn a_large_body_goes_both_ways_over_tls() {
         config.store.url = StoreUrl::Redis(url);
         config.store.tls.ca = Some(authority.ca());
         config.cache.near.mode = jobcache::config::NearMode::Off;
+        config.cache.limits.max_body = 1 << 20;
     })
     .await;
     let body = "x".repeat(900 << 10);

@@ -23,6 +23,7 @@ async fn behind_tls(authority: &Authority) -> Setup {
     let setup = Setup::cold(RedisServer::start().await, |config| {
         config.tls = pair;
         config.tls_renew_interval = Duration::from_millis(20);
+        config.cache.limits.max_body = 1 << 20;
     })
     .await;
     let address = setup.sidecar.client.address();

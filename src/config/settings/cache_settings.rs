@@ -105,7 +105,7 @@ pub(super) const CACHE: SettingSection = SettingSection {
              never a job.",
         )
         .see("what-is-cached"),
-        size("max_body", "1MiB", (1, 64 * MIB), |c, v| c.cache.limits.max_body = v)
+        size("max_body", "256KiB", (1, 64 * MIB), |c, v| c.cache.limits.max_body = v)
             .on_reload()
             .help("Largest body that is stored.")
             .note("Larger bodies pass through uncached."),
@@ -114,13 +114,14 @@ pub(super) const CACHE: SettingSection = SettingSection {
             .note(
                 "An answer counts until it is stored and every waiting client has it. When this \
                  memory is used up, further answers stream through and are not stored. Keep it at \
-                 or above `max_body`, or the largest bodies are never stored.",
+                 or above `max_body`, or the largest bodies are never stored. With a memory limit \
+                 (cgroup) the default is at most an eighth of it.",
             ),
         size("max_inspected", "16MiB", (4 * MIB, 64 * GIB), |c, v| c.cache.limits.max_inspected = v)
             .help("Memory for the bodies of writes that `[[invalidate]]` rules read.")
             .note(
                 "The bodies of purge calls have as much again. When it is used up, a further write or \
-                 purge gets 503.",
+                 purge gets 503. With a memory limit (cgroup) the default is at most 1/24 of it.",
             ),
         number("max_flights", "10000", (1, 1_000_000), |c, v| c.cache.limits.max_flights = v)
             .help("Reads of the API, running or waiting, that several clients may share at a time.")
@@ -171,7 +172,9 @@ pub(super) const NEAR: SettingSection = SettingSection {
         time("near_max_staleness", "1s", (MS, MINUTE), |c, v| c.cache.near.max_staleness = v)
             .help("How late a change made through another sidecar may show in `near = \"bounded\"`."),
         size("near_max_bytes", "128MiB", (MIB, 64 * GIB), |c, v| c.cache.near.max_bytes = v)
-            .help("Memory for entries in this process."),
+            .help("Memory for entries in this process.")
+            .note("With a memory limit (cgroup) the default is at most a quarter of it.")
+            .see("deploy"),
         choice(
             "near_tracking",
             "broadcast",

@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use crate::config::{
-    address, parse,
+    TlsVerify, address, parse,
     setter::put,
     setting_spec::{
-        DAY, FIVE_MINUTES, HOUR, KIB, MIB, MS, PLACES, SettingSection, Visibility, list, number,
-        size, switch, text, time,
+        DAY, FIVE_MINUTES, HOUR, KIB, MIB, MS, PLACES, SettingSection, Visibility, choice, list,
+        number, size, switch, text, time,
     },
 };
 
@@ -30,11 +30,15 @@ pub(super) const SERVER: SettingSection = SettingSection {
         .help("Client connections at a time.")
         .note(
             "Further ones wait in the listen backlog. An upgraded connection no longer counts here: \
-             `upstream.max_connections` limits those.",
+             `upstream.max_connections` limits those. With a memory limit (cgroup) the default is at \
+             most one for each 48 KiB of it.",
         ),
         number("server.max_requests", "20000", (1, 1_000_000), |c, v| c.server.max_requests = v)
             .help("Requests that wait for the head of their answer at a time, over all connections.")
-            .note("A further request gets 503 at once. It bounds the memory of a burst: some 20 KiB each."),
+            .note(
+                "A further request gets 503 at once. It bounds the memory of a burst: some 20 KiB each. \
+                 With a memory limit (cgroup) the default is at most one for each 48 KiB of it.",
+            ),
         time("server.header_timeout", "75s", (MS, FIVE_MINUTES), |c, v| c.server.header_timeout = v)
             .help("Time from the end of one answer to the end of the next request's head.")
             .note(
@@ -194,7 +198,7 @@ pub(super) const UPSTREAM_TLS: SettingSection = SettingSection {
     settings: &[
         text("upstream.tls.ca", "", PEM, |c, v| put(&mut c.upstream.tls.ca, parse::path(v)))
             .unset(SYSTEM, "\"/etc/jobcache/upstream-ca.pem\"")
-            .help("Authorities that may have signed the API's certificate."),
+            .help("Authorities that may have signed the API's certificate, or that certificate itself."),
         text("upstream.tls.cert", "", PEM, |c, v| {
             put(&mut c.upstream.tls.identity.cert, parse::path(v))
         })
@@ -220,7 +224,8 @@ pub(super) const STORE_TLS: SettingSection = SettingSection {
     settings: &[
         text("store.tls.ca", "", PEM, |c, v| put(&mut c.store.tls.ca, parse::path(v)))
             .unset(SYSTEM, "\"/etc/jobcache/redis-ca.pem\"")
-            .help("Authorities that may have signed the certificate of Redis.")
+            .help("Authorities that may have signed the certificate of Redis, or that certificate itself.")
+            .note("A certificate in this file is trusted as it is, whatever its name, dates and version.")
             .see("redis"),
         text("store.tls.cert", "", PEM, |c, v| put(&mut c.store.tls.identity.cert, parse::path(v)))
             .unset("none", "\"/etc/jobcache/redis-client.pem\"")
@@ -234,6 +239,21 @@ pub(super) const STORE_TLS: SettingSection = SettingSection {
         })
         .unset("the host that jobcache connects to", "\"redis.internal\"")
         .help("Name in the certificate of Redis."),
+        choice(
+            "store.tls.verify",
+            TlsVerify::Full.as_str(),
+            &[
+                (TlsVerify::Full.as_str(), |c| c.store.tls.verify = TlsVerify::Full),
+                (TlsVerify::Ca.as_str(), |c| c.store.tls.verify = TlsVerify::Ca),
+                (TlsVerify::None.as_str(), |c| c.store.tls.verify = TlsVerify::None),
+            ],
+        )
+        .help("What of the certificate of Redis is verified.")
+        .note(
+            "`full`: the authority that signed it, and its name. `ca`: the authority only. `none`: \
+             nothing, so that anyone on the way may read and change what is stored.",
+        )
+        .see("redis"),
     ],
 };
 

@@ -19,14 +19,19 @@ pub(super) const LISTENERS: SettingSection = SettingSection {
     settings: &[
         text("listen", "127.0.0.1:8080", ADDRESS, |c, v| put(&mut c.listen, v.parse()))
             .flag("listen", "ADDR", PLACES)
+            .with_variables()
             .help("Address on which clients connect.")
-            .note("Use `0.0.0.0` only if other machines must be able to connect."),
+            .note(
+                "Use `0.0.0.0` only if other machines must be able to connect. `$PORT` or `${PORT}` (any \
+                 name) stands for the value of that environment variable.",
+            ),
         text("admin", "127.0.0.1:9090", ADDRESS, |c, v| put(&mut c.admin, v.parse()))
             .flag("admin", "ADDR", PLACES)
+            .with_variables()
             .help("Address of the purge webhook, the health checks, the metrics and the status page.")
             .note(
                 "Any address other than loopback or a unix socket needs `webhook_secret`: anyone who \
-                 can connect can purge.",
+                 can connect can purge. `$PORT` is replaced as in `listen`.",
             )
             .see("security"),
         text("unix_mode", "0660", "permissions in octal, at most 0777", |c, v| {

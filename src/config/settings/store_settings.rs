@@ -9,6 +9,7 @@ use crate::config::{
         CACHING, FIVE_MINUTES, GIB, KIB, MIB, MINUTE, MS, PLACES, SECOND, SettingSection,
         Visibility, number, short_text, size, switch, text, time,
     },
+    store_url,
 };
 
 const USER: &str = "the name of a user of Redis, without white space";
@@ -23,7 +24,11 @@ pub(super) const STORE: SettingSection = SettingSection {
             "store.url",
             "redis://127.0.0.1:6379",
             "a URL of one of the listed forms",
-            |c, v| put(&mut c.store.url, v.parse()),
+            |c, v| {
+                let (url, options) = store_url::parse(v)?;
+                c.store.client_name = options.client_name;
+                put(&mut c.store.url, Ok(url))
+            },
         )
         .visibility(Visibility::Url)
         .env_file()
@@ -36,7 +41,8 @@ pub(super) const STORE: SettingSection = SettingSection {
              master; `redis-cluster://[user:password@]host,host`, which names some nodes of a Redis \
              Cluster; `memory://` for a store in this process, which no other sidecar sees. Each host \
              may have a `:port`. `rediss://`, `rediss-sentinel://` and `rediss-cluster://` use TLS. \
-             Percent-encode special characters of the password.",
+             Percent-encode special characters of the password. Query options of redis-py, Celery, \
+             ioredis and go-redis are understood; a setting of `[store.tls]` wins over an option.",
         )
         .see("redis"),
         text("store.username", "", USER, |c, v| {
@@ -93,7 +99,8 @@ pub(super) const STORE: SettingSection = SettingSection {
             )
             .see("redis"),
         size("store.memory_max", "256MiB", (MIB, 64 * GIB), |c, v| c.store.memory_max = v)
-            .help("Bytes of bodies that `memory://` keeps."),
+            .help("Bytes of bodies that `memory://` keeps.")
+            .note("With a memory limit (cgroup) the default is at most a quarter of it."),
     ],
 };
 

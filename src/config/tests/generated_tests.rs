@@ -253,12 +253,18 @@ fn secrets_are_in_no_message() {
         ":swordfish",
         "me:swordfish",
         "me:swordfish@a",
-        "unix:///a?passwd=swordfish",
         "http://me:swordfish@a",
     ] {
         for name in ["REDIS_URL", "UPSTREAM_URL"] {
             hides(&load(&[], &[(name, url)], "").unwrap_err());
         }
+    }
+    for url in
+        ["unix:///a?passwd=swordfish", "redis://a?swordfish/x", "redis://a/0?x=1&swordfish@b"]
+    {
+        let loaded = load(&[], &[("REDIS_URL", url)], "").unwrap();
+        assert_eq!(loaded.warnings.len(), 1, "{url}");
+        hides(&(loaded.warnings.concat() + &loaded.to_toml()));
     }
     for text in ["hunter2hunter2hunter2\u{e9}", "hunter2hunter2hunter2 hunter2hunter2"] {
         hides(&load(&[], &[("JOBCACHE_WEBHOOK_SECRET", text)], "").unwrap_err());
@@ -328,12 +334,13 @@ fn a_url_that_is_wrong_is_shown_without_its_login() {
 /// The configured address does not matter then.
 #[test]
 fn an_open_socket_of_the_service_manager_needs_the_secret_as_well() {
-    let open = [("admin", "0.0.0.0:9090".parse().unwrap())];
+    let open = "0.0.0.0:9090".parse().unwrap();
+    let process = ProcessFacts { sockets: vec![("admin", open)], ..ProcessFacts::default() };
     let load = |vars: &[(&str, &str)]| {
-        Config::load_over(&open, flags(&[("admin", "127.0.0.1:9090")]), env(vars))
+        Config::load_with(&process, flags(&[("admin", "127.0.0.1:9090")]), env(vars))
     };
     let error = load(&[]).unwrap_err().to_string();
     assert!(error.contains("(from a socket of the service manager) can be reached"), "{error}");
     let loaded = load(&[("JOBCACHE_WEBHOOK_SECRET", "0123456789abcdef")]).unwrap();
-    assert_eq!(loaded.config.admin, open[0].1.into());
+    assert_eq!(loaded.config.admin, open.into());
 }

@@ -3,7 +3,7 @@
 use redis::IntoConnectionInfo;
 
 use super::{
-    super::{Config, RawValue, Secret, StoreUrl, setting},
+    super::{ClientTls, Config, KeyPair, RawValue, Secret, StoreUrl, TlsVerify, setting},
     value_tests::{bad, good},
 };
 
@@ -19,16 +19,19 @@ fn the_store_is_redis_or_memory() {
     bad("localhost:6379", "the scheme is missing");
     bad("rediss://0.0.0.0", "0.0.0.0 and [::] are addresses for listening, not for connecting");
     bad("http://a", "no other scheme is supported");
+    let celery = "Celery's sentinel:// does not name the master; use redis-sentinel://";
+    bad("sentinel://a:26379;sentinel://b:26379", celery);
     bad("memory://x", "nothing may follow memory://");
-    bad("redis://", "the host is missing");
     bad("redis://0.0.0.0", "0.0.0.0 and [::] are addresses for listening, not for connecting");
     bad("redis://a:x", "this is not a URL; percent-encode special characters of the password");
     let encode = "percent-encode special characters of the password";
     bad("redis://a/b", &format!("the database must be a number; {encode}"));
-    bad("redis://a/0?x", &format!("nothing may follow the database; {encode}"));
+    bad("redis://a/0#x", &format!("nothing may follow the database; {encode}"));
+    bad("redis://a/0?db=x", "db must be a number");
+    bad("redis://u:12?x@a/0", &format!("this is not a URL; {encode}"));
     bad("unix://a/b", "write three slashes before the path of a socket: unix:///path");
     bad("unix:///", "the path is missing");
-    bad("unix:///a?password=x", "the query may have db, user and pass");
+    bad("redis+socket://?db=1", "the path is missing");
     bad("unix:///a?db=x", "db must be a number");
     assert_eq!(good("store.url", "memory://").store.url, StoreUrl::Memory);
 }
@@ -125,4 +128,101 @@ fn the_identity_of_a_store_names_address_and_database_and_no_login() {
     assert_eq!(identity("unix:///run/redis.sock?db=2&pass=secret"), "unix:///run/redis.sock?db=2");
     let cluster = identity("redis-cluster://user:secret@a,b:7000");
     assert_eq!(cluster, "redis-cluster://a:6379,b:7000");
+}
+
+#[test]
+fn options_of_the_url_say_database_login_and_name() {
+    for (text, expected) in [
+        ("redis://a/1?db=2", "redis://a/2"),
+        ("rediss://:p@a:1/1?db=2&ssl_cert_reqs=none", "rediss://:p@a:1/2"),
+        ("redis://a/1?socket_timeout=5&frobnicate=1", "redis://a/1"),
+        ("redis://a?username=u&password=p%20x", "redis://u:p%20x@a"),
+        ("redis://:own@a?password=other", "redis://:own@a"),
+        ("redis://", "redis://localhost"),
+        ("redis://:p@/3", "redis://:p@localhost/3"),
+        ("redis://:6380", "redis://localhost:6380"),
+        ("REDIS://a", "redis://a"),
+        ("redis+socket:///run/r.sock?virtual_host=/3", "unix:///run/r.sock?db=3"),
+        ("socket:///run/r.sock", "unix:///run/r.sock"),
+        ("redis+socket://:p%40@/run/r.sock?virtual_host=3", "unix:///run/r.sock?db=3&pass=p%40"),
+        ("unix://u:p@/r.sock?db=1", "unix:///r.sock?db=1&user=u&pass=p"),
+        ("unix:///r.sock?socket_timeout=5&password=p&db=1", "unix:///r.sock?db=1&pass=p"),
+    ] {
+        let url = good("store.url", text).store.url;
+        assert_eq!(url, StoreUrl::Redis(expected.to_owned()), "{text}");
+        assert!(expected.replace("rediss:", "redis:").into_connection_info().is_ok(), "{expected}");
+    }
+    let named = |text: &str| good("store.url", text).store.client_name;
+    assert_eq!(named("redis://a?client_name=worker-7").as_deref(), Some("worker-7"));
+    assert_eq!(named("redis://a?connectionName=worker-7").as_deref(), Some("worker-7"));
+    assert_eq!(named("redis://a"), None);
+    let sentinels = "redis-sentinel://h/m/1?db=2&password=p&socket_timeout=5";
+    let StoreUrl::Sentinel(sentinels) = good("store.url", sentinels).store.url else { panic!() };
+    assert_eq!((sentinels.database, sentinels.login.is_some()), (2, true));
+    let cluster = good("store.url", "redis-cluster://h?db=0&read_from_replicas=true").store.url;
+    assert_eq!(cluster.to_string(), "redis-cluster://h:6379");
+}
+
+#[test]
+fn options_for_tls_are_settings_that_those_of_jobcache_win_over() {
+    use super::{Temp, load};
+    let file = Temp::new("url-options.pem", "x");
+    let query = format!("ssl_cert_reqs=none&ssl_ca_certs={}", file.path());
+    let url = format!("rediss://:pw@a/0?{query}");
+    let loaded = load(&[], &[("REDIS_URL", &url)], "").unwrap();
+    let tls = &loaded.config.store.tls;
+    assert_eq!((tls.verify, tls.ca.as_deref()), (TlsVerify::None, Some(file.0.as_path())));
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+    let toml = loaded.to_toml();
+    assert!(toml.contains("# ssl_cert_reqs of REDIS_URL"), "{toml}");
+    assert!(!toml.contains("pw"), "{toml}");
+
+    let own = "[store.tls]\nverify = 'full'\nca = '/own.pem'";
+    let tls = load(&[], &[("REDIS_URL", &url)], own).unwrap().config.store.tls;
+    assert_eq!((tls.verify, tls.ca), (TlsVerify::Full, Some("/own.pem".into())));
+    let own = [("REDIS_URL", &*url), ("JOBCACHE_STORE_TLS_VERIFY", "ca")];
+    assert_eq!(load(&[], &own, "").unwrap().config.store.tls.verify, TlsVerify::Ca);
+
+    // They are not settings of a server without TLS.
+    let loaded = load(&[], &[("REDIS_URL", &url.replace("rediss", "redis"))], "").unwrap();
+    assert_eq!(loaded.config.store.tls, ClientTls::default());
+    assert!(loaded.warnings.concat().contains("ssl_cert_reqs"), "{:?}", loaded.warnings);
+}
+
+#[test]
+fn a_file_that_is_only_in_the_container_of_the_application_is_a_warning() {
+    use super::load;
+    let url = "rediss://a?ssl_ca_certs=/nowhere/secret-name.pem&ssl_cert_reqs=required";
+    let loaded = load(&[], &[("REDIS_URL", url)], "").unwrap();
+    assert_eq!(loaded.config.store.tls, ClientTls::default());
+    let warning = loaded.warnings.concat();
+    assert!(warning.contains("ssl_ca_certs") && warning.contains("store.tls.ca"), "{warning}");
+    assert!(!warning.contains("secret-name"), "{warning}");
+}
+
+#[test]
+fn certificate_and_key_are_used_together_or_not_at_all() {
+    use super::{Temp, load};
+    let file = Temp::new("url-pair.pem", "x");
+    let (here, gone) = (file.path(), "/nowhere.pem");
+    let pair = |cert: &str, key: &str, own: &str| {
+        let url = format!("rediss://a?ssl_certfile={cert}&ssl_keyfile={key}");
+        load(&[], &[("REDIS_URL", &url)], own).unwrap().config.store.tls.identity
+    };
+    let both = pair(here, here, "");
+    assert!(both.cert.is_some() && both.key.is_some());
+    for (cert, key) in [(here, gone), (gone, here), (gone, gone), ("", here)] {
+        assert_eq!(pair(cert, key, ""), KeyPair::default(), "{cert} {key}");
+    }
+    let own = pair(here, here, "[store.tls]\ncert = '/own.pem'");
+    assert_eq!((own.cert, own.key), (Some("/own.pem".into()), None));
+}
+
+#[test]
+fn an_unknown_option_is_one_warning_and_names_the_variable() {
+    use super::load;
+    let url = "redis://a/0?frobnicate=swordfish";
+    let loaded = load(&[], &[("JOBCACHE_REDIS_URL", url)], "").unwrap();
+    let [warning] = &loaded.warnings[..] else { panic!("{:?}", loaded.warnings) };
+    assert!(warning.ends_with("ignores: frobnicate (from JOBCACHE_REDIS_URL)"), "{warning}");
 }

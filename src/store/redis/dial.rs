@@ -122,7 +122,13 @@ impl Target {
         };
         let login = RedisLogin::from_url(info.redis_settings(), &config.store.login);
         let tls = Tls::new(is_tls, config, metrics)?;
-        Ok(Self { address: place, login: Arc::new(login), tls })
+        Ok(Self { address: place, login: Arc::new(login), tls }.named(config))
+    }
+
+    /// The same server, with the name that connections have there by the URL.
+    pub(super) fn named(self, config: &Config) -> Self {
+        let client_name = config.store.client_name.clone();
+        Self { login: Arc::new(RedisLogin { client_name, ..(*self.login).clone() }), ..self }
     }
 
     /// The login and TLS settings for the nodes of a cluster; [`Target::at`] says where each is.
@@ -132,13 +138,13 @@ impl Target {
         metrics: &TlsMetrics,
     ) -> Result<Self> {
         let login = if seeds.login.is_some() { &seeds.login } else { &config.store.login };
-        Ok(Self::anywhere(login, 0, Tls::new(seeds.is_tls, config, metrics)?))
+        Ok(Self::anywhere(login, 0, Tls::new(seeds.is_tls, config, metrics)?).named(config))
     }
 
     /// A login and TLS settings, for [`Target::at`].
     pub(super) fn anywhere(login: &StoreLogin, database: i64, tls: Option<Arc<Tls>>) -> Self {
         let address = RedisAddress::Tcp(NodeAddress::new("", 0));
-        let login = RedisLogin { login: login.clone(), database };
+        let login = RedisLogin { login: login.clone(), database, client_name: None };
         Self { address, login: Arc::new(login), tls }
     }
 
@@ -183,7 +189,7 @@ impl Target {
             .set_response_timeout(None)
             .set_pipeline_buffer_size(PIPELINE_BUFFER);
         let opened = MultiplexedConnection::new_with_config(&login, stream, config).await;
-        let (requests, driver) = self.first_reply(opened).await?;
+        let (mut requests, driver) = self.first_reply(opened).await?;
         let closed = Arc::<Notify>::default();
         let is_closed = Arc::clone(&closed);
         let driver = async move {
@@ -191,10 +197,17 @@ impl Target {
             is_closed.notify_one();
         };
         let driver = AbortOnDropHandle::new(tokio::spawn(driver));
+        if let Some(name) = &self.login.client_name {
+            // No ACL forbids HELLO, as it does CLIENT SETNAME. A server that refuses the name is used
+            // without it.
+            let mut hello = cmd("HELLO");
+            let _ = hello.arg(2).arg("SETNAME").arg(name).query_async::<Value>(&mut requests).await;
+        }
         Ok(RedisConnection { requests, closed, _driver: driver })
     }
 
-    /// The first command of a RESP3 connection with a client name. It also logs in.
+    /// The first command of a RESP3 connection with a client name, unless the URL has one. It also
+    /// logs in.
     pub(super) async fn hello(&self, name: &str) -> Result<Cmd> {
         let login = self.login.connection_info().await?;
         let mut hello = cmd("HELLO");
@@ -202,7 +215,7 @@ impl Target {
         if let Some(password) = login.password() {
             hello.arg("AUTH").arg(login.username().unwrap_or("default")).arg(password);
         }
-        hello.arg("SETNAME").arg(name);
+        hello.arg("SETNAME").arg(self.login.client_name.as_deref().unwrap_or(name));
         Ok(hello)
     }
 
@@ -289,11 +302,12 @@ impl fmt::Display for Target {
 /// Maximum size of a password file, in bytes.
 const MAX_PASSWORD: u64 = 64 << 10;
 
-/// User name, password and database.
+/// User name, password, database and name of the connections.
 #[derive(Clone, Debug)]
 struct RedisLogin {
     login: StoreLogin,
     database: i64,
+    client_name: Option<String>,
 }
 
 impl RedisLogin {
@@ -307,7 +321,7 @@ impl RedisLogin {
                 password_file: None,
             };
         }
-        Self { login, database: url.db() }
+        Self { login, database: url.db(), client_name: None }
     }
 
     /// The login as the `redis` crate takes it. A password file is read for each connection, so

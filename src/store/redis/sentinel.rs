@@ -121,7 +121,7 @@ impl SentinelWatch {
             newest: Mutex::default(),
             is_behind: AtomicBool::new(false),
             at_sentinels,
-            at_master: Target::anywhere(login, sentinels.database.into(), tls),
+            at_master: Target::anywhere(login, sentinels.database.into(), tls).named(config),
             warnings: Throttle::default(),
         })
     }
