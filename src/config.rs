@@ -34,7 +34,8 @@ use hyper::http::{HeaderName, Uri};
 pub use self::{
     address::ListenAddress,
     connection_config::{
-        ClientTls, Endpoint, HEADERS_ON_STACK, Identity, KeyPair, ServerConfig, UpstreamConfig,
+        ClientTls, Endpoint, HEADERS_ON_STACK, Identity, KeyPair, ServerConfig, TlsVerify,
+        UpstreamConfig,
     },
     file_tables::TableSpec,
     load::{Flags, InvalidConfig, LoadedConfig, OverriddenChange, SettingChange},

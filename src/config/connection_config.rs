@@ -151,12 +151,38 @@ pub struct Identity {
 /// How a TLS server is verified, and what is presented to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientTls {
-    /// PEM file of the trusted authorities; none = those of the system.
+    /// PEM file of the trusted authorities, and of server certificates that are trusted as they are;
+    /// none = the authorities of the system.
     pub ca: Option<PathBuf>,
     /// Certificate for a server that asks for one.
     pub identity: KeyPair,
     /// Name that the server's certificate must have; none = the host of the URL.
     pub server_name: Option<String>,
+    /// What is verified.
+    pub verify: TlsVerify,
+}
+
+/// What of a server's certificate is verified.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsVerify {
+    /// The authority that signed it, and its name.
+    #[default]
+    Full,
+    /// The authority only.
+    Ca,
+    /// Nothing.
+    None,
+}
+
+impl TlsVerify {
+    /// The word in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Ca => "ca",
+            Self::None => "none",
+        }
+    }
 }
 
 impl KeyPair {

@@ -91,7 +91,9 @@ impl Config {
         let mut config = parse(&settings, (file.routes, file.rules), &mut problems);
         config.traces = env.traces;
         if problems.is_empty() {
-            Ok(LoadedConfig { config, warnings: env.warnings, settings, overridden })
+            let mut warnings = env.warnings;
+            warnings.extend(constraints::warning(&config));
+            Ok(LoadedConfig { config, warnings, settings, overridden })
         } else {
             Err(InvalidConfig { problems, warnings: env.warnings })
         }

@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use crate::config::{
-    address, parse,
+    TlsVerify, address, parse,
     setter::put,
     setting_spec::{
-        DAY, FIVE_MINUTES, HOUR, KIB, MIB, MS, PLACES, SettingSection, Visibility, list, number,
-        size, switch, text, time,
+        DAY, FIVE_MINUTES, HOUR, KIB, MIB, MS, PLACES, SettingSection, Visibility, choice, list,
+        number, size, switch, text, time,
     },
 };
 
@@ -194,7 +194,7 @@ pub(super) const UPSTREAM_TLS: SettingSection = SettingSection {
     settings: &[
         text("upstream.tls.ca", "", PEM, |c, v| put(&mut c.upstream.tls.ca, parse::path(v)))
             .unset(SYSTEM, "\"/etc/jobcache/upstream-ca.pem\"")
-            .help("Authorities that may have signed the API's certificate."),
+            .help("Authorities that may have signed the API's certificate, or that certificate itself."),
         text("upstream.tls.cert", "", PEM, |c, v| {
             put(&mut c.upstream.tls.identity.cert, parse::path(v))
         })
@@ -220,7 +220,8 @@ pub(super) const STORE_TLS: SettingSection = SettingSection {
     settings: &[
         text("store.tls.ca", "", PEM, |c, v| put(&mut c.store.tls.ca, parse::path(v)))
             .unset(SYSTEM, "\"/etc/jobcache/redis-ca.pem\"")
-            .help("Authorities that may have signed the certificate of Redis.")
+            .help("Authorities that may have signed the certificate of Redis, or that certificate itself.")
+            .note("A certificate in this file is trusted as it is, whatever its name, dates and version.")
             .see("redis"),
         text("store.tls.cert", "", PEM, |c, v| put(&mut c.store.tls.identity.cert, parse::path(v)))
             .unset("none", "\"/etc/jobcache/redis-client.pem\"")
@@ -234,6 +235,21 @@ pub(super) const STORE_TLS: SettingSection = SettingSection {
         })
         .unset("the host that jobcache connects to", "\"redis.internal\"")
         .help("Name in the certificate of Redis."),
+        choice(
+            "store.tls.verify",
+            TlsVerify::Full.as_str(),
+            &[
+                (TlsVerify::Full.as_str(), |c| c.store.tls.verify = TlsVerify::Full),
+                (TlsVerify::Ca.as_str(), |c| c.store.tls.verify = TlsVerify::Ca),
+                (TlsVerify::None.as_str(), |c| c.store.tls.verify = TlsVerify::None),
+            ],
+        )
+        .help("What of the certificate of Redis is verified.")
+        .note(
+            "`full`: the authority that signed it, and its name. `ca`: the authority only. `none`: \
+             nothing, so that anyone on the way may read and change what is stored.",
+        )
+        .see("redis"),
     ],
 };
 
