@@ -27,6 +27,7 @@ use tracing::{info, warn};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use self::server_verifier::ServerVerifier;
+pub(crate) use self::server_verifier::StrangeKey;
 use crate::{
     config::{ClientTls, Config, Endpoint, Identity, TlsVerify},
     observe::{
@@ -120,6 +121,11 @@ fn client_config(config: &ClientTls) -> Result<ClientConfig, TlsError> {
     builder.with_client_auth_cert(chain, key).map_err(unusable)
 }
 
+/// Builds a configuration with which any server is believed, to find out whether it speaks TLS.
+pub(crate) fn unverified_client() -> Result<Arc<ClientConfig>, TlsError> {
+    client_config(&ClientTls { verify: TlsVerify::None, ..ClientTls::default() }).map(Arc::new)
+}
+
 /// What a server is verified by.
 struct Trusted {
     roots: RootCertStore,
@@ -131,11 +137,14 @@ struct Trusted {
 fn trusted(config: &ClientTls) -> Result<Trusted, TlsError> {
     let mut roots = RootCertStore::empty();
     let Some(path) = &config.ca else {
-        // Certificates that cannot be parsed are left out: systems ship odd ones.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        let is_enough = !roots.is_empty() || config.verify == TlsVerify::None;
-        let trusted = Trusted { roots, pinned: Vec::new() };
-        return if is_enough { Ok(trusted) } else { Err(TlsError::NoRoots) };
+        if config.verify != TlsVerify::None {
+            // Certificates that cannot be parsed are left out: systems ship odd ones.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            if roots.is_empty() {
+                return Err(TlsError::NoRoots);
+            }
+        }
+        return Ok(Trusted { roots, pinned: Vec::new() });
     };
     let pinned = certificates(path)?;
     for certificate in &pinned {

@@ -23,7 +23,7 @@ use jobcache::{
         job_id::JobId,
         route::{Route, Routes, invalidation_rules::RuleMatch},
     },
-    store::{self, RecordMismatch, StoreError},
+    store::{self, RecordMismatch, StoreError, StoreErrorKind},
     tls,
     upstream::Upstream,
     warm::sources::{probe_file, probe_list},
@@ -182,10 +182,21 @@ async fn store(config: &Config) -> Result<Vec<RecordMismatch>, String> {
     if config.store.url == StoreUrl::Memory {
         return Ok(Vec::new());
     }
-    in_time(store::probe(config)).await?.map_err(|error| match error {
-        StoreError::Refused(error) => format!("reachable, but it refuses jobcache: {error}"),
-        StoreError::Unusable(error) => format!("cannot be used: {error}"),
-        error => format!("not reachable: {error}"),
+    in_time(store::probe(config)).await?.map_err(|error| {
+        let said = match &error {
+            StoreError::Refused(said) | StoreError::Unusable(said) => said.clone(),
+            StoreError::Denied(diagnosis, said) => format!("{said}; {}", diagnosis.remedy()),
+            error => error.to_string(),
+        };
+        match (&error, error.kind()) {
+            (_, StoreErrorKind::Refused) | (StoreError::Redirected(_), _) => {
+                format!("reachable, but it refuses jobcache: {said}")
+            }
+            (StoreError::Denied(..) | StoreError::Unusable(_), StoreErrorKind::Lost) => {
+                format!("cannot be used: {said}")
+            }
+            _ => format!("not reachable: {error}"),
+        }
     })
 }
 

@@ -82,6 +82,11 @@ impl ServerInfo {
         Ok(())
     }
 
+    /// Whether the server is a node of a cluster.
+    pub(super) fn is_in_cluster(&self) -> bool {
+        self.field("cluster_enabled") == "1"
+    }
+
     /// Checks that this is a master of a supported version.
     pub(super) fn check(&self) -> Result<()> {
         let server = self.field("redis_version");

@@ -10,7 +10,10 @@ use redis::Value;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::TaskTracker;
 
-use super::{master_source::MasterSource, recently_confirmed::RecentlyConfirmed, session::Session};
+use super::{
+    master_source::MasterSource, recently_confirmed::RecentlyConfirmed, refusals::RefusedCommand,
+    session::Session,
+};
 use crate::{
     config::{self, NearTracking},
     mutants::{self, Mutant},
@@ -24,6 +27,7 @@ use crate::{
         errors::Result,
         metrics::{StoreMetrics, TrackingMetrics},
         near::Watcher,
+        problems::Problems,
         retry_queue::{RetryQueue, open_queue},
         sidecar_record::SidecarRecords,
         slots::{OwnedSlots, SlotSet},
@@ -39,6 +43,8 @@ pub(crate) struct StoreContext {
     credential_key: RwLock<CredentialKey>,
     pub(super) has_secret: bool,
     pub(crate) retry_queue: Arc<RetryQueue>,
+    /// What is wrong at present.
+    pub(crate) problems: Arc<Problems>,
     /// The record for other sidecars.
     pub(crate) records: SidecarRecords,
     /// Learns of changes, which are tracked in this way.
@@ -61,12 +67,14 @@ impl StoreContext {
         watcher: Option<Arc<dyn Watcher>>,
     ) -> Result<Self> {
         let secret = config.cache.credentials.secret.as_ref();
+        let problems = Arc::<Problems>::default();
         Ok(Self {
             config: config.store.clone(),
             prefixes: config.prefixes(),
             credential_key: RwLock::new(CredentialKey::initial(secret)),
             has_secret: secret.is_some(),
-            retry_queue: open_queue(config, Arc::clone(&metrics))?,
+            retry_queue: open_queue(config, Arc::clone(&metrics), Arc::clone(&problems))?,
+            problems,
             records: SidecarRecords::new(config),
             watcher: watcher.map(|watcher| (watcher, config.cache.near.tracking)),
             status_changed: Notify::new(),
@@ -107,6 +115,8 @@ pub(super) struct ShardState {
     /// Notified when a session fails.
     pub(super) failed: Notify,
     pub(super) warnings: ShardWarnings,
+    /// The refused command of the session that is to be reported.
+    pub(super) refused: RefusedCommand,
     /// Tracking for the entries in this process, if they are enabled.
     pub(super) tracked: Option<TrackingState>,
 }
@@ -146,6 +156,7 @@ impl ShardState {
             recently_confirmed: Mutex::default(),
             failed: Notify::new(),
             warnings: ShardWarnings::default(),
+            refused: RefusedCommand::default(),
             tracked,
         }
     }
@@ -171,6 +182,7 @@ impl ShardState {
     /// Publishes a session. What is pending can be confirmed now.
     pub(super) fn publish(&self, session: SessionHandle) {
         *self.session.write().unwrap_or_else(PoisonError::into_inner) = Some(session);
+        self.context.problems.clear();
         self.context.status_changed.notify_one();
         self.context.retry_queue.pending.make_all_due();
         self.context.retry_queue.changed.notify_one();
@@ -220,11 +232,14 @@ impl ShardState {
 
     /// Updates the health of the session from the result of an operation.
     pub(super) fn judge<T>(&self, session: &Session, result: Result<T>) -> Result<T> {
+        let result = result.map_err(|error| self.source.diagnosed(error));
         if let Err(StoreError::Redirected(redirect)) = &result {
             self.source.observe(redirect, &self.context.metrics.cluster);
         }
         if session.ends_with(&result) {
             self.failed.notify_one();
+        } else if let Err(error) = &result {
+            self.refused.note(error);
         }
         result
     }

@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, AtomicU32},
+        atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
     },
     thread,
     time::Duration,
@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use super::{
     master_source::MasterSource,
+    refusals::{check_serves_all, report_refusals},
     server_info::ServerInfo,
     session::{Session, clock_ahead_ms},
     shared_keys::{grace_end, keep_record, share_credential_key},
@@ -27,7 +28,7 @@ use super::{
 use crate::{
     clock,
     store::{
-        StoreError,
+        Redirect, StoreError,
         errors::{BACKOFF, DETACHED_TIMEOUT, Result},
     },
 };
@@ -42,7 +43,15 @@ pub(super) async fn supervise(shard: Arc<ShardState>) {
         let error = serve(&shard, &session, &mut backoff).await;
         shard.retract(&error);
         shard.requeue_recent().await;
-        warn!(store = shard.address, %error, "store is down; all requests go to the upstream");
+        let problems = &shard.context.problems;
+        // Every master of a cluster says so when the cluster is down.
+        let is_due = match error.diagnosis() {
+            Some(_) => problems.admit(&error, &shard.warnings.connect).is_some(),
+            None => true,
+        };
+        if is_due {
+            warn!(store = shard.address, %error, "store is down; all requests go to the upstream");
+        }
         first_pause = backoff;
     }
 }
@@ -79,6 +88,7 @@ async fn serve(shard: &ShardState, session: &SessionHandle, backoff: &mut Durati
         never = keep_record(shard, session) => match never {},
         never = session.end_grace() => match never {},
         never = track(shard, session) => match never {},
+        never = report_refusals(shard, session) => match never {},
     }
 }
 
@@ -91,6 +101,9 @@ async fn watch(shard: &ShardState, session: &Session) -> StoreError {
             () = session.connection.closed.notified() => {
                 return StoreError::Lost("the server closed the connection".into());
             }
+        }
+        if session.cluster_down.load(Ordering::Relaxed) {
+            return StoreError::Redirected(Redirect::Down);
         }
         if session.has_failed() {
             return StoreError::Unusable("too many operations failed".into());
@@ -131,13 +144,13 @@ async fn reconnect(
                 }
             }
             () = sleep_until(next_at), if has_room => {
-                attempts.push(connect_master(&shard.source));
+                attempts.push(connect_master(&shard.source, &shard.context.config.prefix));
                 next_at = Instant::now() + longest_pause(shard);
                 continue;
             }
         };
         shard.context.metrics.fail_to_connect(&failed);
-        if let Some(suppressed) = shard.warnings.connect.admit(&failed.to_string()) {
+        if let Some(suppressed) = shard.context.problems.admit(&failed, &shard.warnings.connect) {
             let store = &shard.address;
             warn!(store, error = %failed, suppressed, "cannot connect to the store; retrying");
         }
@@ -160,7 +173,10 @@ fn jittered(pause: Duration) -> Duration {
 
 /// Connects to the master, checks that it is one and has a supported version, and takes its epoch.
 /// Has no effect if it is cancelled.
-pub(super) async fn connect_master(source: &MasterSource) -> Result<(Session, ServerInfo)> {
+pub(super) async fn connect_master(
+    source: &MasterSource,
+    prefix: &str,
+) -> Result<(Session, ServerInfo)> {
     let target = source.target().await?;
     let open = async {
         let connection = target.connect().await?;
@@ -173,6 +189,9 @@ pub(super) async fn connect_master(source: &MasterSource) -> Result<(Session, Se
     let (connection, info, clock_ahead_ms) = timeout(DETACHED_TIMEOUT, open).await??;
     let info = ServerInfo(info);
     info.check()?;
+    if info.is_in_cluster() && !matches!(source, MasterSource::Cluster(_)) {
+        timeout(DETACHED_TIMEOUT, check_serves_all(&connection, prefix)).await??;
+    }
     // The server may have hung until now, and may have been deposed meanwhile.
     let server = info.epoch(source.term(&target, &connection).await?);
     let session = Session {
@@ -184,6 +203,7 @@ pub(super) async fn connect_master(source: &MasterSource) -> Result<(Session, Se
         clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
         timeouts: AtomicU32::new(0),
         failed: AtomicBool::new(false),
+        cluster_down: AtomicBool::new(false),
         grace_end: None,
         in_grace: AtomicBool::new(false),
     };
@@ -192,7 +212,7 @@ pub(super) async fn connect_master(source: &MasterSource) -> Result<(Session, Se
 
 /// Connects once, and publishes the session.
 pub(super) async fn connect_once(shard: &ShardState) -> Result<()> {
-    let (session, info) = connect_master(&shard.source).await?;
+    let (session, info) = connect_master(&shard.source, &shard.context.config.prefix).await?;
     shard.publish(open_session(shard, session, &info).await?);
     Ok(())
 }
