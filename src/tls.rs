@@ -26,8 +26,8 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 use xxhash_rust::xxh3::Xxh3Default;
 
-use self::server_verifier::ServerVerifier;
 pub(crate) use self::server_verifier::StrangeKey;
+use self::server_verifier::{ServerVerifier, Trusted};
 use crate::{
     config::{ClientTls, Config, Endpoint, Identity, TlsVerify},
     observe::{
@@ -124,13 +124,6 @@ fn client_config(config: &ClientTls) -> Result<ClientConfig, TlsError> {
 /// Builds a configuration with which any server is believed, to find out whether it speaks TLS.
 pub(crate) fn unverified_client() -> Result<Arc<ClientConfig>, TlsError> {
     client_config(&ClientTls { verify: TlsVerify::None, ..ClientTls::default() }).map(Arc::new)
-}
-
-/// What a server is verified by.
-struct Trusted {
-    roots: RootCertStore,
-    /// The certificates of the file, each trusted as it is if a server has it.
-    pinned: Vec<CertificateDer<'static>>,
 }
 
 /// The certificates of the file or, without a file, the authorities of the system.

@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::Notify;
+
 use super::{StoreError, diagnosis::Diagnosis};
 use crate::observe::throttle::Throttle;
 
@@ -68,6 +70,35 @@ impl Problems {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (problem, _) = last.as_ref().filter(|(_, at)| at.elapsed() < SHOWN_FOR)?;
         Some(problem.clone())
+    }
+}
+
+/// The last command that a session was refused.
+#[derive(Debug, Default)]
+pub(super) struct RefusedCommand {
+    error: Mutex<Option<(Diagnosis, String)>>,
+    noted: Notify,
+}
+
+impl RefusedCommand {
+    /// Notes the error of an operation, if it is about a command.
+    pub(super) fn note(&self, error: &StoreError) {
+        let StoreError::Denied(diagnosis, said) = error else { return };
+        if diagnosis.refuses_commands() {
+            let refused = Some((*diagnosis, said.clone()));
+            *self.error.lock().unwrap_or_else(PoisonError::into_inner) = refused;
+            self.noted.notify_one();
+        }
+    }
+
+    pub(super) async fn next(&self) -> (Diagnosis, String) {
+        loop {
+            let noted = self.error.lock().unwrap_or_else(PoisonError::into_inner).take();
+            match noted {
+                Some(refused) => return refused,
+                None => self.noted.notified().await,
+            }
+        }
     }
 }
 

@@ -19,13 +19,19 @@ use tokio_rustls::rustls::{
 };
 use webpki::{RawPublicKeyEntity, anchor_from_trusted_cert};
 
-use super::Trusted;
 use crate::config::TlsVerify;
 
 /// The handshake is not signed with the key of the certificate.
 #[derive(Debug, thiserror::Error)]
 #[error("the server does not sign with the key of its certificate")]
 pub(crate) struct StrangeKey;
+
+/// What a server is verified by.
+pub(super) struct Trusted {
+    pub(super) roots: RootCertStore,
+    /// The certificates of the file, each trusted as it is if a server has it.
+    pub(super) pinned: Vec<CertificateDer<'static>>,
+}
 
 /// Verifies servers as the configuration says.
 #[derive(Debug)]

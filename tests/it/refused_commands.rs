@@ -56,6 +56,15 @@ async fn warns_once(process: &Process, parts: &[&str], kind: &str) -> Value {
     problem.clone()
 }
 
+/// Waits until a node has noticed the state of its cluster.
+async fn cluster_is(node: &RedisServer, state: &str) {
+    eventually(SOON, async || {
+        let info: String = node.run(cmd("CLUSTER").arg("INFO")).await;
+        info.contains(&format!("cluster_state:{state}"))
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_renamed_command_is_named_once_with_its_remedy() {
     for (renamed, named) in [("MGET", "MGET"), ("PEXPIRETIME", "PEXPIRETIME"), ("EXISTS", "EXISTS")]
@@ -102,6 +111,35 @@ async fn a_command_that_the_acl_denies_is_named_once_with_the_user() {
 }
 
 #[tokio::test]
+async fn rights_to_half_of_the_keys_or_of_a_cluster_are_missed_by_a_check() {
+    let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
+    let login = [("JOBCACHE_STORE_USERNAME", "jobcache"), ("JOBCACHE_STORE_PASSWORD", PASSWORD)];
+    for keys in ["~job_status:*", "~{job_status:*"] {
+        let words: Vec<_> =
+            documented("jobcache").into_iter().filter(|word| word != keys).collect();
+        set_user(&redis, &words).await;
+        let (refused, line) = Process::check_store(&redis.url(), &upstream, &login).await;
+        assert!(refused && line.contains("may not run MGET"), "{keys}: {line}");
+    }
+    // Without what a cluster needs in addition, and then with it.
+    let redis = Cluster::of_one(&[]).await;
+    cluster_is(&redis, "ok").await;
+    let url = redis.url().replace("redis://", "redis-cluster://");
+    let mut words = documented("jobcache");
+    set_user(&redis, &words).await;
+    let (refused, line) = Process::check_store(&url, &upstream, &login).await;
+    assert!(refused && line.contains("NOPERM") && line.contains("cluster|slots"), "{line}");
+    words.extend(["+cluster|info", "+cluster|nodes", "+cluster|slots"].map(str::to_owned));
+    set_user(&redis, &words).await;
+    let (refused, line) = Process::check_store(&url, &upstream, &login).await;
+    assert!(refused && line.contains("may not run ASKING, EVAL"), "{line}");
+    words.extend(["+asking", "+eval"].map(str::to_owned));
+    set_user(&redis, &words).await;
+    let (refused, line) = Process::check_store(&url, &upstream, &login).await;
+    assert!(!refused, "{line}");
+}
+
+#[tokio::test]
 async fn a_full_redis_is_called_full() {
     let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
     let process = sidecar(&redis.url(), &upstream, &[]).await;
@@ -139,6 +177,7 @@ async fn a_node_of_a_cluster_is_told_from_a_single_redis() {
 #[tokio::test]
 async fn a_cluster_of_one_master_may_be_used_like_a_single_redis() {
     let (redis, upstream) = (Cluster::of_one(&[]).await, Upstream::start().await);
+    cluster_is(&redis, "ok").await;
     let process = sidecar(&redis.url(), &upstream, &[]).await;
     eventually(SOON, async || process.client.get(X).await.is_hit()).await;
     let (refused, line) = Process::check_store(&redis.url(), &upstream, &[]).await;
@@ -149,11 +188,7 @@ async fn a_cluster_of_one_master_may_be_used_like_a_single_redis() {
 async fn a_cluster_with_a_slot_without_a_master_is_called_down_once() {
     let (redis, upstream) = (Cluster::of_one(&[]).await, Upstream::start().await);
     let () = redis.run(cmd("CLUSTER").arg("DELSLOTS").arg(7)).await;
-    eventually(SOON, async || {
-        let info: String = redis.run(cmd("CLUSTER").arg("INFO")).await;
-        info.contains("cluster_state:fail")
-    })
-    .await;
+    cluster_is(&redis, "fail").await;
     let url = redis.url().replace("redis://", "redis-cluster://");
     let process = sidecar(&url, &upstream, &[]).await;
 
@@ -171,18 +206,25 @@ async fn a_cluster_with_a_slot_without_a_master_is_called_down_once() {
 async fn a_cluster_that_goes_down_does_not_flood_the_log() {
     let (redis, upstream) = (Cluster::of_one(&[]).await, Upstream::start().await);
     for url in [redis.url(), redis.url().replace("redis://", "redis-cluster://")] {
-        let () = redis.try_run(cmd("CLUSTER").arg("ADDSLOTS").arg(7)).await.unwrap_or_default();
+        cluster_is(&redis, "ok").await;
         let process = sidecar(&url, &upstream, &[]).await;
         eventually(SOON, async || process.client.get(X).await.is_hit()).await;
         let () = redis.run(cmd("CLUSTER").arg("DELSLOTS").arg(7)).await;
 
+        let mut job = 0;
+        let mut read = async || {
+            job += 1;
+            // A job that this sidecar has not kept.
+            let reply = process.client.get(&format!("/jobs/n{job}")).await;
+            assert_eq!(reply.status, 200);
+        };
         eventually(SOON, async || {
-            process.client.get(X).await;
+            read().await;
             !warnings(&process).is_empty()
         })
         .await;
         for _ in 0..100 {
-            assert_eq!(process.client.get(X).await.status, 200);
+            read().await;
         }
 
         assert_eq!(warnings(&process).len(), 1, "{:#?}", warnings(&process));

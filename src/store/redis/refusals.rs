@@ -5,14 +5,11 @@
 //! uses are tried, on a key that is not there, so that they change nothing. `jobcache check` tries
 //! them always.
 
-use std::{
-    convert::Infallible,
-    sync::{Mutex, PoisonError},
-};
+use std::convert::Infallible;
 
 use redis::{Cmd, Value, cmd};
 use sha1_smol::Sha1;
-use tokio::{sync::Notify, time::timeout};
+use tokio::time::timeout;
 use tracing::warn;
 
 use super::{
@@ -24,35 +21,6 @@ use crate::store::{
     Diagnosis, StoreError,
     errors::{DETACHED_TIMEOUT, Result, words},
 };
-
-/// The last command that a session was refused.
-#[derive(Debug, Default)]
-pub(super) struct RefusedCommand {
-    error: Mutex<Option<(Diagnosis, String)>>,
-    noted: Notify,
-}
-
-impl RefusedCommand {
-    /// Notes the error of an operation, if it is about a command.
-    pub(super) fn note(&self, error: &StoreError) {
-        let StoreError::Denied(diagnosis, said) = error else { return };
-        if diagnosis.refuses_commands() {
-            let refused = Some((*diagnosis, said.clone()));
-            *self.error.lock().unwrap_or_else(PoisonError::into_inner) = refused;
-            self.noted.notify_one();
-        }
-    }
-
-    async fn next(&self) -> (Diagnosis, String) {
-        loop {
-            let noted = self.error.lock().unwrap_or_else(PoisonError::into_inner).take();
-            match noted {
-                Some(refused) => return refused,
-                None => self.noted.notified().await,
-            }
-        }
-    }
-}
 
 /// Warns about commands that the server of a session refuses; never returns.
 pub(super) async fn report_refusals(shard: &ShardState, session: &Session) -> Infallible {
@@ -121,13 +89,16 @@ async fn refused(
     Ok(refused.collect())
 }
 
-/// The commands that jobcache uses, on the key `name`, which is not there.
+/// The commands that jobcache uses, on `name`: a key like those next to the main key of a job, which
+/// is not there.
 pub(super) fn trials(
     name: &str,
     is_in_cluster: bool,
     is_tracked: bool,
 ) -> Vec<(&'static str, Cmd)> {
     const SCRIPT: &str = "return 1";
+    // An ACL may allow one of the two forms of keys only.
+    let main = name.trim_start_matches('{').split('}').next().unwrap_or_default();
     let on_key = |command: &'static str, args: &[&str]| {
         let mut on_key = cmd(command);
         on_key.arg(name).arg(args);
@@ -141,7 +112,7 @@ pub(super) fn trials(
     };
     let sha1 = Sha1::from(SCRIPT).digest().to_string();
     let mut trials = vec![
-        on_key("MGET", &[]),
+        on_key("MGET", &[main]),
         on_key("GET", &[]),
         on_key("STRLEN", &[]),
         on_key("EXISTS", &[]),
@@ -163,6 +134,7 @@ pub(super) fn trials(
         plain("INFO", &["INFO", "server"]),
     ];
     if is_tracked {
+        trials.push(plain("HELLO", &["HELLO"]));
         trials.push(plain("PING", &["PING"]));
         trials.push(plain("CLIENT TRACKING", &["CLIENT", "TRACKING", "OFF"]));
     }

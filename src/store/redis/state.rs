@@ -10,10 +10,7 @@ use redis::Value;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::TaskTracker;
 
-use super::{
-    master_source::MasterSource, recently_confirmed::RecentlyConfirmed, refusals::RefusedCommand,
-    session::Session,
-};
+use super::{master_source::MasterSource, recently_confirmed::RecentlyConfirmed, session::Session};
 use crate::{
     config::{self, NearTracking},
     mutants::{self, Mutant},
@@ -27,7 +24,7 @@ use crate::{
         errors::Result,
         metrics::{StoreMetrics, TrackingMetrics},
         near::Watcher,
-        problems::Problems,
+        problems::{Problems, RefusedCommand},
         retry_queue::{RetryQueue, open_queue},
         sidecar_record::SidecarRecords,
         slots::{OwnedSlots, SlotSet},
