@@ -101,7 +101,8 @@ pub(super) enum Extent {
 /// One thing that can be wrong.
 struct Row {
     diagnosis: Diagnosis,
-    /// Parts of what a server says, in lower case; any of them tells.
+    /// What a server says; any of them tells. In capitals the code of an error, else a part of its
+    /// text in lower case.
     said: &'static [&'static str],
     extent: Extent,
     remedy: &'static str,
@@ -125,24 +126,24 @@ const TABLE: [Row; Diagnosis::WORDS.len()] = [
         Is::UnknownCommand,
         Refuses,
         &["unknown command", "command called from script"],
-        "remove the rename-command for it from redis.conf, and connect to Redis itself instead of a proxy",
+        "remove its rename-command from redis.conf, and connect to Redis itself instead of a proxy",
     ),
     row(
         Is::Acl,
         Refuses,
-        &["noperm", "can't run this command", "acl failure"],
+        &["NOPERM", "can't run this command", "acl failure"],
         "give the user the rights in docs/redis.md (ACL SETUSER)",
     ),
     row(
         Is::ClusterNode,
         Refuses,
-        &["moved", "crossslot", "not allowed in cluster mode"],
+        &["MOVED", "CROSSSLOT", "not allowed in cluster mode"],
         "this is a node of a Redis Cluster: use a redis-cluster:// URL (rediss-cluster:// over TLS)",
     ),
     row(
         Is::ClusterDown,
         Refuses,
-        &["clusterdown"],
+        &["CLUSTERDOWN"],
         "the cluster has no majority, or slots without a master: `redis-cli --cluster check` says which; with \
          cluster-require-full-coverage no the other slots are served",
     ),
@@ -152,17 +153,12 @@ const TABLE: [Row; Diagnosis::WORDS.len()] = [
         &["cluster support disabled"],
         "this is not a cluster: use a redis:// URL (rediss:// over TLS)",
     ),
-    row(
-        Is::Memory,
-        Refuses,
-        &["used memory"],
-        "Redis is full: raise its maxmemory, or store less in it",
-    ),
-    row(Is::Disk, Refuses, &["misconf"], "Redis cannot save its data: see the log of Redis"),
+    row(Is::Memory, Refuses, &["OOM"], "Redis is full: raise its maxmemory, or store less in it"),
+    row(Is::Disk, Refuses, &["MISCONF"], "Redis cannot save its data: see the log of Redis"),
     row(
         Is::Replicas,
         Refuses,
-        &["noreplicas"],
+        &["NOREPLICAS"],
         "Redis has fewer replicas than its min-replicas-to-write: see `redis-cli info replication`",
     ),
     row(
@@ -181,13 +177,13 @@ const TABLE: [Row; Diagnosis::WORDS.len()] = [
     row(
         Is::NoLogin,
         Refuses,
-        &["noauth"],
+        &["NOAUTH"],
         "Redis wants a password: set store.password_file or store.password, or put it into store.url",
     ),
     row(
         Is::WrongLogin,
         Refuses,
-        &["wrongpass", "invalid password", "invalid username"],
+        &["WRONGPASS", "invalid password", "invalid username"],
         "check the user and the password in store.url, store.username and store.password",
     ),
     row(
@@ -206,7 +202,7 @@ const TABLE: [Row; Diagnosis::WORDS.len()] = [
     row(
         Is::Sentinel,
         Refuses,
-        &["_mode:sentinel"],
+        &[],
         "this is a sentinel: use a redis-sentinel://host:port/master URL",
     ),
     row(
@@ -221,17 +217,17 @@ const TABLE: [Row; Diagnosis::WORDS.len()] = [
         &["db index is out of range"],
         "name a database that Redis has: see its setting databases",
     ),
-    row(Is::Loading, Unusable, &["loading"], "wait until Redis has loaded its data"),
+    row(Is::Loading, Unusable, &["LOADING"], "wait until Redis has loaded its data"),
     row(
         Is::MasterDown,
         Unusable,
-        &["masterdown"],
+        &["MASTERDOWN"],
         "this is a replica without its master: name the master, or use a redis-sentinel:// URL",
     ),
     row(
         Is::Replica,
         Unusable,
-        &["readonly"],
+        &["READONLY"],
         "this is a replica: name the master, or use a redis-sentinel:// URL",
     ),
     row(Is::Http, Unusable, &[], "an HTTP server listens there: check host and port of store.url"),
@@ -319,8 +315,9 @@ const TABLE: [Row; Diagnosis::WORDS.len()] = [
 impl Diagnosis {
     /// What the words of a server tell.
     pub(super) fn of(words: &str) -> Option<Self> {
-        let words = words.to_lowercase();
-        let tells = |row: &&Row| row.said.iter().any(|said| words.contains(said));
+        let text = words.to_lowercase();
+        let code = words.split(' ').next().unwrap_or_default();
+        let tells = |row: &&Row| row.said.iter().any(|said| *said == code || text.contains(said));
         TABLE.iter().find(tells).map(|row| row.diagnosis)
     }
 

@@ -295,7 +295,8 @@ impl From<RedisError> for StoreError {
 pub(super) fn words(error: &RedisError) -> String {
     let Some(errors) = error.clone().into_server_errors() else { return error.to_string() };
     let said = errors.iter().map(|(_, error)| {
-        format!("{} {}", error.code(), error.details().unwrap_or_default()).trim_end().to_owned()
+        let said = format!("{} {}", error.code(), error.details().unwrap_or_default());
+        said.trim_end().trim_end_matches('.').to_owned()
     });
     let said: Vec<_> = said.collect();
     let telling = said.iter().find(|said| Diagnosis::of(said).is_some());

@@ -139,10 +139,20 @@ async fn what_a_server_says_is_understood() {
         (None, Some(LOADING), ["LOADING Redis is loading", "wait until Redis has loaded"]),
         (None, Some(MASTERDOWN), ["MASTERDOWN", "replica without its master"]),
         (Some("SSH-2.0-OpenSSH_9.2p1\r\n"), None, ["answers \"SSH-2.0-OpenSSH", "another server"]),
+        (None, Some(""), ["no answer within 1s", "whether Redis hangs"]),
         (None, None, ["closes the connection without an answer", "check host and port"]),
     ] {
         says(&speaker(greeting, answer).await, &[], &parts).await;
     }
+}
+
+#[tokio::test]
+async fn a_replica_is_called_one() {
+    let redis = RedisServer::start().await;
+    let () = redis.run(cmd("REPLICAOF").arg("127.0.0.1").arg(1)).await;
+    says(&redis.url(), &[], &["role is \"slave\"", "this is a replica: name the master"]).await;
+    let () = redis.run(cmd("REPLICAOF").arg("NO").arg("ONE")).await;
+    works(&redis.url(), &[]).await;
 }
 
 #[tokio::test]
@@ -227,5 +237,5 @@ async fn a_url_of_another_kind_is_corrected() {
     let watched = Deployment::start().await;
     let port = watched.sentinels[0].port();
     let sentinel = format!("redis://127.0.0.1:{port}");
-    says(&sentinel, &[], &["this is a sentinel: use a redis-sentinel://"]).await;
+    says(&sentinel, &[], &["answers as a sentinel", "use a redis-sentinel://"]).await;
 }

@@ -167,20 +167,19 @@ impl Target {
             [b'-', ..] => {
                 let said = text.lines().next().unwrap_or_default().trim_start_matches('-');
                 // The error of protected mode has a thousand characters.
-                let said = said.split(". ").next().unwrap_or_default().to_owned();
+                let said = said.split(". ").next().unwrap_or_default();
+                let said = said.trim_end_matches('.').to_owned();
                 Meaning::Wrong(match Diagnosis::of(&said) {
                     Some(diagnosis) => StoreError::Denied(diagnosis, said),
                     None => StoreError::Refused(said),
                 })
             }
             [b'+' | b'$' | b':' | b'*' | b'_' | b'%' | b'=', ..] => {
-                match Diagnosis::of(&text).filter(|is| *is == Diagnosis::Sentinel) {
-                    Some(sentinel) => {
-                        let said = format!("{self} is a sentinel");
-                        Meaning::Wrong(StoreError::Denied(sentinel, said))
-                    }
-                    None => Meaning::Reply,
+                if text.contains("_mode:sentinel") {
+                    let said = format!("{self} answers as a sentinel");
+                    return Meaning::Wrong(StoreError::Denied(Diagnosis::Sentinel, said));
                 }
+                Meaning::Reply
             }
             // An alert or a handshake (RFC 8446 5.1).
             [0x15 | 0x16, 0x03, ..] => {

@@ -59,11 +59,11 @@ pub(super) async fn check_commands(
     let Some((_, diagnosis, said)) = refused.first() else { return Ok(()) };
     let commands: Vec<_> = refused.iter().map(|(command, ..)| *command).collect();
     let commands = commands.join(", ");
-    let what = match diagnosis {
-        Diagnosis::Acl => format!("{} may not run", target.user()),
-        _ => "it refuses".to_owned(),
+    let by_acl = match diagnosis {
+        Diagnosis::Acl => format!("{} may not run ", target.user()),
+        _ => String::new(),
     };
-    Err(StoreError::Denied(*diagnosis, format!("{what} {commands} ({said})")))
+    Err(StoreError::Denied(*diagnosis, format!("{by_acl}{commands} ({said})")))
 }
 
 /// Each command that is refused, and why.
@@ -89,6 +89,26 @@ async fn refused(
     Ok(refused.collect())
 }
 
+/// A script that does nothing.
+const SCRIPT: &str = "return 1";
+
+/// Commands on one key, with what follows the key. None changes a key that is not there.
+const ON_KEY: [(&str, &[&str]); 13] = [
+    ("GET", &[]),
+    ("STRLEN", &[]),
+    ("EXISTS", &[]),
+    ("TYPE", &[]),
+    ("PTTL", &[]),
+    ("PEXPIRETIME", &[]),
+    ("PEXPIREAT", &["1"]),
+    ("DEL", &[]),
+    ("SET", &["", "XX"]),
+    ("ZADD", &["XX", "0", "none"]),
+    ("ZRANGE", &["0", "0"]),
+    ("ZREM", &["none"]),
+    ("ZREMRANGEBYSCORE", &["0", "0"]),
+];
+
 /// The commands that jobcache uses, on `name`: a key like those next to the main key of a job, which
 /// is not there.
 pub(super) fn trials(
@@ -96,52 +116,35 @@ pub(super) fn trials(
     is_in_cluster: bool,
     is_tracked: bool,
 ) -> Vec<(&'static str, Cmd)> {
-    const SCRIPT: &str = "return 1";
+    let of = |shown: &'static str, args: &[&str]| {
+        let mut words = shown.split(' ');
+        let mut of = cmd(words.next().unwrap_or_default());
+        for word in words.chain(args.iter().copied()) {
+            of.arg(word);
+        }
+        (shown, of)
+    };
+    let on_key =
+        |(command, rest): &(&'static str, &[&str])| of(command, &[&[name], *rest].concat());
     // An ACL may allow one of the two forms of keys only.
     let main = name.trim_start_matches('{').split('}').next().unwrap_or_default();
-    let on_key = |command: &'static str, args: &[&str]| {
-        let mut on_key = cmd(command);
-        on_key.arg(name).arg(args);
-        (command, on_key)
-    };
-    let plain = |shown: &'static str, words: &[&str]| {
-        let mut words = words.iter();
-        let mut plain = cmd(words.next().unwrap_or(&shown));
-        plain.arg(words.as_slice());
-        (shown, plain)
-    };
     let sha1 = Sha1::from(SCRIPT).digest().to_string();
-    let mut trials = vec![
-        on_key("MGET", &[main]),
-        on_key("GET", &[]),
-        on_key("STRLEN", &[]),
-        on_key("EXISTS", &[]),
-        on_key("TYPE", &[]),
-        on_key("PTTL", &[]),
-        on_key("PEXPIRETIME", &[]),
-        on_key("PEXPIREAT", &["1"]),
-        on_key("DEL", &[]),
-        // Only if it is there.
-        on_key("SET", &["", "XX"]),
-        on_key("ZADD", &["XX", "0", "none"]),
-        on_key("ZRANGE", &["0", "0"]),
-        on_key("ZREM", &["none"]),
-        on_key("ZREMRANGEBYSCORE", &["0", "0"]),
-        plain("SCRIPT LOAD", &["SCRIPT", "LOAD", SCRIPT]),
-        plain("EVALSHA", &["EVALSHA", &sha1, "1", name]),
-        plain("SCAN", &["SCAN", "0", "COUNT", "1"]),
-        plain("TIME", &["TIME"]),
-        plain("INFO", &["INFO", "server"]),
-    ];
+    let mut trials = vec![of("MGET", &[name, main])];
+    trials.extend(ON_KEY.iter().map(on_key));
+    trials.push(of("SCRIPT LOAD", &[SCRIPT]));
+    trials.push(of("EVALSHA", &[&sha1, "1", name]));
+    trials.push(of("SCAN", &["0", "COUNT", "1"]));
+    trials.push(of("TIME", &[]));
+    trials.push(of("INFO", &["server"]));
     if is_tracked {
-        trials.push(plain("HELLO", &["HELLO"]));
-        trials.push(plain("PING", &["PING"]));
-        trials.push(plain("CLIENT TRACKING", &["CLIENT", "TRACKING", "OFF"]));
+        trials.push(of("HELLO", &[]));
+        trials.push(of("PING", &[]));
+        trials.push(of("CLIENT TRACKING", &["OFF"]));
     }
     if is_in_cluster {
         // In this order: `ASKING` is about the next command, which must be no other caller's.
-        trials.push(plain("ASKING", &["ASKING"]));
-        trials.push(plain("EVAL", &["EVAL", SCRIPT, "1", name]));
+        trials.push(of("ASKING", &[]));
+        trials.push(of("EVAL", &[SCRIPT, "1", name]));
     }
     trials
 }

@@ -1,6 +1,6 @@
 //! Version, role, epoch and limits of a server, from `INFO` and `CLUSTER INFO`.
 
-use crate::store::{Epoch, Redirect, StoreError, errors::Result};
+use crate::store::{Diagnosis, Epoch, Redirect, StoreError, errors::Result};
 
 /// One life of the data of a server: its process and its replication history, and for how long it
 /// is master.
@@ -115,6 +115,12 @@ impl ServerInfo {
         let role = self.field("role");
         if role == "master" && !self.replid().is_empty() {
             return Ok(());
+        }
+        if role == "slave" {
+            return Err(StoreError::Denied(
+                Diagnosis::Replica,
+                "the server's role is \"slave\"".to_owned(),
+            ));
         }
         Err(StoreError::Unusable(format!("the server's role is {role:?}; jobcache needs a master")))
     }

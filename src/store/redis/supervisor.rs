@@ -46,8 +46,10 @@ pub(super) async fn supervise(shard: Arc<ShardState>) {
         let problems = &shard.context.problems;
         // Every master of a cluster says so when the cluster is down.
         let is_due = match error.diagnosis() {
-            Some(_) => problems.admit(&error, &shard.warnings.connect).is_some(),
-            None => true,
+            Some(diagnosis) if diagnosis.refuses_commands() => {
+                problems.admit(&error, &shard.warnings.connect).is_some()
+            }
+            _ => true,
         };
         if is_due {
             warn!(store = shard.address, %error, "store is down; all requests go to the upstream");
