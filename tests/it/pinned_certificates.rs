@@ -152,20 +152,29 @@ async fn a_redis_with_a_pinned_certificate_serves_hits_and_purges() {
     eventually(SOON, tracking).await;
 }
 
-/// Returns the URL of a server that shows a certificate and signs with another key.
+/// Returns the configuration of a server that shows a certificate and signs with a key, which may be
+/// that of another.
+fn showing(
+    pair: &KeyPair,
+    signer: &KeyPair,
+    versions: &[&'static SupportedProtocolVersion],
+) -> ServerConfig {
+    let cert = pair.cert.as_ref().expect("a path");
+    let cert = CertificateDer::from_pem_file(cert).expect("a certificate");
+    let key = PrivateKeyDer::from_pem_file(signer.key.as_ref().expect("a path")).expect("a key");
+    let key = any_supported_type(&key).expect("a key");
+    ServerConfig::builder_with_protocol_versions(versions)
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(vec![cert], key))))
+}
+
+/// Returns the URL of a server that shows a certificate and signs with the key of a stranger.
 async fn impostor(
     pair: &KeyPair,
     stranger: &KeyPair,
     version: &'static SupportedProtocolVersion,
 ) -> String {
-    let cert =
-        CertificateDer::from_pem_file(pair.cert.as_ref().expect("a path")).expect("a certificate");
-    let key = PrivateKeyDer::from_pem_file(stranger.key.as_ref().expect("a path")).expect("a key");
-    let key = any_supported_type(&key).expect("a key");
-    let certified = CertifiedKey::new(vec![cert], key);
-    let config = ServerConfig::builder_with_protocol_versions(&[version])
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+    let config = showing(pair, stranger, &[version]);
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a listener");
     let url = format!("rediss://{}", listener.local_addr().expect("an address"));
@@ -194,6 +203,20 @@ async fn a_pinned_certificate_with_the_key_of_another_is_refused() {
     let other = made.self_signed("ec2", "ec -pkeyopt ec_paramgen_curve:prime256v1");
     let url = impostor(&pair, &other, &TLS13).await;
     says(&url, &[("CA", &text(pair.cert.as_ref()))], &["find out what listens there"]).await;
+}
+
+#[tokio::test]
+async fn an_api_with_a_pinned_certificate_is_trusted_too() {
+    let made = Made::new();
+    let (pair, stranger) = (made.v1("v1"), made.self_signed("stranger", "rsa:2048"));
+    for (signer, status) in [(&pair, StatusCode::OK), (&stranger, StatusCode::BAD_GATEWAY)] {
+        let config = showing(&pair, signer, &[&TLS12, &TLS13]);
+        let api = Upstream::start_tls(config).await;
+        let args = ["--upstream", &api.url(), "--redis-url", "memory://"];
+        let envs = [("JOBCACHE_UPSTREAM_TLS_CA", &*text(pair.cert.as_ref()))];
+        let process = Process::start(&args, &envs).await;
+        assert_eq!(process.client.get("/jobs/x1").await.status, status);
+    }
 }
 
 #[tokio::test]
