@@ -72,6 +72,7 @@
 //! | the pending set overflows | hits, except in the slots of keys that did not fit | those jobs are not cached here until all is purged |
 
 pub mod barrier;
+mod diagnosis;
 mod errors;
 pub mod journal;
 pub mod memory;
@@ -79,6 +80,7 @@ mod metrics;
 pub mod near;
 mod operations;
 pub mod pending;
+mod problems;
 mod redis;
 mod retry_queue;
 mod sidecar_record;
@@ -88,9 +90,11 @@ mod write;
 
 pub use self::{
     barrier::BarrierWait,
-    errors::{Budget, NodeAddress, Redirect, StoreError},
+    diagnosis::Diagnosis,
+    errors::{Budget, NodeAddress, Redirect, StoreError, StoreErrorKind},
     metrics::{NearMetrics, NearMiss},
     pending::JournalStatus,
+    problems::Problem,
     sidecar_record::{RecordMismatch, SidecarRecord},
     words::{
         CredentialKey, Ended, EntryChange, Epoch, Fill, Grant, IdentityHash, Key, KeyState, Lease,
@@ -256,6 +260,11 @@ impl Store {
     /// Returns the state of the journal of unconfirmed invalidations, if there is one.
     pub fn journal(&self) -> Option<JournalStatus> {
         self.redis()?.context.retry_queue.pending.journal_status()
+    }
+
+    /// Returns what is wrong with the store, if anything is known.
+    pub fn problem(&self) -> Option<Problem> {
+        self.redis()?.context.problems.current()
     }
 
     /// Waits for spawned tasks and tries a last time to confirm what is pending, all within

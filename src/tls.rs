@@ -5,6 +5,8 @@
 //! the files. So the files are read again from time to time. Files that do not fit together, for
 //! example because one is half written, change nothing and are tried again.
 
+mod server_verifier;
+
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
@@ -24,8 +26,10 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 use xxhash_rust::xxh3::Xxh3Default;
 
+pub(crate) use self::server_verifier::StrangeKey;
+use self::server_verifier::{ServerVerifier, Trusted};
 use crate::{
-    config::{ClientTls, Config, Endpoint, Identity},
+    config::{ClientTls, Config, Endpoint, Identity, TlsVerify},
     observe::{
         metrics::{Counters, Registry},
         throttle::Throttle,
@@ -106,7 +110,9 @@ pub(crate) fn renewed_client(config: ClientTls) -> Result<Arc<Renewed<ClientConf
 
 /// Builds the configuration for a server that jobcache connects to. The caller sets the protocol.
 fn client_config(config: &ClientTls) -> Result<ClientConfig, TlsError> {
-    let builder = ClientConfig::builder().with_root_certificates(roots(config.ca.as_deref())?);
+    let verifier = ServerVerifier::new(trusted(config)?, config.verify);
+    let builder = ClientConfig::builder().dangerous();
+    let builder = builder.with_custom_certificate_verifier(Arc::new(verifier));
     let Some(identity) = config.identity.identity() else {
         return Ok(builder.with_no_client_auth());
     };
@@ -115,19 +121,30 @@ fn client_config(config: &ClientTls) -> Result<ClientConfig, TlsError> {
     builder.with_client_auth_cert(chain, key).map_err(unusable)
 }
 
-/// The CA certificates of the file or, without a file, those of the system.
-fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsError> {
+/// Builds a configuration with which any server is believed, to find out whether it speaks TLS.
+pub(crate) fn unverified_client() -> Result<Arc<ClientConfig>, TlsError> {
+    client_config(&ClientTls { verify: TlsVerify::None, ..ClientTls::default() }).map(Arc::new)
+}
+
+/// The certificates of the file or, without a file, the authorities of the system.
+fn trusted(config: &ClientTls) -> Result<Trusted, TlsError> {
     let mut roots = RootCertStore::empty();
-    if let Some(path) = ca {
-        for certificate in certificates(path)? {
-            let unusable = |source| TlsError::Unusable { path: path.to_owned(), source };
-            roots.add(certificate).map_err(unusable)?;
+    let Some(path) = &config.ca else {
+        if config.verify != TlsVerify::None {
+            // Certificates that cannot be parsed are left out: systems ship odd ones.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            if roots.is_empty() {
+                return Err(TlsError::NoRoots);
+            }
         }
-        return Ok(roots);
+        return Ok(Trusted { roots, pinned: Vec::new() });
+    };
+    let pinned = certificates(path)?;
+    for certificate in &pinned {
+        let unusable = |source| TlsError::Unusable { path: path.clone(), source };
+        roots.add(certificate.clone()).map_err(unusable)?;
     }
-    // Certificates that cannot be parsed are left out: systems ship odd ones.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() { Err(TlsError::NoRoots) } else { Ok(roots) }
+    Ok(Trusted { roots, pinned })
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -14,7 +14,7 @@ usage: tests/run.sh [quick | test [NAME] | --help]
 Rust has to be installed (https://rustup.rs). Everything but `quick` also needs Redis 7.0 or newer, Python and
 a few packages. On Debian, missing packages are installed with apt-get, as root or with sudo: redis-server,
 util-linux, python3-fastapi, python3-uvicorn, python3-jwt, python3-django, python3-djangorestframework, gunicorn,
-node-express and python3-venv. promtool, Valkey and the PyPI packages of config/example/requirements.txt are
+node-express, openssl, nutcracker and python3-venv. promtool, Valkey and the PyPI packages of config/example/requirements.txt are
 installed in target/. The first run downloads them and takes minutes longer.
 
 `cargo deny` checks licences, sources and duplicate versions (deny.toml) if cargo-deny is installed:
@@ -92,6 +92,9 @@ install_tools() {
     python3-django python3-djangorestframework gunicorn
   need "NODE_PATH=/usr/share/nodejs node -e 'require(\"express\")'" node-express
   need "/usr/bin/python3 -c 'import ensurepip'" python3-venv
+  # Certificates as people make them, and twemproxy.
+  need 'command -v openssl' openssl
+  need 'test -x /usr/sbin/nutcracker' nutcracker
 
   # The sample upstream and pipeline run with the packages that their image installs, in the same versions. PyYAML
   # reads the deployments. The venv is kept while its stamp names the same packages.

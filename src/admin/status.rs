@@ -149,6 +149,11 @@ fn store(cache: &Cache) -> Value {
         "up": store.is_up(),
         "breaker": if store.is_up() { "closed" } else { "open" },
         "tracking": store.metrics().tracking.up.get() == 1,
+        "problem": store.problem().map(|problem| json!({
+            "kind": problem.diagnosis.as_str(),
+            "commands": problem.commands,
+            "remedy": problem.diagnosis.remedy(),
+        })),
         "pending_invalidations": store.pending(),
         // With what other processes with the same setting have not confirmed.
         "journal": store.journal().map(|journal| json!({

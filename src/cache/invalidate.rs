@@ -345,8 +345,13 @@ impl Invalidator {
             return;
         }
         debug!(source, "an invalidation was not confirmed in time");
+        let store = &self.state.store;
+        if store.problem().is_some_and(|problem| problem.diagnosis.refuses_commands()) {
+            // The warning about refused commands covers it.
+            return;
+        }
         if let Some(suppressed) = self.state.notes.pending_warnings.admit(source) {
-            let pending = self.state.store.pending();
+            let pending = store.pending();
             warn!(
                 source,
                 pending,

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     mutants::{self, Mutant},
     semantics::{labels::labels, policy::Bypass},
-    store::{Budget, Epoch, Grant, Lease, Seen, StoreError, Token},
+    store::{Budget, Epoch, Grant, Lease, Seen, StoreError, StoreErrorKind, Token},
 };
 
 /// How long a reader waits for another sidecar's fill. The store budget does not cover this wait.
@@ -392,17 +392,11 @@ fn lead_or_join(
 }
 
 pub(super) fn bypass_reason(error: &StoreError) -> Bypass {
-    match error {
-        StoreError::Pending => Bypass::Pending,
-        StoreError::Grace => Bypass::Grace,
-        StoreError::Timeout | StoreError::Spent => Bypass::StoreTimeout,
-        StoreError::Refused(_) | StoreError::Redirected(_) | StoreError::Journal { .. } => {
-            Bypass::StoreError
-        }
-        StoreError::Down
-        | StoreError::Unreachable(_)
-        | StoreError::Lost(_)
-        | StoreError::Unusable(_)
-        | StoreError::Tls(_) => Bypass::StoreDown,
+    match error.kind() {
+        StoreErrorKind::Pending => Bypass::Pending,
+        StoreErrorKind::Grace => Bypass::Grace,
+        StoreErrorKind::Timeout => Bypass::StoreTimeout,
+        StoreErrorKind::Refused | StoreErrorKind::Redirected => Bypass::StoreError,
+        StoreErrorKind::Down | StoreErrorKind::Lost | StoreErrorKind::Tls => Bypass::StoreDown,
     }
 }

@@ -23,7 +23,7 @@ use jobcache::{
         job_id::JobId,
         route::{Route, Routes, invalidation_rules::RuleMatch},
     },
-    store::{self, RecordMismatch, StoreError},
+    store::{self, RecordMismatch, StoreError, StoreErrorKind},
     tls,
     upstream::Upstream,
     warm::sources::{probe_file, probe_list},
@@ -182,11 +182,29 @@ async fn store(config: &Config) -> Result<Vec<RecordMismatch>, String> {
     if config.store.url == StoreUrl::Memory {
         return Ok(Vec::new());
     }
-    in_time(store::probe(config)).await?.map_err(|error| match error {
-        StoreError::Refused(error) => format!("reachable, but it refuses jobcache: {error}"),
-        StoreError::Unusable(error) => format!("cannot be used: {error}"),
-        error => format!("not reachable: {error}"),
-    })
+    in_time(store::probe(config)).await?.map_err(|error| store_trouble(&error))
+}
+
+/// The error of the store as a sentence, with its remedy.
+fn store_trouble(error: &StoreError) -> String {
+    let said = match error {
+        StoreError::Refused(said) | StoreError::Unusable(said) => said.clone(),
+        StoreError::Denied(diagnosis, said) => format!("{said}; {}", diagnosis.remedy()),
+        StoreError::Timeout => {
+            return "not reachable: no answer within 1s; see whether Redis hangs, and check host and port"
+                .to_owned();
+        }
+        error => error.to_string(),
+    };
+    match (error, error.kind()) {
+        (_, StoreErrorKind::Refused | StoreErrorKind::Redirected) => {
+            format!("reachable, but it refuses jobcache: {said}")
+        }
+        (StoreError::Denied(..) | StoreError::Unusable(_), StoreErrorKind::Lost) => {
+            format!("cannot be used: {said}")
+        }
+        _ => format!("not reachable: {error}"),
+    }
 }
 
 async fn in_time<T>(attempt: impl Future<Output = T>) -> Result<T, String> {

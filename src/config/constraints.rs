@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::{
     ClientTls, Config, Endpoint, KeyPair, ListenAddress, SentinelConfig, StoreLogin, StoreUrl,
-    setting, setting_sources::LayeredSettings, settings::IDENTITY_HEADERS,
+    TlsVerify, setting, setting_sources::LayeredSettings, settings::IDENTITY_HEADERS,
 };
 
 /// Runs every check of settings that are all valid by themselves; `failed` has the others.
@@ -20,6 +20,17 @@ pub(super) fn check(
             problems.extend(check(config, &said));
         }
     }
+}
+
+/// A warning about settings that fit together and are dangerous.
+pub(super) fn warning(config: &Config) -> Option<String> {
+    let uses_tls = config.store.url.is_tls() || config.store.sentinel.tls == Some(true);
+    let is_open = uses_tls && config.store.tls.verify == TlsVerify::None;
+    is_open.then(|| {
+        "store.tls.verify is \"none\": any server that answers in place of Redis is trusted; put the \
+         certificate of Redis into store.tls.ca instead, which needs neither a name nor an authority"
+            .to_owned()
+    })
 }
 
 /// Returns a problem. `Said` gives `key = value (from origin)` for a key.

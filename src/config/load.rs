@@ -99,6 +99,7 @@ impl Config {
         let mut config = parse(&settings, (file.routes, file.rules), &mut problems);
         config.traces = env.traces;
         if problems.is_empty() {
+            warnings.extend(constraints::warning(&config));
             Ok(LoadedConfig { config, warnings, lowered, settings, overridden })
         } else {
             Err(InvalidConfig { problems, warnings })

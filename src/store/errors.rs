@@ -10,10 +10,11 @@ use redis::{
         UnexpectedReturnType,
     },
     RedisError,
-    ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly, TryAgain},
+    ServerErrorKind::{Ask, ClusterDown, Moved, TryAgain},
 };
 use tokio::time::{Instant, error::Elapsed};
 
+use super::diagnosis::{Diagnosis, Extent};
 use crate::semantics::labels::labels;
 
 labels! {
@@ -92,8 +93,11 @@ pub enum StoreError {
     /// The server answered with an error.
     #[error("the store refused: {0}")]
     Refused(String),
+    /// The server, or what it said, shows what is wrong.
+    #[error("{intro}{1}; {remedy}", intro = intro(*.0), remedy = .0.remedy())]
+    Denied(Diagnosis, String),
     /// A cluster node does not serve the slot of the key.
-    #[error("the cluster node answered {}", .0.as_str())]
+    #[error("the cluster node answered {}{}", .0.as_str(), .0.remedy())]
     Redirected(Redirect),
     /// The journal of unconfirmed invalidations cannot be opened.
     #[error("cannot open the journal {}: {source}", path.display())]
@@ -117,6 +121,39 @@ impl StoreError {
             Self::Tls(_) => StoreErrorKind::Tls,
             Self::Refused(_) | Self::Journal { .. } => StoreErrorKind::Refused,
             Self::Redirected(_) => StoreErrorKind::Redirected,
+            Self::Denied(diagnosis, _) => match diagnosis.extent() {
+                Extent::Refuses => StoreErrorKind::Refused,
+                Extent::Unusable => StoreErrorKind::Lost,
+                Extent::Tls => StoreErrorKind::Tls,
+            },
+        }
+    }
+
+    /// What is wrong, if that is known.
+    pub fn diagnosis(&self) -> Option<Diagnosis> {
+        match self {
+            Self::Denied(diagnosis, _) => Some(*diagnosis),
+            Self::Redirected(Redirect::Down) => Some(Diagnosis::ClusterDown),
+            _ => None,
+        }
+    }
+}
+
+/// The beginning of the text of an error.
+fn intro(diagnosis: Diagnosis) -> &'static str {
+    match diagnosis.extent() {
+        Extent::Refuses => "the store refused: ",
+        Extent::Unusable => "the store cannot be used: ",
+        Extent::Tls => "TLS to the store failed: ",
+    }
+}
+
+impl Redirect {
+    /// The remedy after the word, if one is needed.
+    fn remedy(&self) -> String {
+        match self {
+            Self::Down => format!("; {}", Diagnosis::ClusterDown.remedy()),
+            Self::Moved | Self::Ask(_) | Self::TryAgain => String::new(),
         }
     }
 }
@@ -219,14 +256,14 @@ pub(super) const BACKOFF: (Duration, Duration) =
 const NON_LOCAL: &str = "non local key";
 
 /// Classifies errors by how they are handled: `Lost` and `Unusable` end the session, `Refused` does
-/// not.
+/// not. What the words of the server tell is `Denied`.
 impl From<RedisError> for StoreError {
     fn from(error: RedisError) -> Self {
+        let words = words(&error);
         match error.kind() {
             // The `redis` crate has no kind for BUSY: a script has been running for too long, and
             // the server answers no commands.
             _ if error.code() == Some("BUSY") => Self::Timeout,
-            Server(ReadOnly | MasterDown | BusyLoading) => Self::Unusable(error.to_string()),
             Server(Moved) => Self::Redirected(Redirect::Moved),
             Server(Ask) => {
                 let to = error.redirect_node().and_then(|(to, _)| NodeAddress::parse(to));
@@ -235,26 +272,35 @@ impl From<RedisError> for StoreError {
             Server(TryAgain) => Self::Redirected(Redirect::TryAgain),
             Server(ClusterDown) => Self::Redirected(Redirect::Down),
             // A script in a migrating slot has deleted a key and then accesses it.
-            Server(_) if error.to_string().contains(NON_LOCAL) => {
-                Self::Redirected(Redirect::TryAgain)
-            }
-            // The last two are replies that cannot be decoded. If the stream itself is corrupt, the
-            // connection ends with it, and the next operation reports that.
-            Server(_) | Extension | UnexpectedReturnType | Parse => {
-                Self::Refused(error.to_string())
-            }
-            AuthenticationFailed => Self::Refused(format!(
-                "{error}; check the user and the password in `store.url`, `store.username` and \
-                 `store.password`"
-            )),
-            // Permanent: the settings do not fit together.
-            InvalidClientConfig => Self::Refused(error.to_string()),
-            Io => Self::Lost(error.to_string()),
+            Server(_) if words.contains(NON_LOCAL) => Self::Redirected(Redirect::TryAgain),
+            Server(_) | Extension => match Diagnosis::of(&words) {
+                Some(diagnosis) => Self::Denied(diagnosis, words),
+                None => Self::Refused(words),
+            },
+            // The first two are replies that cannot be decoded. If the stream itself is corrupt, the
+            // connection ends with it, and the next operation reports that. The last one is
+            // permanent: the settings do not fit together.
+            UnexpectedReturnType | Parse | InvalidClientConfig => Self::Refused(words),
+            AuthenticationFailed => Self::Denied(Diagnosis::WrongLogin, words),
+            Io => Self::Lost(words),
             // Most are `Client`: found before the command was sent, or in the replies to a login.
             // They say nothing about the operation, so it is safe to begin anew.
-            _ => Self::Unusable(error.to_string()),
+            _ => Self::Unusable(words),
         }
     }
+}
+
+/// What the server said, as it said it. Of several errors of a pipeline the first counts that tells
+/// something.
+pub(super) fn words(error: &RedisError) -> String {
+    let Some(errors) = error.clone().into_server_errors() else { return error.to_string() };
+    let said = errors.iter().map(|(_, error)| {
+        let said = format!("{} {}", error.code(), error.details().unwrap_or_default());
+        said.trim_end().trim_end_matches('.').to_owned()
+    });
+    let said: Vec<_> = said.collect();
+    let telling = said.iter().find(|said| Diagnosis::of(said).is_some());
+    telling.or(said.first()).cloned().unwrap_or_default()
 }
 
 /// A socket that was in use broke.

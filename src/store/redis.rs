@@ -16,10 +16,12 @@
 mod cluster;
 mod dial;
 mod engine;
+mod first_contact;
 mod invalidate;
 mod master_source;
 mod purge_token;
 mod recently_confirmed;
+mod refusals;
 mod sentinel;
 mod server_info;
 mod session;
@@ -45,6 +47,7 @@ use self::{
     invalidate::END_BATCH,
     master_source::MasterSource,
     purge_token::PurgeTokens,
+    refusals::{check_commands, trials},
     shared_keys::live_records,
     state::{ShardState, StoreContext},
     supervisor::connect_master,
@@ -59,7 +62,7 @@ use super::{
     write::{KeyOp, WriteStep},
 };
 use crate::{
-    config::{Config, StoreUrl},
+    config::{Config, NearMode, StoreUrl},
     observe::{
         events::{EventKind, Events},
         metrics::Registry,
@@ -101,15 +104,20 @@ fn forever(task: impl Future<Output = Infallible> + Send + 'static) -> AbortOnDr
     AbortOnDropHandle::new(tokio::spawn(async { match task.await {} }))
 }
 
-/// Connects as a session would, reads the records of the sidecars, and disconnects.
+/// Connects as a session would, tries the commands, reads the records of the sidecars, and
+/// disconnects.
 pub(super) async fn probe(config: &Config) -> Result<Vec<String>> {
     if let StoreUrl::Cluster(seeds) = &config.store.url {
         return probe_seeds(seeds, config).await;
     }
     let source = MasterSource::new(config, &TlsMetrics::shared(&mut Registry::default()))?;
-    let purge_tokens = Arc::new(PurgeTokens::new(&config.prefixes(), false));
-    let (session, _) = connect_master(&source, &purge_tokens).await?;
-    let read = live_records(&config.store.prefix, session.now_ms());
+    let prefix = &config.store.prefix;
+    let purge_tokens = Arc::new(PurgeTokens::new(&config.prefixes()));
+    let (session, _) = connect_master(&source, prefix, &purge_tokens).await?;
+    let trials =
+        trials(&format!("{{{prefix}}}:trial"), false, config.cache.near.mode != NearMode::Off);
+    check_commands(&session.connection, &session.target, trials).await?;
+    let read = live_records(prefix, session.now_ms());
     let records = timeout(DETACHED_TIMEOUT, session.query(&read)).await;
     Ok(records.ok().and_then(Result::ok).unwrap_or_default())
 }

@@ -29,6 +29,7 @@ use super::{
     },
     metrics::StoreMetrics,
     pending::{PendingItem, PendingSet, PurgeAllTask},
+    problems::Problems,
 };
 use crate::{
     config,
@@ -42,17 +43,23 @@ pub(super) struct RetryQueue {
     /// Notified when something is to be repeated.
     pub(super) changed: Notify,
     metrics: Arc<StoreMetrics>,
+    problems: Arc<Problems>,
     unconfirmed: Throttle,
     purge_all: Throttle,
     overflow: Throttle,
 }
 
 impl RetryQueue {
-    pub(super) fn new(pending: PendingSet, metrics: Arc<StoreMetrics>) -> Self {
+    pub(super) fn new(
+        pending: PendingSet,
+        metrics: Arc<StoreMetrics>,
+        problems: Arc<Problems>,
+    ) -> Self {
         Self {
             pending,
             changed: Notify::new(),
             metrics,
+            problems,
             unconfirmed: Throttle::default(),
             purge_all: Throttle::default(),
             overflow: Throttle::default(),
@@ -92,7 +99,7 @@ impl RetryQueue {
         let Err(error) = result else { return self.pending.confirm(item) };
         self.pending.postpone(item);
         debug!(%error, key = item.key.main(), "an invalidation is still unconfirmed");
-        if let Some(suppressed) = self.unconfirmed.admit(&error.to_string()) {
+        if let Some(suppressed) = self.problems.admit(&error, &self.unconfirmed) {
             let pending = self.pending.len();
             warn!(%error, pending, suppressed, "invalidations are unconfirmed; their jobs are bypassed");
         }
@@ -110,7 +117,7 @@ impl RetryQueue {
         };
         self.pending.postpone_purge_all(task);
         debug!(%error, "a purge of all failed");
-        if let Some(suppressed) = self.purge_all.admit(&error.to_string()) {
+        if let Some(suppressed) = self.problems.admit(&error, &self.purge_all) {
             let slots = self.pending.slots();
             warn!(
                 %error, slots, suppressed,
@@ -134,10 +141,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub(super) fn open_queue(
     config: &config::Config,
     metrics: Arc<StoreMetrics>,
+    problems: Arc<Problems>,
 ) -> Result<Arc<RetryQueue>> {
     let limit = config.pending.limit;
     let Some(path) = &config.pending.journal else {
-        return Ok(Arc::new(RetryQueue::new(PendingSet::new(limit), metrics)));
+        return Ok(Arc::new(RetryQueue::new(PendingSet::new(limit), metrics, problems)));
     };
     let owner =
         JournalOwner { store: config.store.url.identity(), prefix: config.store.prefix.clone() };
@@ -149,7 +157,7 @@ pub(super) fn open_queue(
         pending.bypass_siblings(siblings.scan());
         siblings.forget_scan();
     }
-    let queue = Arc::new(RetryQueue::new(pending, metrics));
+    let queue = Arc::new(RetryQueue::new(pending, metrics, problems));
     tokio::spawn(watch_siblings(Arc::downgrade(&queue), siblings));
     Ok(queue)
 }

@@ -17,10 +17,9 @@ use std::{
 use futures_util::future::select_ok;
 use redis::{
     AsyncConnectionConfig, Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo,
-    RedisConnectionInfo, RedisError, RedisResult, Value, aio::MultiplexedConnection, cmd,
+    RedisConnectionInfo, RedisResult, Value, aio::MultiplexedConnection, cmd,
 };
 use tokio::{
-    io::AsyncReadExt as _,
     net::{TcpStream, UnixStream, lookup_host},
     sync::Notify,
     task::spawn_blocking,
@@ -28,7 +27,7 @@ use tokio::{
 };
 use tokio_rustls::{
     TlsConnector, TlsStream,
-    rustls::{self, AlertDescription, CertificateError, ClientConfig, pki_types::ServerName},
+    rustls::{ClientConfig, pki_types::ServerName},
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -45,16 +44,13 @@ const PIPELINE_BUFFER: usize = 1024;
 /// timeout tells it apart from a server that hangs.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// Time for a server to report that it rejects our certificate.
-const REJECTION_TIMEOUT: Duration = Duration::from_millis(300);
-
 /// A server, and how to log in there.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) address: RedisAddress,
-    login: Arc<RedisLogin>,
+    pub(super) login: Arc<RedisLogin>,
     /// `None` for plain text.
-    tls: Option<Arc<Tls>>,
+    pub(super) tls: Option<Arc<Tls>>,
 }
 
 /// Address at which a server listens.
@@ -153,6 +149,19 @@ impl Target {
         Self { address: RedisAddress::Tcp(address.clone()), ..self.clone() }
     }
 
+    /// The user that logs in.
+    pub(super) fn username(&self) -> &str {
+        self.login.login.username.as_deref().unwrap_or("default")
+    }
+
+    /// The same in a sentence.
+    pub(super) fn user(&self) -> String {
+        match self.username() {
+            "default" => "the default user".to_owned(),
+            user => format!("the user {user:?}"),
+        }
+    }
+
     /// Opens the socket and completes the TLS handshake. Sends no command yet.
     pub(super) async fn open(&self) -> Result<ClientStream> {
         let failed = |error: io::Error| StoreError::Unreachable(format!("{self}: {error}"));
@@ -172,10 +181,8 @@ impl Target {
         let connector = TlsConnector::from(tls.client.current());
         match timeout(HANDSHAKE_TIMEOUT, connector.connect(name, socket)).await {
             Ok(Ok(stream)) => Ok(ClientStream::Right(Box::new(TlsStream::Client(stream)))),
-            Ok(Err(error)) => Err(self.tls_error(&error)),
-            Err(_) => Err(StoreError::Tls(format!(
-                "{self} does not answer the handshake; use a redis:// URL for a server without TLS"
-            ))),
+            Ok(Err(error)) => Err(self.tls_error(&error).await),
+            Err(_) => Err(self.not_tls("no answer to the handshake").await),
         }
     }
 
@@ -218,68 +225,11 @@ impl Target {
         hello.arg("SETNAME").arg(self.login.client_name.as_deref().unwrap_or(name));
         Ok(hello)
     }
-
-    /// Explains the error if the first exchange on a connection has failed.
-    pub(super) async fn first_reply<T>(&self, reply: RedisResult<T>) -> Result<T> {
-        match reply {
-            Ok(reply) => Ok(reply),
-            Err(error) => Err(self.explain_first_error(error).await),
-        }
-    }
-
-    async fn explain_first_error(&self, error: RedisError) -> StoreError {
-        let is_closed = error.is_io_error() || error.is_connection_dropped();
-        if self.tls.is_some() && is_closed {
-            return self.tls_rejection().await.unwrap_or_else(|| error.into());
-        }
-        // A TLS server answers a plain-text command with an alert, or closes the connection.
-        if self.tls.is_none() && (is_closed || error.kind() == redis::ErrorKind::Parse) {
-            return StoreError::Unusable(format!(
-                "{self} does not accept the first command ({error}); use a rediss:// URL for a server \
-                 with TLS"
-            ));
-        }
-        error.into()
-    }
-
-    /// A TLS 1.3 server rejects our certificate only after the handshake. A client that writes at
-    /// that moment may find the connection closed before it has read the alert, so this second
-    /// connection only reads.
-    async fn tls_rejection(&self) -> Option<StoreError> {
-        let mut stream = self.open().await.ok()?;
-        let read = timeout(REJECTION_TIMEOUT, stream.read(&mut [0])).await.ok()?;
-        read.err().map(|error| self.tls_error(&error))
-    }
-
-    /// The store error for a failed handshake, with a remedy.
-    fn tls_error(&self, error: &io::Error) -> StoreError {
-        let reason = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        let remedy = match reason {
-            // The signature check also fails if another authority has the same name.
-            Some(rustls::Error::InvalidCertificate(
-                CertificateError::UnknownIssuer | CertificateError::BadSignature,
-            )) => "; set store.tls.ca to the authority that signed it",
-            Some(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => "; set store.tls.server_name to a name in the certificate",
-            Some(rustls::Error::AlertReceived(AlertDescription::CertificateRequired)) => {
-                "; the server requires a client certificate: set store.tls.cert"
-            }
-            Some(rustls::Error::InvalidMessage(_)) => {
-                "; use a redis:// URL for a server without TLS"
-            }
-            None if error.kind() == io::ErrorKind::UnexpectedEof => {
-                "; use a redis:// URL for a server without TLS"
-            }
-            _ => "",
-        };
-        StoreError::Tls(format!("{self}: {error}{remedy}"))
-    }
 }
 
 /// Connects to all addresses of a host at the same time: an address that does not answer must not
 /// use up the time for the others.
-async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+pub(super) async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let dials: Vec<_> =
         lookup_host((host, port)).await?.map(|addr| Box::pin(TcpStream::connect(addr))).collect();
     if dials.is_empty() {
@@ -304,7 +254,7 @@ const MAX_PASSWORD: u64 = 64 << 10;
 
 /// User name, password, database and name of the connections.
 #[derive(Clone, Debug)]
-struct RedisLogin {
+pub(super) struct RedisLogin {
     login: StoreLogin,
     database: i64,
     client_name: Option<String>,
@@ -324,10 +274,14 @@ impl RedisLogin {
         Self { login, database: url.db(), client_name: None }
     }
 
+    pub(super) fn has_password(&self) -> bool {
+        self.login.password.is_some() || self.login.password_file.is_some()
+    }
+
     /// The login as the `redis` crate takes it. A password file is read for each connection, so
     /// that a rotated password is used. Library name and version are not sent: an ACL then needs to
     /// allow one command less.
-    async fn connection_info(&self) -> Result<RedisConnectionInfo> {
+    pub(super) async fn connection_info(&self) -> Result<RedisConnectionInfo> {
         let StoreLogin { username, password, password_file } = &self.login;
         let mut info = RedisConnectionInfo::default().set_db(self.database).set_skip_set_lib_name();
         if let Some(username) = username {
@@ -362,11 +316,16 @@ pub(super) type ClusterReplies = (Value, String, String);
 impl RedisConnection {
     /// Asks a node which node owns which slot.
     pub(super) async fn cluster_replies(&self) -> Result<ClusterReplies> {
+        Ok(self.ask_cluster().await?)
+    }
+
+    /// The same with the error as it came.
+    pub(super) async fn ask_cluster(&self) -> RedisResult<ClusterReplies> {
         let mut pipeline = redis::pipe();
         for topic in ["SLOTS", "NODES", "INFO"] {
             pipeline.cmd("CLUSTER").arg(topic);
         }
-        Ok(pipeline.query_async(&mut self.requests.clone()).await?)
+        pipeline.query_async(&mut self.requests.clone()).await
     }
 
     /// Runs one command on a key in a slot that is migrating to this node. `ASKING` and the command

@@ -21,7 +21,7 @@ use super::{
 use crate::store::{
     BarrierWait, Ended, Key, NodeStatus, Redirect, StoreError,
     barrier::BarrierDown,
-    errors::{DETACHED_TIMEOUT, Result},
+    errors::{DETACHED_TIMEOUT, Result, StoreErrorKind},
     pending::PurgeAllTask,
     slots::{SlotSet, slot_of, slot_of_key},
     words::now_ms,
@@ -252,7 +252,9 @@ impl RedisEngine {
         let mut refused = Vec::new();
         for ((slot, name), renewed) in names.iter().zip(renewed) {
             match renewed {
-                Err(StoreError::Refused(_)) => refused.push((*slot, name)),
+                Err(error) if error.kind() == StoreErrorKind::Refused => {
+                    refused.push((*slot, name));
+                }
                 Err(StoreError::Redirected(Redirect::Ask(_))) => {
                     renewals.note(*slot, self.query_single(shard, &set(name)).await);
                 }
@@ -298,8 +300,10 @@ impl RedisEngine {
                 });
                 for swept in join_all(sweeps).await {
                     // The slot is moving, or is no longer this master's.
-                    if !matches!(swept, Err(StoreError::Redirected(_) | StoreError::Refused(_))) {
-                        swept?;
+                    let Err(error) = swept else { continue };
+                    let kind = error.kind();
+                    if !matches!(kind, StoreErrorKind::Refused | StoreErrorKind::Redirected) {
+                        return Err(error);
                     }
                 }
                 Ok::<_, StoreError>(next)

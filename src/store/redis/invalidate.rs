@@ -46,7 +46,7 @@ use crate::{
     mutants::{self, Mutant},
     store::{
         Budget, Ended, Key, KeyReceipt, Redirect, RemovedEntry, StoreError, Token, Write,
-        errors::{DETACHED_TIMEOUT, Result},
+        errors::{DETACHED_TIMEOUT, Result, StoreErrorKind},
         words::millis,
         write::{Begun, KeyOp, WriteStep, combined},
     },
@@ -115,7 +115,7 @@ impl RedisEngine {
             let (step, linger) = (WriteStep::End, Duration::ZERO);
             results.extend(self.run_each(step, chunk, &write.id, linger, &mut budget).await);
             let failed = results.iter().rev().find_map(|result| result.as_ref().err());
-            let is_hopeless = failed.is_some_and(|error| !matches!(error, StoreError::Refused(_)));
+            let is_hopeless = failed.is_some_and(|error| error.kind() != StoreErrorKind::Refused);
             if is_hopeless && self.cluster().is_none() {
                 break;
             }

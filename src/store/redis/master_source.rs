@@ -29,7 +29,7 @@ use super::{
 use crate::{
     config::{Config, StoreConfig, StoreUrl},
     store::{
-        NodeAddress, Redirect, StoreError,
+        Diagnosis, NodeAddress, Redirect, StoreError,
         errors::{DETACHED_TIMEOUT, Result},
         metrics::ClusterMetrics,
         slots::OwnedSlots,
@@ -113,6 +113,20 @@ impl MasterSource {
         info.check_slots_move_by_key()?;
         Question::keyed(&member.slots, prefix)
             .ok_or_else(|| StoreError::Unusable("the master owns no slot".into()))
+    }
+
+    /// Adds what a redirect means where the URL names a single server.
+    pub(super) fn diagnosed(&self, error: StoreError) -> StoreError {
+        match (self, error) {
+            (
+                Self::Fixed(_) | Self::Sentinels(_),
+                StoreError::Redirected(redirect @ (Redirect::Moved | Redirect::Ask(_))),
+            ) => {
+                let said = format!("the node answered {}", redirect.as_str());
+                StoreError::Denied(Diagnosis::ClusterNode, said)
+            }
+            (_, error) => error,
+        }
     }
 
     /// Counts a redirect, and requests a topology refresh if the slot map may be out of date.

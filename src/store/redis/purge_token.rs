@@ -1,6 +1,6 @@
 //! The purge tokens: random texts that a purge of all renews.
 //!
-//! Each prefix has a token, in a cluster one in each slot. It is part of the epoch of an entry and is
+//! Each prefix has a token, on a server of a cluster one in each slot. It is part of the epoch of an entry and is
 //! noted in a lease, so that a new one voids all entries and leases under the prefix at once, however
 //! many there are. A lease that finds no token makes one (`lua/lease.lua`), which voids what is older.
 //! Tokens are read with the keys of a job, and tracked as they are.
@@ -8,7 +8,13 @@
 //! A name begins with a brace, which no key of a job does, and in a cluster has a second one, which no
 //! companion of a job has. What follows that brace puts the token into its slot.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use crate::store::{
     Key,
@@ -16,24 +22,35 @@ use crate::store::{
 };
 
 /// The names of the tokens.
-pub(super) struct PurgeTokens(Vec<TokensOfPrefix>);
+pub(super) struct PurgeTokens {
+    prefixes: Vec<TokensOfPrefix>,
+    /// Whether each slot has tokens of its own. A cluster of one master may be used as a single server, and
+    /// refuses commands with keys in several slots as well; so that is known only with a connection.
+    are_by_slot: AtomicBool,
+}
 
 struct TokensOfPrefix {
     prefix: String,
     /// The name if there is no cluster.
     name: String,
-    /// In a cluster, the number that puts a name into each slot; empty without one.
-    tags: Vec<u32>,
+    /// In a cluster, the number that puts a name into each slot.
+    tags: OnceLock<Vec<u32>>,
 }
 
 impl PurgeTokens {
-    pub(super) fn new(prefixes: &[String], is_cluster: bool) -> Self {
+    pub(super) fn new(prefixes: &[String]) -> Self {
         let of_prefix = |prefix: &String| TokensOfPrefix {
             name: format!("{{{prefix}}}:purge-token"),
-            tags: if is_cluster { tags(prefix) } else { Vec::new() },
+            tags: OnceLock::new(),
             prefix: prefix.clone(),
         };
-        Self(prefixes.iter().map(of_prefix).collect())
+        let prefixes = prefixes.iter().map(of_prefix).collect();
+        Self { prefixes, are_by_slot: AtomicBool::new(false) }
+    }
+
+    /// Sets whether the server is one of a cluster. All sidecars that use it see the same.
+    pub(super) fn set_by_slot(&self, are_by_slot: bool) {
+        self.are_by_slot.store(are_by_slot, Ordering::Relaxed);
     }
 
     /// A new token.
@@ -43,48 +60,47 @@ impl PurgeTokens {
 
     /// Whether one token is in force for all keys of a prefix.
     pub(super) fn is_one_for_all(&self) -> bool {
-        self.0.iter().all(|tokens| tokens.tags.is_empty())
+        !self.are_by_slot.load(Ordering::Relaxed)
     }
 
     /// Returns the name of the token for a key.
     pub(super) fn of_key(&self, key: &Key) -> Cow<'_, str> {
         let is_of = |tokens: &&TokensOfPrefix| key.main().starts_with(&tokens.prefix);
         // Every key begins with one of the prefixes, and none of those with another one.
-        let tokens = self.0.iter().find(is_of).unwrap_or(&self.0[0]);
-        tokens.name_in(|| slot_of_key(key))
+        let tokens = self.prefixes.iter().find(is_of).unwrap_or(&self.prefixes[0]);
+        self.name_in(tokens, || slot_of_key(key))
     }
 
     /// Returns the name of the token for a name under this prefix, which need not be that of a job.
     pub(super) fn of_name(&self, prefix: &str, name: &[u8]) -> Cow<'_, str> {
-        let tokens = self.0.iter().find(|tokens| tokens.prefix == prefix).unwrap_or(&self.0[0]);
-        tokens.name_in(|| slot_of(name))
+        let is_of = |tokens: &&TokensOfPrefix| tokens.prefix == prefix;
+        let tokens = self.prefixes.iter().find(is_of).unwrap_or(&self.prefixes[0]);
+        self.name_in(tokens, || slot_of(name))
     }
 
     /// Returns the names of the tokens in these slots, each with its slot. Without a cluster the tokens
     /// are in force for all of them.
     pub(super) fn in_slots(&self, slots: &SlotSet) -> impl Iterator<Item = (u16, Cow<'_, str>)> {
         let slots: Vec<u16> = if self.is_one_for_all() { vec![0] } else { slots.iter().collect() };
-        let of_slot = |slot| self.0.iter().map(move |tokens| (slot, tokens.name_in(|| slot)));
+        let of_slot = move |slot| {
+            self.prefixes.iter().map(move |tokens| (slot, self.name_in(tokens, || slot)))
+        };
         slots.into_iter().flat_map(of_slot)
     }
 
     /// Returns the beginnings that these names have, and no others.
     pub(super) fn beginnings(&self) -> impl Iterator<Item = String> {
-        self.0.iter().map(
-            |TokensOfPrefix { prefix, name, tags }| {
-                if tags.is_empty() { name.clone() } else { format!("{{{prefix}{{") }
-            },
-        )
+        self.prefixes.iter().map(|TokensOfPrefix { prefix, name, .. }| {
+            if self.is_one_for_all() { name.clone() } else { format!("{{{prefix}{{") }
+        })
     }
-}
 
-impl TokensOfPrefix {
-    fn name_in(&self, slot: impl FnOnce() -> u16) -> Cow<'_, str> {
-        if self.tags.is_empty() {
-            return Cow::Borrowed(&self.name);
+    fn name_in<'t>(&self, of: &'t TokensOfPrefix, slot: impl FnOnce() -> u16) -> Cow<'t, str> {
+        if self.is_one_for_all() {
+            return Cow::Borrowed(&of.name);
         }
-        let tag = self.tags[usize::from(slot())];
-        Cow::Owned(name_with(&self.prefix, tag))
+        let tag = of.tags.get_or_init(|| tags(&of.prefix))[usize::from(slot())];
+        Cow::Owned(name_with(&of.prefix, tag))
     }
 }
 
@@ -114,7 +130,8 @@ mod tests {
 
     #[test]
     fn a_token_is_in_the_slot_of_its_keys() {
-        let tokens = PurgeTokens::new(&["job_status:".into(), "p:".into()], true);
+        let tokens = PurgeTokens::new(&["job_status:".into(), "p:".into()]);
+        tokens.set_by_slot(true);
         for (prefix, id) in [("job_status:", "7"), ("p:", "a-1"), ("p:", "b")] {
             let key = Key::new(prefix, id);
             let name = tokens.of_key(&key);
@@ -128,7 +145,7 @@ mod tests {
 
     #[test]
     fn without_a_cluster_a_prefix_has_one_token() {
-        let tokens = PurgeTokens::new(&["job_status:".into(), "p:".into()], false);
+        let tokens = PurgeTokens::new(&["job_status:".into(), "p:".into()]);
         assert_eq!(tokens.of_key(&Key::new("p:", "7")), "{p:}:purge-token");
         let names: Vec<_> = tokens.in_slots(&SlotSet::ALL).map(|(_, name)| name).collect();
         assert_eq!(names, ["{job_status:}:purge-token", "{p:}:purge-token"]);

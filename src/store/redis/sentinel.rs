@@ -41,7 +41,10 @@ use super::dial::{RedisAddress, RedisConnection, Target, Tls};
 use crate::{
     config::{Config, Sentinels},
     observe::throttle::Throttle,
-    store::{NodeAddress, StoreError, errors::Result},
+    store::{
+        Diagnosis, NodeAddress, StoreError,
+        errors::{Result, StoreErrorKind},
+    },
     tls::TlsMetrics,
 };
 
@@ -240,7 +243,7 @@ impl SentinelWatch {
         let target = self.at_sentinels.at(sentinel);
         let mut connection = match connection {
             Some(connection) => connection,
-            None => target.connect().await?,
+            None => target.connect().await.map_err(|error| at(&target, error))?,
         };
         let mut pipeline = redis::pipe();
         // The epoch first: if a failover ends between the commands, the new master is paired with
@@ -270,8 +273,8 @@ impl SentinelWatch {
         let reply = others.query_async(&mut connection.requests).await;
         let reply: Vec<HashMap<String, String>> = match reply.map_err(StoreError::from) {
             Ok(reply) => reply,
-            Err(StoreError::Refused(error)) => {
-                debug!(error, "a sentinel refuses to list the others");
+            Err(error) if error.kind() == StoreErrorKind::Refused => {
+                debug!(%error, "a sentinel refuses to list the others");
                 Vec::new()
             }
             Err(error) => return Err(error),
@@ -307,10 +310,24 @@ fn moved(from: &Target, SentinelReply { master, epoch }: &SentinelReply) -> Stor
     StoreError::Unusable("the sentinels name another master or epoch".into())
 }
 
+/// Says which sentinel it was, and gives the remedies of sentinels.
 fn at(target: &Target, error: StoreError) -> StoreError {
+    let words = |said: String| format!("the sentinel {target} says: {said}");
     match error {
-        StoreError::Refused(reason) => {
-            StoreError::Refused(format!("the sentinel {target} says: {reason}"))
+        StoreError::Refused(said) => StoreError::Refused(words(said)),
+        // The second look has found a sentinel that answers.
+        StoreError::Denied(Diagnosis::Sentinel, _) => {
+            StoreError::Lost(format!("the sentinel {target} closed the connection"))
+        }
+        StoreError::Denied(diagnosis, said) => {
+            let diagnosis = match diagnosis {
+                Diagnosis::NoLogin | Diagnosis::WrongLogin | Diagnosis::NoPassword => {
+                    Diagnosis::SentinelLogin
+                }
+                Diagnosis::UnknownCommand => Diagnosis::NoSentinel,
+                other => other,
+            };
+            StoreError::Denied(diagnosis, words(said))
         }
         error => error,
     }

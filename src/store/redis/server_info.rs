@@ -1,6 +1,6 @@
 //! Version, role, epoch and limits of a server, from `INFO` and `CLUSTER INFO`.
 
-use crate::store::{Epoch, Redirect, StoreError, errors::Result};
+use crate::store::{Diagnosis, Epoch, Redirect, StoreError, errors::Result};
 
 /// One life of the data of a server: its process and its replication history, and for how long it
 /// is master.
@@ -82,6 +82,11 @@ impl ServerInfo {
         Ok(())
     }
 
+    /// Whether the server is a node of a cluster.
+    pub(super) fn is_in_cluster(&self) -> bool {
+        self.field("cluster_enabled") == "1"
+    }
+
     /// Checks that this is a master of a supported version.
     pub(super) fn check(&self) -> Result<()> {
         let server = self.field("redis_version");
@@ -110,6 +115,12 @@ impl ServerInfo {
         let role = self.field("role");
         if role == "master" && !self.replid().is_empty() {
             return Ok(());
+        }
+        if role == "slave" {
+            return Err(StoreError::Denied(
+                Diagnosis::Replica,
+                "the server's role is \"slave\"".to_owned(),
+            ));
         }
         Err(StoreError::Unusable(format!("the server's role is {role:?}; jobcache needs a master")))
     }

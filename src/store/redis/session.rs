@@ -51,6 +51,8 @@ pub(super) struct Session {
     pub(super) clock_ahead_ms: AtomicI64,
     pub(super) timeouts: AtomicU32,
     pub(super) failed: AtomicBool,
+    /// Whether that was because the node said that its cluster is down.
+    pub(super) cluster_down: AtomicBool,
     /// When the grace of a new epoch is over; `None` if there is none.
     pub(super) grace_end: Option<Instant>,
     pub(super) in_grace: AtomicBool,
@@ -94,16 +96,19 @@ impl Session {
     /// with it.
     pub(super) fn ends_with<T>(&self, result: &Result<T>) -> bool {
         let timeouts = match result {
-            Ok(_) | Err(StoreError::Refused(_)) => {
-                self.timeouts.store(0, Ordering::Relaxed);
-                0
-            }
             Err(StoreError::Timeout) => self.timeouts.fetch_add(1, Ordering::Relaxed) + 1,
-            Err(StoreError::Redirected(Redirect::Down)) => TIMEOUTS_IN_A_ROW,
+            Err(StoreError::Redirected(Redirect::Down)) => {
+                self.cluster_down.store(true, Ordering::Relaxed);
+                TIMEOUTS_IN_A_ROW
+            }
             Err(error) if matches!(error.kind(), StoreErrorKind::Lost | StoreErrorKind::Tls) => {
                 TIMEOUTS_IN_A_ROW
             }
-            Err(_) => 0,
+            Err(error) if error.kind() != StoreErrorKind::Refused => 0,
+            Ok(_) | Err(_) => {
+                self.timeouts.store(0, Ordering::Relaxed);
+                0
+            }
         };
         let is_over = timeouts >= TIMEOUTS_IN_A_ROW;
         if is_over {

@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 use super::{server_info::ServerInfo, session::Session, state::ShardState};
 use crate::store::{
     CredentialKey, Redirect, StoreError,
-    errors::{DETACHED_TIMEOUT, Result},
+    errors::{DETACHED_TIMEOUT, Result, StoreErrorKind},
     words::millis,
 };
 
@@ -129,8 +129,12 @@ pub(super) async fn share_credential_key(shard: &ShardState, session: &Session) 
         Ok(key) => shard.context.set_credential_key(key),
         // `ASK` means that the slot is migrating and lacks the key; the next session tries
         // again.
-        Err(error @ (StoreError::Refused(_) | StoreError::Redirected(Redirect::Ask(_)))) => {
-            if let Some(suppressed) = shard.warnings.key.admit(&error.to_string()) {
+        Err(error)
+            if error.kind() == StoreErrorKind::Refused
+                || matches!(error, StoreError::Redirected(Redirect::Ask(_))) =>
+        {
+            let problems = &shard.context.problems;
+            if let Some(suppressed) = problems.admit(&error, &shard.warnings.key) {
                 warn!(%error, suppressed, "cannot share the fingerprint key");
             }
         }

@@ -16,7 +16,7 @@ use super::{
     session::Session,
 };
 use crate::{
-    config::{self, NearTracking, StoreUrl},
+    config::{self, NearTracking},
     mutants::{self, Mutant},
     observe::{
         events::{EventKind, Events},
@@ -28,6 +28,7 @@ use crate::{
         errors::Result,
         metrics::{StoreMetrics, TrackingMetrics},
         near::Watcher,
+        problems::{Problems, RefusedCommand},
         retry_queue::{RetryQueue, open_queue},
         sidecar_record::SidecarRecords,
         slots::{OwnedSlots, SlotSet, slot_of},
@@ -46,6 +47,8 @@ pub(crate) struct StoreContext {
     credential_key: RwLock<CredentialKey>,
     pub(super) has_secret: bool,
     pub(crate) retry_queue: Arc<RetryQueue>,
+    /// What is wrong at present.
+    pub(crate) problems: Arc<Problems>,
     /// The record for other sidecars.
     pub(crate) records: SidecarRecords,
     /// Learns of changes, which are tracked in this way.
@@ -69,15 +72,16 @@ impl StoreContext {
     ) -> Result<Self> {
         let secret = config.cache.credentials.secret.as_ref();
         let prefixes = config.prefixes();
-        let is_cluster = matches!(config.store.url, StoreUrl::Cluster(_));
+        let problems = Arc::<Problems>::default();
         Ok(Self {
             config: config.store.clone(),
-            purge_tokens: Arc::new(PurgeTokens::new(&prefixes, is_cluster)),
+            purge_tokens: Arc::new(PurgeTokens::new(&prefixes)),
             prefixes,
             purged: Notify::new(),
             credential_key: RwLock::new(CredentialKey::initial(secret)),
             has_secret: secret.is_some(),
-            retry_queue: open_queue(config, Arc::clone(&metrics))?,
+            retry_queue: open_queue(config, Arc::clone(&metrics), Arc::clone(&problems))?,
+            problems,
             records: SidecarRecords::new(config),
             watcher: watcher.map(|watcher| (watcher, config.cache.near.tracking)),
             status_changed: Notify::new(),
@@ -118,6 +122,8 @@ pub(super) struct ShardState {
     /// Notified when a session fails.
     pub(super) failed: Notify,
     pub(super) warnings: ShardWarnings,
+    /// The refused command of the session that is to be reported.
+    pub(super) refused: RefusedCommand,
     /// Tracking for the entries in this process, if they are enabled.
     pub(super) tracked: Option<TrackingState>,
 }
@@ -157,6 +163,7 @@ impl ShardState {
             recently_confirmed: Mutex::default(),
             failed: Notify::new(),
             warnings: ShardWarnings::default(),
+            refused: RefusedCommand::default(),
             tracked,
         }
     }
@@ -182,6 +189,7 @@ impl ShardState {
     /// Publishes a session. What is pending can be confirmed now.
     pub(super) fn publish(&self, session: SessionHandle) {
         *self.session.write().unwrap_or_else(PoisonError::into_inner) = Some(session);
+        self.context.problems.clear();
         self.context.status_changed.notify_one();
         self.context.retry_queue.pending.make_all_due();
         self.context.retry_queue.changed.notify_one();
@@ -231,11 +239,14 @@ impl ShardState {
 
     /// Updates the health of the session from the result of an operation.
     pub(super) fn judge<T>(&self, session: &Session, result: Result<T>) -> Result<T> {
+        let result = result.map_err(|error| self.source.diagnosed(error));
         if let Err(StoreError::Redirected(redirect)) = &result {
             self.source.observe(redirect, &self.context.metrics.cluster);
         }
         if session.ends_with(&result) {
             self.failed.notify_one();
+        } else if let Err(error) = &result {
+            self.refused.note(error);
         }
         result
     }

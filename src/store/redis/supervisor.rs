@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, AtomicU32},
+        atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
     },
     thread,
     time::Duration,
@@ -19,16 +19,17 @@ use tracing::{info, warn};
 use super::{
     master_source::MasterSource,
     purge_token::PurgeTokens,
+    refusals::{check_serves_all, report_refusals},
     server_info::ServerInfo,
     session::{Session, clock_ahead_ms},
     shared_keys::{grace_end, keep_record, share_credential_key},
-    state::{SessionHandle, ShardState},
+    state::{SessionHandle, ShardState, StoreContext},
     tracking::track,
 };
 use crate::{
     clock,
     store::{
-        StoreError,
+        Redirect, StoreError,
         errors::{BACKOFF, DETACHED_TIMEOUT, Result},
     },
 };
@@ -43,7 +44,17 @@ pub(super) async fn supervise(shard: Arc<ShardState>) {
         let error = serve(&shard, &session, &mut backoff).await;
         shard.retract(&error);
         shard.requeue_recent().await;
-        warn!(store = shard.address, %error, "store is down; all requests go to the upstream");
+        let problems = &shard.context.problems;
+        // Every master of a cluster says so when the cluster is down.
+        let is_due = match error.diagnosis() {
+            Some(diagnosis) if diagnosis.refuses_commands() => {
+                problems.admit(&error, &shard.warnings.connect).is_some()
+            }
+            _ => true,
+        };
+        if is_due {
+            warn!(store = shard.address, %error, "store is down; all requests go to the upstream");
+        }
         first_pause = backoff;
     }
 }
@@ -80,6 +91,7 @@ async fn serve(shard: &ShardState, session: &SessionHandle, backoff: &mut Durati
         never = keep_record(shard, session) => match never {},
         never = session.end_grace() => match never {},
         never = track(shard, session) => match never {},
+        never = report_refusals(shard, session) => match never {},
     }
 }
 
@@ -92,6 +104,9 @@ async fn watch(shard: &ShardState, session: &Session) -> StoreError {
             () = session.connection.closed.notified() => {
                 return StoreError::Lost("the server closed the connection".into());
             }
+        }
+        if session.cluster_down.load(Ordering::Relaxed) {
+            return StoreError::Redirected(Redirect::Down);
         }
         if session.has_failed() {
             return StoreError::Unusable("too many operations failed".into());
@@ -132,13 +147,15 @@ async fn reconnect(
                 }
             }
             () = sleep_until(next_at), if has_room => {
-                attempts.push(connect_master(&shard.source, &shard.context.purge_tokens));
+                let context = &shard.context;
+                let prefix = &context.config.prefix;
+                attempts.push(connect_master(&shard.source, prefix, &context.purge_tokens));
                 next_at = Instant::now() + longest_pause(shard);
                 continue;
             }
         };
         shard.context.metrics.fail_to_connect(&failed);
-        if let Some(suppressed) = shard.warnings.connect.admit(&failed.to_string()) {
+        if let Some(suppressed) = shard.context.problems.admit(&failed, &shard.warnings.connect) {
             let store = &shard.address;
             warn!(store, error = %failed, suppressed, "cannot connect to the store; retrying");
         }
@@ -163,6 +180,7 @@ fn jittered(pause: Duration) -> Duration {
 /// Has no effect if it is cancelled.
 pub(super) async fn connect_master(
     source: &MasterSource,
+    prefix: &str,
     purge_tokens: &Arc<PurgeTokens>,
 ) -> Result<(Session, ServerInfo)> {
     let target = source.target().await?;
@@ -177,8 +195,12 @@ pub(super) async fn connect_master(
     let (connection, info, clock_ahead_ms) = timeout(DETACHED_TIMEOUT, open).await??;
     let info = ServerInfo(info);
     info.check()?;
+    if info.is_in_cluster() && !matches!(source, MasterSource::Cluster(_)) {
+        timeout(DETACHED_TIMEOUT, check_serves_all(&connection, prefix)).await??;
+    }
     // The server may have hung until now, and may have been deposed meanwhile.
     let server = info.epoch(source.term(&target, &connection).await?);
+    purge_tokens.set_by_slot(info.is_in_cluster());
     let session = Session {
         connection,
         target,
@@ -189,6 +211,7 @@ pub(super) async fn connect_master(
         clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
         timeouts: AtomicU32::new(0),
         failed: AtomicBool::new(false),
+        cluster_down: AtomicBool::new(false),
         grace_end: None,
         in_grace: AtomicBool::new(false),
     };
@@ -197,8 +220,8 @@ pub(super) async fn connect_master(
 
 /// Connects once, and publishes the session.
 pub(super) async fn connect_once(shard: &ShardState) -> Result<()> {
-    let purge_tokens = &shard.context.purge_tokens;
-    let (session, info) = connect_master(&shard.source, purge_tokens).await?;
+    let StoreContext { config, purge_tokens, .. } = &*shard.context;
+    let (session, info) = connect_master(&shard.source, &config.prefix, purge_tokens).await?;
     shard.publish(open_session(shard, session, &info).await?);
     Ok(())
 }

@@ -290,6 +290,28 @@ impl Process {
         (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
     }
 
+    /// Runs a strict check. Returns whether the store is what it complains about, and the line about the store.
+    pub(crate) async fn check_store(
+        url: &str,
+        upstream: &Upstream,
+        envs: &[(&str, &str)],
+    ) -> (bool, String) {
+        let owned = |text: &str| text.to_owned();
+        let args =
+            ["check", "--strict", "--upstream", &upstream.url(), "--redis-url", url].map(owned);
+        let envs: Vec<_> = envs.iter().map(|(name, value)| (owned(name), owned(value))).collect();
+        let run = move || {
+            let envs: Vec<_> = envs.iter().map(|(name, value)| (&**name, &**value)).collect();
+            Self::output(&args.each_ref().map(String::as_str), &envs)
+        };
+        let (code, out, error) = tokio::task::spawn_blocking(run).await.expect("no panic");
+        let line = out.lines().find(|line| line.starts_with("# store "));
+        let line = line.unwrap_or_else(|| panic!("no line about the store: {out}{error}"));
+        let is_refused = error.contains("not everything can be reached: store");
+        assert_eq!(code, i32::from(is_refused), "{out}{error}");
+        (is_refused, line.to_owned())
+    }
+
     /// Starts without addresses, and waits for nothing.
     pub(crate) fn spawn(args: &[&str], envs: &[(&str, &str)]) -> Self {
         let mut child = command(args, envs).spawn().expect("the binary runs");

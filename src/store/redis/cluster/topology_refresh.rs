@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
@@ -30,16 +30,18 @@ use super::{
     plan::{NodeView, Plan},
 };
 use crate::{
-    config::{ClusterSeeds, Config},
+    config::{ClusterSeeds, Config, NearMode},
     observe::metrics::Registry,
     store::{
-        NodeAddress, StoreError,
+        Diagnosis, NodeAddress, Redirect, StoreError,
         errors::{DETACHED_TIMEOUT, Result},
         redis::{
             dial::{ClusterReplies, Target},
+            refusals::{check_commands, trials},
+            server_info::claimed_epoch,
             shared_keys::live_records,
         },
-        slots::slot_of,
+        slots::{OwnedSlots, SLOTS, slot_of},
         words::now_ms,
     },
     tls::TlsMetrics,
@@ -83,7 +85,7 @@ pub(in crate::store::redis) async fn refresh_topology(cluster: Arc<Cluster>) -> 
             cluster.context.metrics.cluster.refreshes.inc();
             cluster.apply_topology(plan).await;
             cluster.refreshes.end(number, witnesses.into(), is_alone);
-        } else if let Some(suppressed) = cluster.refresh_warnings.admit(&error.to_string()) {
+        } else if let Some(suppressed) = cluster.admit_warning(&error) {
             warn!(%error, suppressed, "no cluster node reports the slot owners; retrying");
         }
         sleep(REFRESH_PAUSE).await;
@@ -194,7 +196,24 @@ impl Cluster {
             info!(node = shard.state.address, "a node is no longer a master of the cluster");
             shard.requeue_recent().await;
         }
+        self.warn_unowned();
         self.context.status_changed.notify_one();
+    }
+
+    /// Notes the error; returns whether a warning about it is due.
+    fn admit_warning(&self, error: &StoreError) -> Option<u64> {
+        self.context.problems.admit(error, &self.refresh_warnings)
+    }
+
+    /// Warns about slots that no master owns.
+    fn warn_unowned(&self) {
+        let unowned = self.slot_map().unowned();
+        let error = StoreError::Redirected(Redirect::Down);
+        if unowned > 0
+            && let Some(suppressed) = self.admit_warning(&error)
+        {
+            warn!(unowned, %error, suppressed, "slots have no master; their jobs go to the upstream");
+        }
     }
 
     /// Whether a master is not trusted, or a slot has no owner.
@@ -204,8 +223,8 @@ impl Cluster {
     }
 }
 
-/// Asks the seeds for the masters, one after the other. Does not check whether the masters answer,
-/// but reads the records of the sidecars where they do.
+/// Asks the seeds for the masters, one after the other. Tries the commands at the masters that
+/// answer, and reads the records of the sidecars.
 pub(in crate::store::redis) async fn probe_seeds(
     seeds: &ClusterSeeds,
     config: &Config,
@@ -216,19 +235,45 @@ pub(in crate::store::redis) async fn probe_seeds(
         let address = NodeAddress::new(host, *port);
         let view = async {
             let connection = timeout(DETACHED_TIMEOUT, target.at(&address).connect()).await??;
-            NodeView::parse(&address, &connection.cluster_replies().await?)
+            let replies = target.at(&address).first_reply(connection.ask_cluster().await).await?;
+            claimed_epoch(&replies.2)?;
+            NodeView::parse(&address, &replies)
         };
         match view.await {
-            Ok(view) => return Ok(records(&config.store.prefix, &target, view).await),
+            Ok(view) => {
+                let plan = Plan::of(&[view]);
+                check_masters(config, &target, &plan).await?;
+                return Ok(records(&config.store.prefix, &target, &plan).await);
+            }
             Err(error) => last_error = error,
         }
     }
     Err(last_error)
 }
 
+/// Checks that every slot has a master, and that those which answer refuse no command.
+async fn check_masters(config: &Config, target: &Target, plan: &Plan) -> Result<()> {
+    let unowned = usize::from(SLOTS) - plan.owners.iter().flatten().count();
+    if unowned > 0 {
+        let said = format!("{unowned} of {SLOTS} slots have no master");
+        return Err(StoreError::Denied(Diagnosis::ClusterDown, said));
+    }
+    let is_tracked = config.cache.near.mode != NearMode::Off;
+    let checks = plan.masters.iter().enumerate().map(async |(index, master)| {
+        let slots = OwnedSlots::default();
+        let owner = u16::try_from(index).ok();
+        slots.assign(|slot| plan.owners.get(usize::from(slot)).copied().flatten() == owner);
+        let Some(name) = slots.name(&config.store.prefix, "trial", 0) else { return Ok(()) };
+        let target = target.at(&master.address);
+        let connected = timeout(DETACHED_TIMEOUT, target.connect()).await;
+        let Ok(Ok(connection)) = connected else { return Ok(()) };
+        check_commands(&connection, &target, trials(&name, true, is_tracked)).await
+    });
+    join_all(checks).await.into_iter().collect()
+}
+
 /// Returns the records of the sidecars; none if they cannot be read.
-async fn records(prefix: &str, target: &Target, view: NodeView) -> Vec<String> {
-    let plan = Plan::of(&[view]);
+async fn records(prefix: &str, target: &Target, plan: &Plan) -> Vec<String> {
     let owner = plan.owners.get(usize::from(slot_of(prefix.as_bytes()))).copied().flatten();
     let master = owner.and_then(|index| plan.masters.get(usize::from(index)));
     let Some(master) = master else { return Vec::new() };

@@ -154,7 +154,7 @@ impl Wire {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Redirect;
+    use crate::store::{Redirect, errors::StoreErrorKind};
 
     #[test]
     fn a_master_that_has_lost_the_slot_or_the_majority_does_not_answer() {
@@ -178,7 +178,7 @@ mod tests {
             assert!(matches!(reason, StoreError::Redirected(is) if is == redirect), "{line}");
         }
         assert!(!question.is_answered_by(&error("LOADING")));
-        assert!(matches!(no_answer(error("LOADING")), StoreError::Unusable(_)));
+        assert_eq!(no_answer(error("LOADING")).kind(), StoreErrorKind::Lost);
     }
 
     #[test]

@@ -1,0 +1,350 @@
+//! What is wrong with a server, from what it says, and the remedy. The log, `jobcache check` and
+//! `/status` show the same.
+//!
+//! [`TABLE`] is the only place for both. What a server says while it is dialled is heard in
+//! `redis/first_contact.rs`; what it says to a command comes as an error of the `redis` crate.
+
+#[cfg(test)]
+mod tests;
+
+use crate::semantics::labels::labels;
+
+labels! {
+    /// What is wrong with a server.
+    pub enum Diagnosis {
+        /// A command was renamed.
+        UnknownCommand = "unknown-command",
+        /// The user lacks a right.
+        Acl = "acl",
+        /// The URL names a single Redis, and this is a node of a cluster.
+        ClusterNode = "cluster-node",
+        /// The cluster does not serve all slots.
+        ClusterDown = "cluster-down",
+        /// The URL names a cluster, and this is a single Redis.
+        NoCluster = "no-cluster",
+        /// There is no memory left.
+        Memory = "memory",
+        /// The server cannot save its data.
+        Disk = "disk",
+        /// The server has too few replicas.
+        Replicas = "replicas",
+        /// There are too many clients.
+        MaxClients = "max-clients",
+        /// The server takes local clients only.
+        ProtectedMode = "protected-mode",
+        /// A password is missing.
+        NoLogin = "no-login",
+        /// User or password are wrong.
+        WrongLogin = "wrong-login",
+        /// There is a password that the server does not know of.
+        NoPassword = "no-password",
+        /// User or password at a sentinel are wrong or missing.
+        SentinelLogin = "sentinel-login",
+        /// The URL names a single Redis, and this is a sentinel.
+        Sentinel = "sentinel",
+        /// The URL names sentinels, and this is none.
+        NoSentinel = "no-sentinel",
+        /// There is no such database.
+        NoDatabase = "no-database",
+        /// The server loads its data.
+        Loading = "loading",
+        /// A replica has lost its master.
+        MasterDown = "master-down",
+        /// The server is a replica.
+        Replica = "replica",
+        /// An HTTP server.
+        Http = "http",
+        /// Some other server.
+        NotRedis = "not-redis",
+        /// A proxy that takes some commands only.
+        Proxy = "proxy",
+        /// The server closes the connection without a word.
+        Closes = "closes",
+        /// The server speaks TLS only.
+        TlsServer = "tls-server",
+        /// The server does not speak TLS.
+        PlainServer = "plain-server",
+        /// The certificate is of an unknown authority.
+        Authority = "authority",
+        /// The certificate is for other names.
+        Name = "name",
+        /// The certificate has no names.
+        NoName = "no-name",
+        /// The certificate is not valid at this time.
+        Expired = "expired",
+        /// The certificate cannot be verified for another reason.
+        Certificate = "certificate",
+        /// The server does not have the key of its certificate.
+        StrangeKey = "strange-key",
+        /// The server wants a certificate from us.
+        ClientCertificate = "client-certificate",
+        /// The server does not accept ours.
+        RefusedCertificate = "refused-certificate",
+        /// The server has no version of TLS that we have.
+        TlsVersion = "tls-version",
+        /// The server and we have no cipher or kind of key in common.
+        Handshake = "handshake",
+    }
+}
+
+/// How much of the server works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// It answers, and refuses some commands or all.
+    Refuses,
+    /// It answers, and is not one to use.
+    Unusable,
+    /// TLS cannot be set up.
+    Tls,
+}
+
+/// One thing that can be wrong.
+struct Row {
+    diagnosis: Diagnosis,
+    /// What a server says; any of them tells. In capitals the code of an error, else a part of its
+    /// text in lower case.
+    said: &'static [&'static str],
+    extent: Extent,
+    remedy: &'static str,
+}
+
+const fn row(
+    diagnosis: Diagnosis,
+    extent: Extent,
+    said: &'static [&'static str],
+    remedy: &'static str,
+) -> Row {
+    Row { diagnosis, said, extent, remedy }
+}
+
+use Diagnosis as Is;
+use Extent::{Refuses, Tls, Unusable};
+
+/// The first row that fits counts. A renamed command comes first: its error repeats what was sent.
+const TABLE: [Row; Diagnosis::WORDS.len()] = [
+    row(
+        Is::UnknownCommand,
+        Refuses,
+        &["unknown command", "command called from script"],
+        "remove its rename-command from redis.conf, and connect to Redis itself instead of a proxy",
+    ),
+    row(
+        Is::Acl,
+        Refuses,
+        &["NOPERM", "can't run this command", "acl failure"],
+        "give the user the rights in docs/redis.md (ACL SETUSER)",
+    ),
+    row(
+        Is::ClusterNode,
+        Refuses,
+        &["MOVED", "CROSSSLOT", "not allowed in cluster mode"],
+        "this is a node of a Redis Cluster: use a redis-cluster:// URL (rediss-cluster:// over TLS)",
+    ),
+    row(
+        Is::ClusterDown,
+        Refuses,
+        &["CLUSTERDOWN"],
+        "the cluster has no majority, or slots without a master: `redis-cli --cluster check` says which; with \
+         cluster-require-full-coverage no the other slots are served",
+    ),
+    row(
+        Is::NoCluster,
+        Refuses,
+        &["cluster support disabled"],
+        "this is not a cluster: use a redis:// URL (rediss:// over TLS)",
+    ),
+    row(Is::Memory, Refuses, &["OOM"], "Redis is full: raise its maxmemory, or store less in it"),
+    row(Is::Disk, Refuses, &["MISCONF"], "Redis cannot save its data: see the log of Redis"),
+    row(
+        Is::Replicas,
+        Refuses,
+        &["NOREPLICAS"],
+        "Redis has fewer replicas than its min-replicas-to-write: see `redis-cli info replication`",
+    ),
+    row(
+        Is::MaxClients,
+        Refuses,
+        &["max number of clients"],
+        "raise maxclients of Redis, or close connections of other programs",
+    ),
+    row(
+        Is::ProtectedMode,
+        Refuses,
+        &["protected mode"],
+        "without a password Redis takes local clients only: set requirepass in redis.conf and \
+         store.password_file here, or `protected-mode no` where no stranger reaches Redis",
+    ),
+    row(
+        Is::NoLogin,
+        Refuses,
+        &["NOAUTH"],
+        "Redis wants a password: set store.password_file or store.password, or put it into store.url",
+    ),
+    row(
+        Is::WrongLogin,
+        Refuses,
+        &["WRONGPASS", "invalid password", "invalid username"],
+        "check the user and the password in store.url, store.username and store.password",
+    ),
+    row(
+        Is::NoPassword,
+        Refuses,
+        &["without any password configured", "no password is set"],
+        "this Redis has no password: remove it from store.url, store.password and store.password_file",
+    ),
+    row(
+        Is::SentinelLogin,
+        Refuses,
+        &[],
+        "check store.sentinel.username and store.sentinel.password_file: the login of Redis is not sent to \
+         sentinels",
+    ),
+    row(
+        Is::Sentinel,
+        Refuses,
+        &[],
+        "this is a sentinel: use a redis-sentinel://host:port/master URL",
+    ),
+    row(
+        Is::NoSentinel,
+        Refuses,
+        &[],
+        "this is not a sentinel: sentinels listen on port 26379; for Redis itself use a redis:// URL",
+    ),
+    row(
+        Is::NoDatabase,
+        Refuses,
+        &["db index is out of range"],
+        "name a database that Redis has: see its setting databases",
+    ),
+    row(Is::Loading, Unusable, &["LOADING"], "wait until Redis has loaded its data"),
+    row(
+        Is::MasterDown,
+        Unusable,
+        &["MASTERDOWN"],
+        "this is a replica without its master: name the master, or use a redis-sentinel:// URL",
+    ),
+    row(
+        Is::Replica,
+        Unusable,
+        &["READONLY"],
+        "this is a replica: name the master, or use a redis-sentinel:// URL",
+    ),
+    row(Is::Http, Unusable, &[], "an HTTP server listens there: check host and port of store.url"),
+    row(
+        Is::NotRedis,
+        Unusable,
+        &[],
+        "another server than Redis listens there: check host and port of store.url",
+    ),
+    row(
+        Is::Proxy,
+        Unusable,
+        &[],
+        "a proxy that takes some commands only, such as twemproxy, cannot be used: connect to Redis itself",
+    ),
+    row(
+        Is::Closes,
+        Unusable,
+        &[],
+        "check host and port of store.url, and see the log of the server that listens there",
+    ),
+    row(Is::TlsServer, Unusable, &[], "use a rediss:// URL for a server with TLS"),
+    row(Is::PlainServer, Tls, &[], "use a redis:// URL for a server without TLS"),
+    row(
+        Is::Authority,
+        Tls,
+        &[],
+        "set store.tls.ca to the authority that signed the certificate, or to the certificate itself",
+    ),
+    row(
+        Is::Name,
+        Tls,
+        &[],
+        "set store.tls.server_name to a name in the certificate, or store.tls.verify to \"ca\"",
+    ),
+    row(
+        Is::NoName,
+        Tls,
+        &[],
+        "put the certificate itself into store.tls.ca, or set store.tls.verify to \"ca\"",
+    ),
+    row(
+        Is::Expired,
+        Tls,
+        &[],
+        "renew the certificate of Redis; if it is still valid, correct the clock of this machine",
+    ),
+    row(
+        Is::Certificate,
+        Tls,
+        &[],
+        "put the certificate itself into store.tls.ca: it is then trusted as it is",
+    ),
+    row(
+        Is::StrangeKey,
+        Tls,
+        &[],
+        "the server shows a certificate of which it does not have the key (or an RSA key below 2048 \
+         bits): find out what listens there",
+    ),
+    row(
+        Is::ClientCertificate,
+        Tls,
+        &[],
+        "Redis requires a client certificate: set store.tls.cert and store.tls.key, or its \
+         tls-auth-clients to no",
+    ),
+    row(
+        Is::RefusedCertificate,
+        Tls,
+        &[],
+        "Redis does not accept the certificate in store.tls.cert: its authority has to be in the \
+         tls-ca-cert-file of Redis",
+    ),
+    row(Is::TlsVersion, Tls, &[], "allow TLSv1.2 or TLSv1.3 in tls-protocols of Redis"),
+    row(
+        Is::Handshake,
+        Tls,
+        &[],
+        "set store.tls.cert if Redis requires a client certificate; else give Redis a key of a kind \
+         that jobcache knows (RSA of 2048 bits or more, P-256, P-384 or Ed25519)",
+    ),
+];
+
+impl Diagnosis {
+    /// What the words of a server tell.
+    pub(super) fn of(words: &str) -> Option<Self> {
+        let text = words.to_lowercase();
+        let code = words.split(' ').next().unwrap_or_default();
+        let tells = |row: &&Row| row.said.iter().any(|said| *said == code || text.contains(said));
+        TABLE.iter().find(tells).map(|row| row.diagnosis)
+    }
+
+    fn row(self) -> Option<&'static Row> {
+        TABLE.iter().find(|row| row.diagnosis == self)
+    }
+
+    /// What to do about it.
+    pub fn remedy(self) -> &'static str {
+        self.row().map_or("", |row| row.remedy)
+    }
+
+    pub(super) fn extent(self) -> Extent {
+        self.row().map_or(Unusable, |row| row.extent)
+    }
+
+    /// Whether the server serves clients and refuses some commands.
+    pub fn refuses_commands(self) -> bool {
+        matches!(
+            self,
+            Self::UnknownCommand
+                | Self::Acl
+                | Self::ClusterNode
+                | Self::ClusterDown
+                | Self::Memory
+                | Self::Disk
+                | Self::Replicas
+        )
+    }
+}

@@ -1,0 +1,124 @@
+//! What is wrong with the store at present, for `/status`, and how often the log says so.
+//!
+//! A command that Redis refuses fails with every request that needs it, on each of its masters, and
+//! in several parts of the store. All of them share one warning a minute.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Notify;
+
+use super::{StoreError, diagnosis::Diagnosis};
+use crate::observe::throttle::Throttle;
+
+/// How long a refusal is shown after the last one. Without requests there is no other sign of it.
+const SHOWN_FOR: Duration = Duration::from_mins(2);
+
+/// What is wrong with the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// What is wrong.
+    pub diagnosis: Diagnosis,
+    /// The commands that are refused, as far as known.
+    pub commands: Vec<&'static str>,
+}
+
+/// The last problem, and the throttle of warnings about refused commands.
+#[derive(Debug, Default)]
+pub(crate) struct Problems {
+    refusals: Throttle,
+    last: Mutex<Option<(Problem, Instant)>>,
+}
+
+impl Problems {
+    /// Notes the error. Returns `Some` if a warning about it should be logged now, with the number
+    /// of warnings that were suppressed; `others` throttles errors that are no refused commands.
+    pub(super) fn admit(&self, error: &StoreError, others: &Throttle) -> Option<u64> {
+        // While commands are refused, the store may be down because of that.
+        let known = || self.current().filter(|_| matches!(error, StoreError::Down));
+        let diagnosis = error.diagnosis().or_else(|| known().map(|problem| problem.diagnosis));
+        if let Some(diagnosis) = diagnosis {
+            self.note(diagnosis, Vec::new());
+        }
+        if diagnosis.is_some_and(Diagnosis::refuses_commands) {
+            return self.refusals.admit("");
+        }
+        others.admit(&error.to_string())
+    }
+
+    /// Notes a problem for `/status`. Commands that are known already stay.
+    pub(super) fn note(&self, diagnosis: Diagnosis, mut commands: Vec<&'static str>) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, _)) = last.take()
+            && known.diagnosis == diagnosis
+            && commands.is_empty()
+        {
+            commands = known.commands;
+        }
+        *last = Some((Problem { diagnosis, commands }, Instant::now()));
+    }
+
+    /// Forgets the problem: the store can be used again.
+    pub(super) fn clear(&self) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The present problem.
+    pub(super) fn current(&self) -> Option<Problem> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let (problem, _) = last.as_ref().filter(|(_, at)| at.elapsed() < SHOWN_FOR)?;
+        Some(problem.clone())
+    }
+}
+
+/// The last command that a session was refused.
+#[derive(Debug, Default)]
+pub(super) struct RefusedCommand {
+    error: Mutex<Option<(Diagnosis, String)>>,
+    noted: Notify,
+}
+
+impl RefusedCommand {
+    /// Notes the error of an operation, if it is about a command.
+    pub(super) fn note(&self, error: &StoreError) {
+        let StoreError::Denied(diagnosis, said) = error else { return };
+        if diagnosis.refuses_commands() {
+            let refused = Some((*diagnosis, said.clone()));
+            *self.error.lock().unwrap_or_else(PoisonError::into_inner) = refused;
+            self.noted.notify_one();
+        }
+    }
+
+    pub(super) async fn next(&self) -> (Diagnosis, String) {
+        loop {
+            let noted = self.error.lock().unwrap_or_else(PoisonError::into_inner).take();
+            match noted {
+                Some(refused) => return refused,
+                None => self.noted.notified().await,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_refused_commands_share_one_warning_a_minute() {
+        let (problems, others) = (Problems::default(), Throttle::default());
+        let refused = |words: &str| StoreError::Denied(Diagnosis::Acl, words.to_owned());
+        assert_eq!(problems.admit(&refused("mget"), &others), Some(0));
+        assert_eq!(problems.admit(&refused("scan"), &Throttle::default()), None);
+        assert_eq!(problems.admit(&StoreError::Lost("x".into()), &others), Some(0));
+        assert_eq!(problems.admit(&StoreError::Down, &Throttle::default()), None);
+        problems.note(Diagnosis::Acl, vec!["MGET"]);
+        assert_eq!(problems.admit(&refused("mget"), &others), None);
+        let commands = problems.current().unwrap().commands;
+        assert_eq!(commands, ["MGET"], "the names are kept");
+        problems.clear();
+        assert_eq!(problems.current(), None);
+    }
+}

@@ -1,0 +1,170 @@
+//! Commands that a server refuses: renamed ones, those that the ACL denies, and those of slots that
+//! it does not serve.
+//!
+//! An error inside a script does not name the command. So where one was refused, all that jobcache
+//! uses are tried, on a key that is not there, so that they change nothing. `jobcache check` tries
+//! them always.
+
+use std::convert::Infallible;
+
+use redis::{Cmd, Value, cmd};
+use sha1_smol::Sha1;
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::{
+    dial::{RedisConnection, Target},
+    session::Session,
+    state::ShardState,
+};
+use crate::store::{
+    Diagnosis, StoreError,
+    errors::{DETACHED_TIMEOUT, Result, words},
+};
+
+/// Warns about commands that the server of a session refuses; never returns.
+pub(super) async fn report_refusals(shard: &ShardState, session: &Session) -> Infallible {
+    loop {
+        let (diagnosis, said) = shard.refused.next().await;
+        let error = StoreError::Denied(diagnosis, said);
+        let problems = &shard.context.problems;
+        let Some(suppressed) = problems.admit(&error, &shard.warnings.connect) else { continue };
+        let context = &shard.context;
+        let name = shard.slots.name(&context.config.prefix, "trial", 0).unwrap_or_default();
+        let trials = trials(&name, session.is_in_cluster, context.watcher.is_some());
+        let refused = timeout(DETACHED_TIMEOUT, refused(&session.connection, trials)).await;
+        let refused = refused.ok().and_then(Result::ok).unwrap_or_default();
+        let commands: Vec<_> = refused.iter().map(|(command, ..)| *command).collect();
+        let shown = commands.join(", ");
+        problems.note(diagnosis, commands);
+        warn!(
+            store = shard.address,
+            user = session.target.username(),
+            commands = shown,
+            %error,
+            pending = context.retry_queue.pending.len(),
+            suppressed,
+            "Redis refuses commands; what needs them goes to the upstream, and writes stay unconfirmed"
+        );
+    }
+}
+
+/// Fails with all commands that the server refuses.
+pub(super) async fn check_commands(
+    connection: &RedisConnection,
+    target: &Target,
+    trials: Vec<(&'static str, Cmd)>,
+) -> Result<()> {
+    let refused = timeout(DETACHED_TIMEOUT, refused(connection, trials)).await??;
+    let Some((_, diagnosis, said)) = refused.first() else { return Ok(()) };
+    let commands: Vec<_> = refused.iter().map(|(command, ..)| *command).collect();
+    let commands = commands.join(", ");
+    let by_acl = match diagnosis {
+        Diagnosis::Acl => format!("{} may not run ", target.user()),
+        _ => String::new(),
+    };
+    Err(StoreError::Denied(*diagnosis, format!("{by_acl}{commands} ({said})")))
+}
+
+/// Each command that is refused, and why.
+async fn refused(
+    connection: &RedisConnection,
+    trials: Vec<(&'static str, Cmd)>,
+) -> Result<Vec<(&'static str, Diagnosis, String)>> {
+    let mut pipeline = redis::pipe();
+    for (_, command) in &trials {
+        pipeline.add_command(command.clone());
+    }
+    pipeline.ignore_errors();
+    let replies: Vec<Value> = pipeline.query_async(&mut connection.requests.clone()).await?;
+    let refused = trials.iter().zip(replies).filter_map(|((name, _), reply)| {
+        let error = StoreError::from(reply.extract_error().err()?);
+        let diagnosis = error.diagnosis().filter(|is| is.refuses_commands())?;
+        let said = match error {
+            StoreError::Denied(_, said) => said,
+            error => error.to_string(),
+        };
+        Some((*name, diagnosis, said))
+    });
+    Ok(refused.collect())
+}
+
+/// A script that does nothing.
+const SCRIPT: &str = "return 1";
+
+/// Commands on one key, with what follows the key. None changes a key that is not there.
+const ON_KEY: [(&str, &[&str]); 13] = [
+    ("GET", &[]),
+    ("STRLEN", &[]),
+    ("EXISTS", &[]),
+    ("TYPE", &[]),
+    ("PTTL", &[]),
+    ("PEXPIRETIME", &[]),
+    ("PEXPIREAT", &["1"]),
+    ("DEL", &[]),
+    ("SET", &["", "XX"]),
+    ("ZADD", &["XX", "0", "none"]),
+    ("ZRANGE", &["0", "0"]),
+    ("ZREM", &["none"]),
+    ("ZREMRANGEBYSCORE", &["0", "0"]),
+];
+
+/// The commands that jobcache uses, on `name`: a key like those next to the main key of a job, which
+/// is not there.
+pub(super) fn trials(
+    name: &str,
+    is_in_cluster: bool,
+    is_tracked: bool,
+) -> Vec<(&'static str, Cmd)> {
+    let of = |shown: &'static str, args: &[&str]| {
+        let mut words = shown.split(' ');
+        let mut of = cmd(words.next().unwrap_or_default());
+        for word in words.chain(args.iter().copied()) {
+            of.arg(word);
+        }
+        (shown, of)
+    };
+    let on_key =
+        |(command, rest): &(&'static str, &[&str])| of(command, &[&[name], *rest].concat());
+    // An ACL may allow one of the two forms of keys only.
+    let main = name.trim_start_matches('{').split('}').next().unwrap_or_default();
+    let sha1 = Sha1::from(SCRIPT).digest().to_string();
+    let mut trials = vec![of("MGET", &[name, main])];
+    trials.extend(ON_KEY.iter().map(on_key));
+    trials.push(of("SCRIPT LOAD", &[SCRIPT]));
+    trials.push(of("EVALSHA", &[&sha1, "1", name]));
+    trials.push(of("SCAN", &["0", "COUNT", "1"]));
+    trials.push(of("TIME", &[]));
+    trials.push(of("INFO", &["server"]));
+    if is_tracked {
+        trials.push(of("HELLO", &[]));
+        trials.push(of("PING", &[]));
+        trials.push(of("CLIENT TRACKING", &["OFF"]));
+    }
+    if is_in_cluster {
+        // In this order: `ASKING` is about the next command, which must be no other caller's.
+        trials.push(of("ASKING", &[]));
+        trials.push(of("EVAL", &[SCRIPT, "1", name]));
+    }
+    trials
+}
+
+/// Slots of which a node of a cluster is asked.
+const SLOTS_TRIED: u32 = 64;
+
+/// Fails if a server that the URL names alone is a node of a cluster and does not serve all slots.
+/// A cluster of one master may be used like a single Redis.
+pub(super) async fn check_serves_all(connection: &RedisConnection, prefix: &str) -> Result<()> {
+    let mut pipeline = redis::pipe();
+    for n in 0..SLOTS_TRIED {
+        pipeline.cmd("EXISTS").arg(format!("{{{prefix}{n}}}:trial"));
+    }
+    let tried = pipeline.query_async::<Vec<i64>>(&mut connection.requests.clone()).await;
+    match tried.map_err(|error| (words(&error), StoreError::from(error))) {
+        Err((said, StoreError::Redirected(_))) => {
+            Err(StoreError::Denied(Diagnosis::ClusterNode, said))
+        }
+        // A right that is missing shows where the command is used.
+        _ => Ok(()),
+    }
+}
