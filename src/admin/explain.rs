@@ -370,7 +370,7 @@ fn value_kind(explained: &ForecastReport) -> Option<&'static str> {
         Some(Err(Reject::Corrupt)) => "unreadable",
         Some(Err(Reject::Epoch)) => "other-epoch",
         Some(Err(Reject::Identity)) => "other-route",
-        None if state.is_placeholder => "placeholder",
+        None if state.seen.is_leased => "placeholder",
         None => "none",
     })
 }

@@ -11,7 +11,8 @@ use hyper::{
     body::Body as _,
     http::{
         header::{CONTENT_LENGTH, ETAG, TRANSFER_ENCODING},
-        request, response,
+        request::Parts,
+        response,
     },
 };
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
@@ -38,7 +39,7 @@ pub(super) struct LeadTask {
     context: Arc<ProxyContext>,
     lead: LeaderRead,
     /// The request head of the client that began the read.
-    client_head: request::Parts,
+    client_head: Parts,
     budget: Budget,
     answer: oneshot::Sender<Answer>,
 }
@@ -53,7 +54,7 @@ impl LeadTask {
     pub(super) async fn spawn(
         context: &Arc<ProxyContext>,
         lead: LeaderRead,
-        client_head: request::Parts,
+        client_head: Parts,
         request: Request<RequestBody>,
         budget: Budget,
     ) -> Option<(JoinHandle<FillResult>, oneshot::Receiver<Answer>)> {
@@ -71,8 +72,16 @@ impl LeadTask {
     /// Reads the upstream, answers the clients that wait, and stores the response if it may be
     /// stored.
     async fn run(mut self, request: Request<RequestBody>) -> FillResult {
-        self.lead.leader.wait_for_turn().await;
-        let sent = self.context.send(request, RetryPolicy::OnceIfSafe).await;
+        self.lead.leader.start().await;
+        let context = Arc::clone(&self.context);
+        let reader = &context.cache.reader;
+        if let Some(entry) = reader.wait_for_holder(&mut self.lead).await {
+            return self.answer_from_store(&entry);
+        }
+        let sent = tokio::select! {
+            sent = context.send(request, RetryPolicy::OnceIfSafe) => sent,
+            entry = reader.entry_of_holder(&self.lead) => return self.answer_from_store(&entry),
+        };
         let framed = sent.as_ref().is_ok_and(is_framed);
         let response = match sent.and_then(prepare_response) {
             Ok(response) => response,
@@ -93,6 +102,15 @@ impl LeadTask {
         }
     }
 
+    /// Answers all that wait with the entry of the reader that holds the lease.
+    fn answer_from_store(self, entry: &Arc<Entry>) -> FillResult {
+        let Self { context, lead, client_head: Parts { method, headers, .. }, answer, .. } = self;
+        lead.leader.publish(Arc::clone(entry));
+        let now_ms = context.cache.store().now_ms();
+        let _ = answer.send(Answer::hit(entry, &method, &headers, now_ms));
+        FillResult::Stored
+    }
+
     /// A body of known length arrives soon after its head. The client gets its answer once the
     /// response is stored or the store budget is spent.
     async fn take_whole(
@@ -106,6 +124,9 @@ impl LeadTask {
             Captured::Whole(body) => {
                 let Self { context, lead, client_head, budget, answer } = self;
                 let why = lead.why;
+                // The client does not wait for the entry of another reader.
+                let budget =
+                    if lead.is_beside_lease() { Budget::new(Duration::ZERO) } else { budget };
                 let published = context.cache.filler.publish(lead, &head, body, freshness);
                 let entry = Arc::clone(&published.entry);
                 store_then(&context, published, budget, |filled| {

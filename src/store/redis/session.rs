@@ -114,7 +114,8 @@ impl Session {
     }
 
     fn seen(&self, stored: Option<StoredValue>, in_grace: bool) -> Seen {
-        Seen { stored, epoch: self.epoch.clone(), now_ms: self.now_ms(), in_grace }
+        let (epoch, now_ms) = (self.epoch.clone(), self.now_ms());
+        Seen { stored, is_leased: false, epoch, now_ms, in_grace }
     }
 
     pub(super) fn now_ms(&self) -> i64 {

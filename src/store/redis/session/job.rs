@@ -60,7 +60,8 @@ impl Session {
         }
         let in_grace = self.is_in_grace();
         let reply = pipeline.query_async::<ReadReply>(&mut self.requests()).await?;
-        Ok(self.seen(stored(reply), in_grace))
+        let is_leased = is_placeholder(&reply.0);
+        Ok(Seen { is_leased, ..self.seen(stored(reply), in_grace) })
     }
 
     /// Reads all keys of a job: one round trip, no script.
@@ -75,16 +76,14 @@ impl Session {
         let in_grace = self.is_in_grace();
         let (read, expires_at_ms, kind, lease, lease_left_ms, fence_left_ms) =
             pipeline.query_async::<InspectReply>(&mut self.requests()).await?;
-        let is_empty = |value: &Option<Vec<u8>>| value.as_ref().is_none_or(Vec::is_empty);
-        let is_placeholder = read[0].is_some() && read.iter().all(is_empty);
+        let is_leased = is_placeholder(&read);
         let lease = lease.map(|token| {
             let token = Token(String::from_utf8_lossy(&token).into());
             LeaseState { token, left_ms: lease_left_ms }
         });
         Ok(KeyState {
-            seen: self.seen(stored((read, expires_at_ms)), in_grace),
+            seen: Seen { is_leased, ..self.seen(stored((read, expires_at_ms)), in_grace) },
             is_alien: kind != "string" && kind != "none",
-            is_placeholder,
             lease,
             fence_left_ms: (fence_left_ms != ABSENT).then_some(fence_left_ms),
         })
@@ -213,7 +212,13 @@ fn on_all_keys<'s>(script: &'s Script, key: &Key) -> ScriptInvocation<'s> {
     invocation
 }
 
-/// A placeholder is not a value: it has neither a body nor meta.
+/// Returns whether these values of main and meta are the placeholder of a lease: there, and with
+/// neither a body nor meta.
+fn is_placeholder(read: &[Option<Vec<u8>>; 2]) -> bool {
+    read[0].is_some() && read.iter().all(|value| value.as_ref().is_none_or(Vec::is_empty))
+}
+
+/// A placeholder is not a value.
 fn stored(([body, meta], expires_at_ms): ReadReply) -> Option<StoredValue> {
     let (body, meta) = (body?, meta.unwrap_or_default());
     if body.is_empty() && meta.is_empty() {
