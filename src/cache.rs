@@ -14,6 +14,7 @@ pub mod entry;
 mod fill;
 pub mod flight;
 pub mod forecast;
+mod held_fill;
 mod held_lease;
 mod invalidate;
 mod job_notes;

@@ -219,7 +219,9 @@ impl ExplainVerdict {
                 let text = "would share the answer to a read of the API that is in flight here";
                 Self::forwarded("miss", None, true, text)
             }
-            Forecast::Wait => Self::pass(Bypass::Leased, wait_text(explained)),
+            Forecast::Wait => {
+                Self::forwarded("miss", Some(Bypass::Leased), false, wait_text(explained))
+            }
             Forecast::Pass(why) => Self::pass(why, bypass_text(why, explained, now)),
         }
     }

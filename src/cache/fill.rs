@@ -47,7 +47,7 @@ impl LeaderRead {
     }
 
     /// Returns whether another reader holds the lease.
-    pub fn is_beside_lease(&self) -> bool {
+    pub fn is_held_by_other(&self) -> bool {
         matches!(self.target, FillTarget::Held(_))
     }
 }
@@ -200,7 +200,7 @@ impl Filler {
             FillTarget::Lease(lease) => {
                 (EventKind::Fill, self.fill_leased(&read, lease, ttl).await)
             }
-            FillTarget::Held(held) => match self.entry_of_holder(&read, &place, *held).await {
+            FillTarget::Held(held) => match self.entry_to_join(&read, &place, *held).await {
                 Some(known) => self.fill_known(&read, &known, false).await,
                 None => return FillResult::Unconfirmed,
             },
@@ -233,22 +233,21 @@ impl Filler {
 
     /// Waits for the entry that the holder of a lease stores. Returns it if the caller may join its
     /// audience: it is of the version that the store showed before the upstream was asked.
-    async fn entry_of_holder(
+    async fn entry_to_join(
         &self,
         read: &FilledRead<'_>,
         place: &Place,
         held: HeldLease,
     ) -> Option<KnownEntry> {
         let end = self.state.lease_end(&self.config, (read.key, place));
-        let Ok(LeaseEnd::Entry(mut known)) = timeout(ENTRY_WAIT, end).await else { return None };
-        let KnownEntry { entry, seen } = &mut *known;
+        let Ok(LeaseEnd::Entry(entry, seen)) = timeout(ENTRY_WAIT, end).await else { return None };
         let standing =
             self.config.fingerprinter.standing(entry.audience(), read.caller, seen.now_ms);
         let is_of_version =
             entry.generation() == held.version.token.as_str() && seen.epoch == held.version.epoch;
         // The upstream has served the caller since then, and not since the entry was seen.
-        seen.now_ms = held.seen_at_ms;
-        (is_of_version && standing != Standing::Included).then_some(*known)
+        let seen = Seen { now_ms: held.seen_at_ms, ..*seen };
+        (is_of_version && standing != Standing::Included).then_some(KnownEntry { entry, seen })
     }
 
     async fn fill_leased(

@@ -8,8 +8,8 @@
 //!   began.
 //! - Without a confirmed lookup (store down, fenced, pending) a reader may join only a read that
 //!   starts after the reader arrived. So for each job and coalesce key the first read starts at once,
-//!   and one is **next**: readers that arrive while reads run share it. It starts [`NEXT_PAUSE`]
-//!   after the last start, or earlier if no other runs.
+//!   and one is **next**: readers that arrive while reads run share it. It starts 50 ms after
+//!   the last start, or earlier if no other runs ([`read_queue`]).
 //!
 //! **Nobody waits for long.** A read that has run for [`LATE`] without a response is late. It is
 //! joined no more, and its followers look the job up again. They still take its response if that
@@ -25,6 +25,7 @@
 //!
 //! [`may_be_shared`]: crate::semantics::policy::may_be_shared
 
+mod read_queue;
 #[cfg(test)]
 mod tests;
 
@@ -45,6 +46,7 @@ use tokio::{
 use tracing::Span;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use self::read_queue::ReadQueue;
 use super::entry::Entry;
 use crate::{
     limits::{Permit, Quota},
@@ -57,17 +59,6 @@ use crate::{
 /// Time after which a read is late. With the pause before the read that follows, a follower has waited
 /// for less than a second when its own read starts.
 pub const LATE: Duration = Duration::from_millis(900);
-/// Pause between the starts of two reads of one job and coalesce key without a confirmed lookup.
-const NEXT_PAUSE: Duration = Duration::from_millis(50);
-/// The least pause before such a read while another one runs, so that readers that are answered
-/// together, and come back together, share one read again.
-const GATHER_PAUSE: Duration = Duration::from_millis(10);
-/// Number of such reads that may run at a time, as long as the last one has started within
-/// [`RELIEF_PAUSE`].
-const MAX_RUNNING: usize = 4;
-/// Pause before one more read than [`MAX_RUNNING`].
-const RELIEF_PAUSE: Duration = Duration::from_secs(1);
-
 /// Requests of one job with equal keys may get the same response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CoalesceKey {
@@ -145,7 +136,7 @@ pub struct Flights {
     confirmed: Mutex<ConfirmedFlights>,
     /// Number of the next leader.
     next_number: AtomicU64,
-    unconfirmed: Mutex<HashMap<(Key, CoalesceKey), ReadQueue>>,
+    unconfirmed: Mutex<HashMap<(Key, CoalesceKey), ReadQueue<Flight>>>,
     /// Limits the number of flights.
     quota: Arc<Quota>,
 }
@@ -184,23 +175,6 @@ fn find(
     };
     // The latest: an earlier one is late.
     Some(flights.get(key)?.iter().rev().find(serves)?.flight.clone())
-}
-
-/// The reads without a confirmed lookup, for one job and coalesce key.
-struct ReadQueue {
-    /// The reads that run, by their numbers. No reader may join them: they began before it arrived.
-    running: Vec<(u64, Flight)>,
-    last_start: Instant,
-    next: Option<QueuedRead>,
-    /// Wakes the next read when one has ended.
-    ended: Arc<Notify>,
-}
-
-struct QueuedRead {
-    number: u64,
-    /// When its first reader arrived.
-    since: Instant,
-    flight: Flight,
 }
 
 /// Held by the reader that reads the upstream for a flight. The flight ends when it is dropped.
@@ -299,24 +273,24 @@ impl Flights {
         let name = (key, coalesce_key);
         let mut queues = lock(&self.unconfirmed);
         let queue = queues.get_mut(&name);
-        if let Some(ReadQueue { running, next, .. }) = &queue {
+        if let Some(queue) = &queue {
             if mutants::is(Mutant::JoinRunning)
-                && let Some((_, running)) = running.last()
+                && let Some(running) = queue.latest_running()
             {
                 return FlightRole::Join(running.clone());
             }
-            if let Some(next) = next {
-                return FlightRole::Join(next.flight.clone());
+            if let Some(next) = queue.next() {
+                return FlightRole::Join(next.clone());
             }
         }
         let Some(permit) = self.quota.take(1) else { return FlightRole::Full };
-        let since = Instant::now();
-        let state = if queue.is_some() { FlightState::Queued } else { FlightState::Running(since) };
+        let now = Instant::now();
+        let state = if queue.is_some() { FlightState::Queued } else { FlightState::Running(now) };
         let (number, progress, flight) = self.new_flight(state);
         if let Some(queue) = queue {
-            queue.next = Some(QueuedRead { number, since, flight });
+            queue.add_next((number, flight), now);
         } else {
-            queues.insert(name.clone(), ReadQueue::starting((number, flight), since));
+            queues.insert(name.clone(), ReadQueue::starting((number, flight), now));
         }
         let slot = FlightSlot::Unconfirmed(name, number);
         FlightRole::Lead(Leader { progress, slot, flights: Arc::clone(self), permit })
@@ -326,17 +300,7 @@ impl Flights {
     /// another read ends before that.
     fn start(&self, slot: &FlightSlot) -> Option<(Instant, Arc<Notify>)> {
         let FlightSlot::Unconfirmed(name, number) = slot else { return None };
-        let mut queues = lock(&self.unconfirmed);
-        let queue = queues.get_mut(name)?;
-        let next = queue.next.take_if(|next| next.number == *number)?;
-        let (now, due) = (Instant::now(), queue.next_start(next.since));
-        if now < due {
-            queue.next = Some(next);
-            return Some((due, Arc::clone(&queue.ended)));
-        }
-        queue.running.push((next.number, next.flight));
-        queue.last_start = now;
-        None
+        lock(&self.unconfirmed).get_mut(name)?.start(*number, Instant::now())
     }
 
     fn leave(&self, slot: &FlightSlot) {
@@ -358,29 +322,6 @@ impl Flights {
                 }
             }
         }
-    }
-}
-
-impl ReadQueue {
-    fn starting(read: (u64, Flight), now: Instant) -> Self {
-        Self { running: vec![read], last_start: now, next: None, ended: Arc::default() }
-    }
-
-    /// Returns when a read may start whose first reader has waited `since` then.
-    fn next_start(&self, since: Instant) -> Instant {
-        match self.running.len() {
-            0 => since,
-            1..MAX_RUNNING => (self.last_start + NEXT_PAUSE).max(since + GATHER_PAUSE),
-            _ => self.last_start + RELIEF_PAUSE,
-        }
-    }
-
-    /// Removes a leader that is done or was dropped. Returns whether the queue is still in use.
-    fn leave(&mut self, number: u64) -> bool {
-        self.next.take_if(|next| next.number == number);
-        self.running.retain(|(running, _)| *running != number);
-        self.ended.notify_one();
-        self.next.is_some() || !self.running.is_empty()
     }
 }
 

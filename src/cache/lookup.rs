@@ -202,7 +202,7 @@ impl CacheReader {
 
     /// Answers a read while another reader holds the lease: by an upstream read under the version that
     /// the store has just shown.
-    fn lead_beside(&self, request: &LookupRequest, held: HeldLease) -> Lookup {
+    fn lead_under_held(&self, request: &LookupRequest, held: HeldLease) -> Lookup {
         let LookupRequest { key, coalesce_key, .. } = request;
         let role = self.state.flights.join_or_lead(key, held.version.clone(), *coalesce_key);
         lead_or_join(request, role, Some(Bypass::Leased), || FillTarget::Held(Box::new(held)))
@@ -286,10 +286,10 @@ impl StoreLookup<'_> {
             LeaseStep::Fill(lease) => reader.lead(request, lease).await,
             LeaseStep::Leased(OtherLease::Join(flight), _) => Lookup::Join(flight, None),
             LeaseStep::Leased(OtherLease::Lead, version) => {
-                reader.lead_beside(request, HeldLease::new(version, seen, Patience::None))
+                reader.lead_under_held(request, HeldLease::new(version, seen, Patience::None))
             }
             LeaseStep::Leased(OtherLease::Wait, version) => {
-                reader.lead_beside(request, HeldLease::new(version, seen, Patience::ForEntry))
+                reader.lead_under_held(request, HeldLease::new(version, seen, Patience::ForEntry))
             }
             LeaseStep::Overtaken(seen) => {
                 reader.answer_overtaken(request, facts, reader.decode(request, seen))

@@ -74,13 +74,13 @@ impl LeadTask {
     async fn run(mut self, request: Request<RequestBody>) -> FillResult {
         self.lead.leader.start().await;
         let context = Arc::clone(&self.context);
-        let reader = &context.cache.reader;
-        if let Some(entry) = reader.wait_for_holder(&mut self.lead).await {
+        let filler = &context.cache.filler;
+        if let Some(entry) = filler.wait_for_holder(&mut self.lead).await {
             return self.answer_from_store(&entry);
         }
         let sent = tokio::select! {
             sent = context.send(request, RetryPolicy::OnceIfSafe) => sent,
-            entry = reader.entry_of_holder(&self.lead) => return self.answer_from_store(&entry),
+            entry = filler.entry_of_holder(&self.lead) => return self.answer_from_store(&entry),
         };
         let framed = sent.as_ref().is_ok_and(is_framed);
         let response = match sent.and_then(prepare_response) {
@@ -126,7 +126,7 @@ impl LeadTask {
                 let why = lead.why;
                 // The client does not wait for the entry of another reader.
                 let budget =
-                    if lead.is_beside_lease() { Budget::new(Duration::ZERO) } else { budget };
+                    if lead.is_held_by_other() { Budget::new(Duration::ZERO) } else { budget };
                 let published = context.cache.filler.publish(lead, &head, body, freshness);
                 let entry = Arc::clone(&published.entry);
                 store_then(&context, published, budget, |filled| {

@@ -79,7 +79,7 @@ impl Token {
     }
 }
 
-/// Hash of what is read and for whom: API, route, job and caller. Readers with the same hash may get
+/// Hash of a read: API, route, job and caller. Readers with the same hash may get
 /// the same response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReaderHash(pub u64);

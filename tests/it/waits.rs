@@ -1,6 +1,8 @@
 //! How long a read waits for another client's read of the same job: the bounds of promise 3 in
 //! `docs/guarantee.md`. Each test prints its measured figure.
 
+#![allow(clippy::print_stdout, reason = "the tests print their figures")]
+
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -35,7 +37,8 @@ async fn timed(sidecar: &Sidecar, path: &str, who: &str) -> (Reply, Duration) {
 fn figures(what: &str, mut times: Vec<Duration>) -> (Duration, Duration) {
     times.sort_unstable();
     let (median, most) = (times[times.len() / 2], times[times.len() - 1]);
-    println!("{what}: median {median:.0?}, most {most:.0?} of {}", times.len());
+    let [median_ms, most_ms] = [median, most].map(|time| time.as_millis());
+    println!("{what}: median {median_ms} ms, most {most_ms} ms of {}", times.len());
     (median, most)
 }
 
@@ -178,7 +181,7 @@ async fn another_callers_read_is_not_waited_for_and_the_answer_admits_the_caller
         let meta = format!("{{job_status:{job}}}:meta");
         eventually(SOON, async || {
             let meta = setup.redis.get(&meta).await.unwrap_or_default();
-            let members = meta.iter().filter(|byte| **byte == b'@').count();
+            let members = String::from_utf8_lossy(&meta).matches('@').count();
             if members == 2 { Ok(()) } else { Err(members) }
         })
         .await;
@@ -192,7 +195,7 @@ async fn another_callers_read_is_not_waited_for_and_the_answer_admits_the_caller
 }
 
 #[tokio::test]
-async fn the_read_of_another_sidecar_is_waited_for_beside_ones_own() {
+async fn the_read_of_another_sidecar_is_waited_for_until_ones_own_ends() {
     let setup = Setup::new().await;
     let second = setup.second().await;
     setup.upstream.slow_down(API);

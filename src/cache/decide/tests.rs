@@ -116,7 +116,7 @@ fn how_a_read_goes_on_whose_lease_another_reader_holds() {
     let (none, here, late) = ((None, false), (Some(()), false), (Some(()), true));
     let table = [
         (PLAIN, (true, true), here, OtherLease::Join(())),
-        // A flight beside the lease, for another caller than the holder's.
+        // A flight under the lease of another caller.
         (PLAIN, (true, false), here, OtherLease::Join(())),
         (solo(), (true, true), here, OtherLease::Join(())),
         (PLAIN, (true, true), none, OtherLease::Wait),
