@@ -9,7 +9,7 @@
 //! - Without a confirmed lookup (store down, fenced, pending) a reader may join only a read that
 //!   starts after the reader arrived. So for each job and coalesce key the first read starts at once,
 //!   and one is **next**: readers that arrive while reads run share it. It starts 50 ms after
-//!   the last start, or earlier if no other runs ([`read_queue`]).
+//!   the last start, or earlier if no other runs (`flight/read_queue.rs`).
 //!
 //! **Nobody waits for long.** A read that has run for [`LATE`] without a response is late. It is
 //! joined no more, and its followers look the job up again. They still take its response if that

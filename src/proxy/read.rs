@@ -35,7 +35,8 @@ use super::{
 };
 use crate::{
     cache::{
-        BeforeLookup, Comparison, ComparisonResult, LeaderRead, Lookup, LookupRequest, entry::Entry,
+        BeforeLookup, Comparison, ComparisonResult, LeaderRead, Lookup, LookupRequest,
+        entry::Entry, flight::Flight,
     },
     config::CacheMode,
     observe::{
@@ -148,12 +149,23 @@ impl UnansweredRead<'_> {
         found
     }
 
-    /// A reader that has joined a late read looks the job up again, and takes the first answer.
-    async fn serve(mut self, lookup: &LookupRequest, mut found: Lookup) -> Answer {
+    async fn serve(self, lookup: &LookupRequest, found: Lookup) -> Answer {
+        match found {
+            Lookup::Join(flight, why) => self.follow(lookup, flight, why).await,
+            found => self.answer_alone(lookup, found).await,
+        }
+    }
+
+    /// Answers with the response to a read that another reader leads. If that read is late, looks the
+    /// job up again, and takes the first answer.
+    async fn follow(
+        mut self,
+        lookup: &LookupRequest,
+        mut flight: Flight,
+        mut why: Option<Bypass>,
+    ) -> Answer {
         let mut joined = FuturesUnordered::new();
-        let mut why = None;
-        while let Lookup::Join(flight, reason) = found {
-            why = reason;
+        let found = loop {
             joined.push(flight.clone().wait());
             tokio::select! {
                 biased;
@@ -164,11 +176,11 @@ impl UnansweredRead<'_> {
                 () = flight.late() => {}
             }
             self.budget = self.context.cache.budget();
-            found = self.look_up(lookup).await;
-        }
-        if joined.is_empty() {
-            return self.answer_alone(lookup, found).await;
-        }
+            match self.look_up(lookup).await {
+                Lookup::Join(next, reason) => (flight, why) = (next, reason),
+                found => break found,
+            }
+        };
         let (context, head) = (self.context, self.head.clone());
         let shared = pin!(joined.filter_map(future::ready));
         match select(pin!(self.answer_alone(lookup, found)), shared.into_future()).await {
