@@ -73,6 +73,27 @@ async fn with_redis_killed_a_poll_takes_its_own_read_and_50_ms() {
 }
 
 #[tokio::test]
+async fn with_redis_down_polls_that_come_at_any_time_do_not_queue_for_a_whole_read() {
+    let setup = Setup::cold(RedisServer::absent(), |_| {}).await;
+    setup.upstream.slow_down(API);
+    let poll = async |poller: u32| {
+        sleep(API * poller / 7).await;
+        let mut times = Vec::new();
+        for turn in 0..5 {
+            times.push(timed(&setup.sidecar, X, "alice").await.1);
+            sleep(API * ((poller + turn) % 5) / 4).await;
+        }
+        times
+    };
+    let times = join_all((0..10).map(poll)).await.concat();
+    let (median, most) = figures("10 pollers at any time", times);
+    let (reads, peak) = (setup.upstream.reads(X), setup.upstream.peak_reads(X));
+    println!("{reads} upstream reads, {peak} at a time");
+    assert!(median <= API + 2 * NEXT + SLACK && most < 2 * API + SLACK / 2, "{median:?}, {most:?}");
+    assert!(peak <= 4, "{peak} at a time");
+}
+
+#[tokio::test]
 async fn within_settle_a_poll_takes_its_own_read_and_50_ms() {
     let setup = Setup::with(|config| config.cache.settle = Duration::from_mins(1)).await;
     setup.sidecar.put(X).await;
