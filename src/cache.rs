@@ -15,6 +15,8 @@ mod fill;
 pub mod flight;
 pub mod forecast;
 mod foreign_cache;
+mod held_fill;
+mod held_lease;
 mod invalidate;
 mod job_notes;
 mod lookup;

@@ -98,7 +98,7 @@ pub use self::{
     sidecar_record::{RecordMismatch, SidecarRecord},
     words::{
         CredentialKey, Ended, EntryChange, Epoch, Fill, Grant, IdentityHash, Key, KeyState, Lease,
-        LeaseState, MAX_PAIRS_OF_CREDENTIAL, NodeStatus, Seen, StoredValue, Token,
+        LeaseState, MAX_PAIRS_OF_CREDENTIAL, NodeStatus, ReaderHash, Seen, StoredValue, Token,
     },
     write::{KeyReceipt, Purged, RemovedEntry, Write},
 };
@@ -206,8 +206,8 @@ impl Store {
     }
 
     /// Returns a token that was never used before, for the generation of a replacement.
-    pub fn token(&self, identity: IdentityHash) -> Token {
-        self.tokens.next_of(identity)
+    pub fn token(&self, reader: ReaderHash) -> Token {
+        self.tokens.next_of(reader)
     }
 
     /// Replaces the configuration that is recorded for other sidecars, after a reload.

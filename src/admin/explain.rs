@@ -220,7 +220,9 @@ impl ExplainVerdict {
                 let text = "would share the answer to a read of the API that is in flight here";
                 Self::forwarded("miss", None, true, text)
             }
-            Forecast::Wait => Self::pass(Bypass::Leased, wait_text(explained)),
+            Forecast::Wait => {
+                Self::forwarded("miss", Some(Bypass::Leased), false, wait_text(explained))
+            }
             Forecast::Pass(why) => Self::pass(why, bypass_text(why, explained, now)),
         }
     }
@@ -372,7 +374,7 @@ fn value_kind(explained: &ForecastReport) -> Option<&'static str> {
         Some(Err(Reject::Epoch)) => "other-epoch",
         Some(Err(Reject::Purged)) => "purged",
         Some(Err(Reject::Identity)) => "other-route",
-        None if state.is_placeholder => "placeholder",
+        None if state.seen.is_leased => "placeholder",
         None => "none",
     })
 }

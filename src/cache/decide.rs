@@ -153,8 +153,10 @@ pub(super) enum NoEntry {
 pub(super) enum OtherLease<F> {
     /// The read shares the response that the other reader in this process is getting.
     Join(F),
-    /// The read waits for the entry that another sidecar is about to store, and passes if the entry
-    /// is late.
+    /// The upstream's response. It may let the caller into the audience of the entry that the other
+    /// reader is about to store.
+    Lead,
+    /// The same, after a short wait for that entry, which this read may have as well.
     Wait,
     Uncached(Uncached),
 }
@@ -162,13 +164,14 @@ pub(super) enum OtherLease<F> {
 /// The reader that holds the lease. `F` is its flight.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LeaseHolder<F> {
-    /// Whether the holder reads the same job of the same API by the same route, in the epoch that
-    /// the store has shown.
-    pub(super) is_same_read: bool,
-    /// The flight of the holder, if it is in this process and the request may join it.
+    /// Whether it got the lease in the epoch that the store has shown.
+    pub(super) is_of_epoch: bool,
+    /// Whether it reads the same job of the same API by the same route, for the same caller.
+    pub(super) is_same_reader: bool,
+    /// The flight under its lease that is in this process and that the request may join.
     pub(super) flight: Option<F>,
-    /// Whether another read has waited for the holder's entry without result.
-    pub(super) was_waited_for: bool,
+    /// Whether that flight is late.
+    pub(super) is_late: bool,
 }
 
 /// Decides a read if the store holds an entry of this job.
@@ -219,16 +222,16 @@ pub(super) fn leased<F>(facts: &Facts, holder: LeaseHolder<F>) -> OtherLease<F> 
     if facts.directives.no_cache {
         return OtherLease::Uncached(unconfirmed(facts, Bypass::NoCache));
     }
-    // A read of another API or route, or in another epoch, is neither joined nor waited for.
-    if !holder.is_same_read {
+    if !holder.is_of_epoch {
         return OtherLease::Uncached(unconfirmed(facts, Bypass::Leased));
     }
     match holder.flight {
-        Some(flight) => OtherLease::Join(flight),
-        None if holder.was_waited_for || facts.is_solo => {
+        Some(flight) if !holder.is_late => OtherLease::Join(flight),
+        _ if facts.is_solo => {
             OtherLease::Uncached(Uncached::Pass(pass_reason(facts, Bypass::Leased)))
         }
-        None => OtherLease::Wait,
+        None if holder.is_same_reader => OtherLease::Wait,
+        _ => OtherLease::Lead,
     }
 }
 

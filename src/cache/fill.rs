@@ -4,12 +4,13 @@ use std::{mem, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper::{StatusCode, http::response};
-use tokio::task::spawn_blocking;
+use tokio::{task::spawn_blocking, time::timeout};
 use tracing::debug;
 
 use super::{
     entry::{Entry, Likeness, Reject},
     flight::{CoalesceKey, Leader},
+    held_lease::{ENTRY_WAIT, HeldLease, LeaseEnd},
     job_notes::JobNotes,
     shared_state::{CacheConfig, SharedState},
     silent_changes::ObservedEntry,
@@ -19,11 +20,11 @@ use crate::{
     limits::Quota,
     observe::events::EventKind,
     semantics::{
-        audience::{AudienceMember, Caller},
+        audience::{AudienceMember, Caller, Standing},
         identity::{Identity, Place, RouteIndex},
         policy::{self, Bypass, Freshness, NoStore, Policy, StoredHead},
     },
-    store::{EntryChange, Fill, Key, Lease, Seen, StoreError},
+    store::{EntryChange, Fill, Key, Lease, ReaderHash, Seen, StoreError},
 };
 
 /// Held by a reader that reads the upstream for itself and all that join.
@@ -44,6 +45,11 @@ impl LeaderRead {
     pub fn route(&self) -> RouteIndex {
         self.place.route
     }
+
+    /// Returns whether another reader holds the lease.
+    pub fn is_held_by_other(&self) -> bool {
+        matches!(self.target, FillTarget::Held(_))
+    }
 }
 
 /// Where the response may be stored.
@@ -52,6 +58,10 @@ pub(super) enum FillTarget {
     Nowhere,
     /// Under a key that is leased.
     Lease(Lease),
+    /// Nowhere, because another reader holds the lease. The caller joins the audience of the entry that
+    /// the other reader stores, if the upstream gives both the same response; otherwise the entry is
+    /// replaced.
+    Held(Box<HeldLease>),
     /// In place of an entry that was no hit for this reader. The audience is widened if the upstream
     /// gives this reader the same response; otherwise the entry is replaced.
     Entry(Box<KnownEntry>),
@@ -63,6 +73,7 @@ struct FilledRead<'a> {
     identity: Identity<'a>,
     policy: &'a Policy,
     caller: Caller,
+    reader: ReaderHash,
     entry: &'a Arc<Entry>,
 }
 
@@ -193,6 +204,7 @@ impl Filler {
         let asked_at_ms = match &lead.target {
             FillTarget::Nowhere => self.state.store.now_ms(),
             FillTarget::Lease(lease) => lease.granted_at_ms,
+            FillTarget::Held(lease) => lease.seen_at_ms,
             FillTarget::Entry(known) => known.seen.now_ms,
         };
         let head = StoredHead::of(head, &policy.volatile, asked_at_ms);
@@ -204,15 +216,20 @@ impl Filler {
     /// Stores a response that was shared. A store error is counted and logged, and has no other effect.
     pub async fn fill(&self, published: PublishedRead) -> FillResult {
         let PublishedRead { entry, ttl, lead } = published;
-        let LeaderRead { leader, target, why, key, place, caller, .. } = lead;
+        let LeaderRead { leader, target, why, key, place, caller, coalesce_key } = lead;
         let identity = self.config.identity(&key, &place);
         let policy = self.config.policy(place.route);
-        let read = FilledRead { key: &key, identity, policy, caller, entry: &entry };
+        let reader = coalesce_key.reader_hash();
+        let read = FilledRead { key: &key, identity, policy, caller, reader, entry: &entry };
         let (stored, filled) = match target {
             FillTarget::Nowhere => return FillResult::Unconfirmed,
             FillTarget::Lease(lease) => {
                 (EventKind::Fill, self.fill_leased(&read, lease, ttl).await)
             }
+            FillTarget::Held(held) => match self.entry_to_join(&read, &place, *held).await {
+                Some(known) => self.fill_known(&read, &known, false).await,
+                None => return FillResult::Unconfirmed,
+            },
             FillTarget::Entry(known) => {
                 self.fill_known(&read, &known, why == Some(Bypass::NoCache)).await
             }
@@ -238,6 +255,25 @@ impl Filler {
         self.state.metrics.fills.inc([result.as_str()]);
         self.state.events.record(key.main(), what, why);
         result
+    }
+
+    /// Waits for the entry that the holder of a lease stores. Returns it if the caller may join its
+    /// audience: it is of the version that the store showed before the upstream was asked.
+    async fn entry_to_join(
+        &self,
+        read: &FilledRead<'_>,
+        place: &Place,
+        held: HeldLease,
+    ) -> Option<KnownEntry> {
+        let end = self.state.lease_end(&self.config, (read.key, place));
+        let Ok(LeaseEnd::Entry(entry, seen)) = timeout(ENTRY_WAIT, end).await else { return None };
+        let standing =
+            self.config.fingerprinter.standing(entry.audience(), read.caller, seen.now_ms);
+        let is_of_version =
+            entry.generation() == held.version.token.as_str() && seen.epoch == held.version.epoch;
+        // The upstream has served the caller since then, and not since the entry was seen.
+        let seen = Seen { now_ms: held.seen_at_ms, ..*seen };
+        (is_of_version && standing != Standing::Included).then_some(KnownEntry { entry, seen })
     }
 
     async fn fill_leased(
@@ -296,7 +332,7 @@ impl Filler {
         is_refresh: bool,
     ) -> (EventKind, Result<Fill, StoreError>) {
         let SharedState { store, silent_changes, .. } = &*self.state;
-        let &FilledRead { key, identity, caller, entry, .. } = read;
+        let &FilledRead { key, identity, caller, reader, entry, .. } = read;
         let (generation, seen) = (known.entry.generation(), &known.seen);
         let Some(members) = self.audience_of_replacement(read, known, is_refresh) else {
             let caller = caller.to_hex();
@@ -310,7 +346,7 @@ impl Filler {
         // change.
         silent_changes.forget(std::slice::from_ref(key));
         let compressed = self.compressed(entry).await;
-        let token = store.token(identity.hash());
+        let token = store.token(reader);
         let meta = entry.meta(&members, &identity, (&token, &seen.epoch), compressed.as_ref());
         let body = entry.stored_body(compressed.as_ref());
         let expires_at_ms = entry.expires_at_ms();
@@ -359,7 +395,6 @@ impl Filler {
         let result = FillResult::Abandoned(AbandonReason::Unstorable(why, head.status));
         let fresh = Freshness { ttl: Duration::ZERO, age: Duration::ZERO, public: false };
         lead.leader.publish(Arc::new(Entry::new(head, body, fresh, lead.caller, now_ms)));
-        self.notes.unstored.add(lead.key.clone());
         self.state.metrics.fills.inc([result.as_str()]);
         self.end_flight(lead, result).await
     }

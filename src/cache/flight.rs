@@ -7,8 +7,14 @@
 //!   long as the store shows that version, no invalidation has run since the flight's upstream read
 //!   began.
 //! - Without a confirmed lookup (store down, fenced, pending) a reader may join only a read that
-//!   starts after the reader arrived. So for each job and coalesce key at most one read runs and one
-//!   is **next**. Readers that arrive while one runs share the next.
+//!   starts after the reader arrived. So for each job and coalesce key the first read starts at once,
+//!   and one is **next**: readers that arrive while reads run share it. It starts 50 ms after
+//!   the last start, or earlier if no other runs (`flight/read_queue.rs`).
+//!
+//! **Nobody waits for long.** A read that has run for [`LATE`] without a response is late. It is
+//! joined no more, and its followers look the job up again. They still take its response if that
+//! comes first. So a read that never ends delays others by [`LATE`], and costs the upstream one more
+//! read at a time and not one per follower.
 //!
 //! Requests with the same coalesce key may get the same response ([`Fingerprinter::coalesce_key`]).
 //!
@@ -19,29 +25,40 @@
 //!
 //! [`may_be_shared`]: crate::semantics::policy::may_be_shared
 
+mod read_queue;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{HashMap, hash_map::Entry as Slot},
+    future,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep_until, timeout_at},
+};
 use tracing::Span;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use self::read_queue::ReadQueue;
 use super::entry::Entry;
 use crate::{
     limits::{Permit, Quota},
     mutants::{self, Mutant},
     observe::spans,
     semantics::audience::Caller,
-    store::{Epoch, IdentityHash, Key, Token},
+    store::{Epoch, IdentityHash, Key, ReaderHash, Token},
 };
 
+/// Time after which a read is late. With the pause before the read that follows, a follower has waited
+/// for less than a second when its own read starts.
+pub const LATE: Duration = Duration::from_millis(900);
 /// Requests of one job with equal keys may get the same response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CoalesceKey {
@@ -49,6 +66,13 @@ pub struct CoalesceKey {
     pub caller: Caller,
     /// The API, route and job of the request: several routes may give one key.
     pub identity: IdentityHash,
+}
+
+impl CoalesceKey {
+    /// Returns the hash that names such readers in a lease.
+    pub(super) fn reader_hash(&self) -> ReaderHash {
+        ReaderHash(xxh3_64_with_seed(&self.caller.to_bytes(), self.identity.0))
+    }
 }
 
 /// State and span of a flight, as its followers see them.
@@ -61,8 +85,11 @@ struct FlightProgress {
 /// State of a flight.
 #[derive(Clone, Debug)]
 enum FlightState {
-    Pending,
-    /// The read takes longer than a follower should wait.
+    /// The read has not started.
+    Queued,
+    /// The read has run since then.
+    Running(Instant),
+    /// The body of the response takes longer than a follower should wait.
     Detached,
     Ready(Arc<Entry>),
 }
@@ -74,13 +101,33 @@ pub struct Flight(watch::Receiver<FlightProgress>);
 impl Flight {
     /// Waits for the result of the flight; `None` if there is none that can be shared.
     pub async fn wait(mut self) -> Option<Arc<Entry>> {
-        let is_over = |progress: &FlightProgress| !matches!(progress.state, FlightState::Pending);
+        let is_over = |progress: &FlightProgress| {
+            !matches!(progress.state, FlightState::Queued | FlightState::Running(_))
+        };
         let progress = self.0.wait_for(is_over).await.ok()?;
         spans::follows_from(&progress.span);
         match &progress.state {
             FlightState::Ready(entry) => Some(Arc::clone(entry)),
-            FlightState::Pending | FlightState::Detached => None,
+            FlightState::Queued | FlightState::Running(_) | FlightState::Detached => None,
         }
+    }
+
+    /// Waits until the read is late. Never ends if it is over before that.
+    pub async fn late(mut self) {
+        let since = {
+            let started =
+                |progress: &FlightProgress| !matches!(progress.state, FlightState::Queued);
+            match self.0.wait_for(started).await.map(|progress| progress.state.clone()) {
+                Ok(FlightState::Running(since)) => since,
+                _ => return future::pending().await,
+            }
+        };
+        sleep_until(since + LATE).await;
+    }
+
+    /// Returns whether the read is late.
+    pub(super) fn is_late(&self) -> bool {
+        matches!(self.0.borrow().state, FlightState::Running(since) if since.elapsed() >= LATE)
     }
 }
 
@@ -89,7 +136,7 @@ pub struct Flights {
     confirmed: Mutex<ConfirmedFlights>,
     /// Number of the next leader.
     next_number: AtomicU64,
-    unconfirmed: Mutex<HashMap<(Key, CoalesceKey), ReadQueue>>,
+    unconfirmed: Mutex<HashMap<(Key, CoalesceKey), ReadQueue<Flight>>>,
     /// Limits the number of flights.
     quota: Arc<Quota>,
 }
@@ -126,27 +173,13 @@ fn find(
             && (flight.version.epoch == version.epoch || mutants::is(Mutant::JoinAcrossEpochs))
             && flight.coalesce_key == coalesce_key
     };
-    Some(flights.get(key)?.iter().find(serves)?.flight.clone())
-}
-
-/// The reads without a confirmed lookup, for one job and coalesce key.
-struct ReadQueue {
-    running: u64,
-    /// The flight of the running read. No reader may join it: it began before they arrived.
-    running_flight: Flight,
-    next: Option<QueuedRead>,
-}
-
-struct QueuedRead {
-    number: u64,
-    start: oneshot::Sender<()>,
-    flight: Flight,
+    // The latest: an earlier one is late.
+    Some(flights.get(key)?.iter().rev().find(serves)?.flight.clone())
 }
 
 /// Held by the reader that reads the upstream for a flight. The flight ends when it is dropped.
 pub struct Leader {
     progress: watch::Sender<FlightProgress>,
-    turn: Option<oneshot::Receiver<()>>,
     slot: FlightSlot,
     flights: Arc<Flights>,
     #[expect(dead_code, reason = "held, not read")]
@@ -160,7 +193,7 @@ enum FlightSlot {
 
 /// Role of a reader in a flight.
 pub enum FlightRole {
-    /// The reader reads the upstream, when its turn comes.
+    /// The reader reads the upstream, as soon as its read may [start](Leader::start).
     Lead(Leader),
     /// The reader shares another reader's upstream read.
     Join(Flight),
@@ -179,7 +212,8 @@ impl Flights {
         }
     }
 
-    /// Joins the confirmed flight of a version that the store has just shown, or starts it.
+    /// Joins the confirmed flight of a version that the store has just shown, or leads another one if
+    /// there is none or it is late.
     pub fn join_or_lead(
         self: &Arc<Self>,
         key: &Key,
@@ -187,37 +221,34 @@ impl Flights {
         coalesce_key: CoalesceKey,
     ) -> FlightRole {
         let mut confirmed = lock(&self.confirmed);
-        if let Some(flight) = find(&confirmed, key, &version, coalesce_key) {
+        if let Some(flight) = find(&confirmed, key, &version, coalesce_key)
+            && !flight.is_late()
+        {
             return FlightRole::Join(flight);
         }
         let Some(permit) = self.quota.take(1) else { return FlightRole::Full };
-        let (number, progress, flight) = self.new_flight();
+        let (number, progress, flight) = self.new_flight(FlightState::Running(Instant::now()));
         let flight = ConfirmedFlight { number, version, coalesce_key, flight };
         confirmed.entry(key.clone()).or_default().push(flight);
         let slot = FlightSlot::Confirmed(key.clone(), number);
-        FlightRole::Lead(Leader { progress, turn: None, slot, flights: Arc::clone(self), permit })
+        FlightRole::Lead(Leader { progress, slot, flights: Arc::clone(self), permit })
     }
 
-    fn new_flight(&self) -> (u64, watch::Sender<FlightProgress>, Flight) {
-        let progress = FlightProgress { state: FlightState::Pending, span: Span::none() };
+    fn new_flight(&self, state: FlightState) -> (u64, watch::Sender<FlightProgress>, Flight) {
+        let progress = FlightProgress { state, span: Span::none() };
         let (progress, flight) = watch::channel(progress);
         (self.next_number.fetch_add(1, Ordering::Relaxed), progress, Flight(flight))
     }
 
-    /// Joins the confirmed flight of a version that the store has just shown, if there is one here.
-    pub fn join_confirmed(
+    /// Returns the confirmed flight of a version that the store has just shown, if there is one here.
+    /// It may be late.
+    pub fn confirmed(
         &self,
         key: &Key,
         version: &JobVersion,
         coalesce_key: CoalesceKey,
     ) -> Option<Flight> {
         find(&lock(&self.confirmed), key, version, coalesce_key)
-    }
-
-    /// Returns whether a read under this version is led here, for whomever.
-    pub fn is_led(&self, key: &Key, version: &JobVersion) -> bool {
-        let confirmed = lock(&self.confirmed);
-        confirmed.get(key).is_some_and(|flights| flights.iter().any(|f| f.version == *version))
     }
 
     /// Returns any flight of a job. Joining it is wrong: only a mutant does so.
@@ -242,27 +273,34 @@ impl Flights {
         let name = (key, coalesce_key);
         let mut queues = lock(&self.unconfirmed);
         let queue = queues.get_mut(&name);
-        if let Some(ReadQueue { running_flight, next, .. }) = &queue {
-            if mutants::is(Mutant::JoinRunning) {
-                return FlightRole::Join(running_flight.clone());
+        if let Some(queue) = &queue {
+            if mutants::is(Mutant::JoinRunning)
+                && let Some(running) = queue.latest_running()
+            {
+                return FlightRole::Join(running.clone());
             }
-            if let Some(next) = next {
-                return FlightRole::Join(next.flight.clone());
+            if let Some(next) = queue.next() {
+                return FlightRole::Join(next.clone());
             }
         }
         let Some(permit) = self.quota.take(1) else { return FlightRole::Full };
-        let (number, progress, flight) = self.new_flight();
-        let turn = if let Some(queue) = queue {
-            let (start, turn) = oneshot::channel();
-            queue.next = Some(QueuedRead { number, start, flight });
-            Some(turn)
+        let now = Instant::now();
+        let state = if queue.is_some() { FlightState::Queued } else { FlightState::Running(now) };
+        let (number, progress, flight) = self.new_flight(state);
+        if let Some(queue) = queue {
+            queue.add_next((number, flight), now);
         } else {
-            let queue = ReadQueue { running: number, running_flight: flight, next: None };
-            queues.insert(name.clone(), queue);
-            None
-        };
+            queues.insert(name.clone(), ReadQueue::starting((number, flight), now));
+        }
         let slot = FlightSlot::Unconfirmed(name, number);
-        FlightRole::Lead(Leader { progress, turn, slot, flights: Arc::clone(self), permit })
+        FlightRole::Lead(Leader { progress, slot, flights: Arc::clone(self), permit })
+    }
+
+    /// Starts a read that is next, if it may start now. Returns until when it has to wait, unless
+    /// another read ends before that.
+    fn start(&self, slot: &FlightSlot) -> Option<(Instant, Arc<Notify>)> {
+        let FlightSlot::Unconfirmed(name, number) = slot else { return None };
+        lock(&self.unconfirmed).get_mut(name)?.start(*number, Instant::now())
     }
 
     fn leave(&self, slot: &FlightSlot) {
@@ -287,29 +325,28 @@ impl Flights {
     }
 }
 
-impl ReadQueue {
-    /// Removes a leader that is done or was dropped. Returns whether the queue is still in use.
-    fn leave(&mut self, number: u64) -> bool {
-        if self.running != number {
-            // The next leader gave up before its turn.
-            self.next.take_if(|next| next.number == number);
-            return true;
-        }
-        let Some(next) = self.next.take() else { return false };
-        (self.running, self.running_flight) = (next.number, next.flight);
-        // If the next leader is gone as well, its own `leave` follows this one.
-        let _ = next.start.send(());
-        true
-    }
-}
-
 impl Leader {
-    /// Waits until the read may begin. The read is valid for every reader that joined before that.
-    pub async fn wait_for_turn(&mut self) {
-        if let Some(turn) = self.turn.take() {
-            // An error means that the queue is gone, so no read is ahead of this one.
-            let _ = turn.await;
+    /// Waits until the read may start. It is valid for every reader that joined before that.
+    pub async fn start(&self) {
+        while let Some((due, ended)) = self.flights.start(&self.slot) {
+            let _ = timeout_at(due, ended.notified()).await;
         }
+        self.progress.send_if_modified(|progress| {
+            let is_queued = matches!(progress.state, FlightState::Queued);
+            if is_queued {
+                progress.state = FlightState::Running(Instant::now());
+            }
+            is_queued
+        });
+    }
+
+    /// Files the flight under another version, before its upstream read begins.
+    pub(super) fn refile(&self, version: JobVersion, coalesce_key: CoalesceKey) {
+        let FlightSlot::Confirmed(key, number) = &self.slot else { return };
+        self.flights.leave(&self.slot);
+        let (number, flight) = (*number, Flight(self.progress.subscribe()));
+        let flight = ConfirmedFlight { number, version, coalesce_key, flight };
+        lock(&self.flights.confirmed).entry(key.clone()).or_default().push(flight);
     }
 
     /// Releases the followers, which then read for themselves, and lets the next read begin. Used when

@@ -51,8 +51,8 @@ pub enum Forecast {
     },
     /// The request joins an upstream read that is in flight in this process.
     Join,
-    /// The request waits a little for the entry that another reader is about to store. It may get that
-    /// entry, or bypass the cache.
+    /// The request waits a little for the entry that another reader is about to store, and reads the
+    /// upstream if that entry is late.
     Wait,
     /// The request bypasses the cache.
     Pass(Bypass),
@@ -255,7 +255,7 @@ impl CacheReader {
         if state.fence_left_ms.is_some() {
             return uncached(decide::unconfirmed(facts, Bypass::Fenced));
         }
-        let lease = state.lease.as_ref().filter(|_| state.is_placeholder && reject.is_none());
+        let lease = state.lease.as_ref().filter(|_| state.seen.is_leased && reject.is_none());
         let Some(lease) = lease else {
             let reason = reject.map_or(MissReason::NoEntry, MissReason::Rejected);
             return Forecast::Miss { bypass: None, reason };
@@ -264,6 +264,7 @@ impl CacheReader {
         match decide::leased(facts, self.lease_holder(request, &version, &version.epoch)) {
             OtherLease::Join(_) => Forecast::Join,
             OtherLease::Wait => Forecast::Wait,
+            OtherLease::Lead => uncached(Uncached::Unconfirmed(Bypass::Leased)),
             OtherLease::Uncached(decision) => uncached(decision),
         }
     }

@@ -56,9 +56,6 @@ const IDLE_TIME: Duration = Duration::from_mins(1);
 pub(super) struct JobNotes {
     /// Jobs and coalesce keys that recently got a response that could not be stored.
     pub(super) hit_for_miss: WindowedCounts<(Key, CoalesceKey)>,
-    /// Jobs that recently got a response that was shared and not stored. Other callers need not wait for
-    /// an entry.
-    pub(super) unstored: WindowedCounts<Key>,
     /// Replacements of entries by a different response that the upstream gave another caller.
     ///
     /// Entries that replace each other spare the upstream nothing. So a credential may replace the entry
@@ -78,7 +75,6 @@ impl JobNotes {
     pub(super) fn new(ttl: Duration) -> Self {
         Self {
             hit_for_miss: WindowedCounts::new(HIT_FOR_MISS_TIME),
-            unstored: WindowedCounts::new(HIT_FOR_MISS_TIME),
             replacements: WindowedCounts::new(ttl),
             replacing_credentials: WindowedCounts::new(ttl),
             differing_headers: WindowedCounts::new(ttl),

@@ -5,9 +5,8 @@
 //! response that was read before a write the client knows of. A prefetch differs in that it leaves
 //! every entry alone and never queues. Entries are read in [`reader`](super::reader).
 
-use std::{future, sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::{
@@ -15,8 +14,8 @@ use super::{
     entry::{Entry, Reject},
     fill::{FillTarget, KnownEntry, LeaderRead},
     flight::{Flight, FlightRole, JobVersion},
+    held_lease::{HeldLease, Patience},
     reader::{CacheReader, Found},
-    shared_state::SharedState,
     silent_changes::ObservedEntry,
 };
 use crate::{
@@ -24,11 +23,6 @@ use crate::{
     semantics::{labels::labels, policy::Bypass},
     store::{Budget, Epoch, Grant, Lease, Seen, StoreError, StoreErrorKind, Token},
 };
-
-/// How long a reader waits for another sidecar's fill. The store budget does not cover this wait.
-const OTHER_FILL_WAIT: Duration = Duration::from_millis(250);
-/// First pause between two reads of the store while waiting for another sidecar's fill. Doubles.
-const FIRST_OTHER_FILL_PAUSE: Duration = Duration::from_millis(5);
 
 labels! {
     /// How a read is answered.
@@ -126,12 +120,13 @@ impl CacheReader {
         version: &JobVersion,
         epoch: &Epoch,
     ) -> LeaseHolder<Flight> {
-        let SharedState { flights, waited_leases, .. } = &*self.state;
+        let LookupRequest { key, coalesce_key, .. } = request;
+        let flight = self.state.flights.confirmed(key, version, *coalesce_key);
         LeaseHolder {
-            is_same_read: version.token.is_of(request.identity)
-                && version.epoch.server() == epoch.server(),
-            flight: flights.join_confirmed(&request.key, version, request.coalesce_key),
-            was_waited_for: waited_leases.count(&version.token) > 0,
+            is_of_epoch: version.epoch.server() == epoch.server(),
+            is_same_reader: version.token.is_of(coalesce_key.reader_hash()),
+            is_late: flight.as_ref().is_some_and(Flight::is_late),
+            flight,
         }
     }
 
@@ -205,6 +200,14 @@ impl CacheReader {
         lead_or_join(request, role, None, || FillTarget::Lease(lease))
     }
 
+    /// Answers a read while another reader holds the lease: by an upstream read under the version that
+    /// the store has just shown.
+    fn lead_under_held(&self, request: &LookupRequest, held: HeldLease) -> Lookup {
+        let LookupRequest { key, coalesce_key, .. } = request;
+        let role = self.state.flights.join_or_lead(key, held.version.clone(), *coalesce_key);
+        lead_or_join(request, role, Some(Bypass::Leased), || FillTarget::Held(Box::new(held)))
+    }
+
     /// Answers a read without a confirmed lookup: only by an upstream read that starts after now.
     fn lead_next(&self, request: &LookupRequest, why: Bypass) -> Lookup {
         let flights = &self.state.flights;
@@ -264,7 +267,9 @@ impl StoreLookup<'_> {
         Ok(match self.ask_for_lease(&facts, &seen).await? {
             LeaseStep::Fill(lease) => Some(reader.lead(request, lease).await),
             LeaseStep::Leased(OtherLease::Join(flight), _) => Some(Lookup::Join(flight, None)),
-            LeaseStep::Leased(OtherLease::Wait, _) => Some(Lookup::Pass(Bypass::Leased)),
+            LeaseStep::Leased(OtherLease::Lead | OtherLease::Wait, _) => {
+                Some(Lookup::Pass(Bypass::Leased))
+            }
             LeaseStep::Overtaken(_) => None,
             LeaseStep::Uncached(uncached)
             | LeaseStep::Leased(OtherLease::Uncached(uncached), _) => {
@@ -280,8 +285,11 @@ impl StoreLookup<'_> {
         Ok(match self.ask_for_lease(facts, seen).await? {
             LeaseStep::Fill(lease) => reader.lead(request, lease).await,
             LeaseStep::Leased(OtherLease::Join(flight), _) => Lookup::Join(flight, None),
+            LeaseStep::Leased(OtherLease::Lead, version) => {
+                reader.lead_under_held(request, HeldLease::new(version, seen, Patience::None))
+            }
             LeaseStep::Leased(OtherLease::Wait, version) => {
-                return self.wait_for_entry(facts, version).await;
+                reader.lead_under_held(request, HeldLease::new(version, seen, Patience::ForEntry))
             }
             LeaseStep::Overtaken(seen) => {
                 reader.answer_overtaken(request, facts, reader.decode(request, seen))
@@ -317,44 +325,9 @@ impl StoreLookup<'_> {
     }
 
     async fn lease(&mut self, seen: &Seen) -> Result<Grant, StoreError> {
-        let LookupRequest { key, identity, .. } = self.request;
+        let LookupRequest { key, coalesce_key, .. } = self.request;
         let store = &self.reader.state.store;
-        store.lease(key, *identity, seen.stored.as_ref(), self.budget).await
-    }
-
-    async fn wait_for_entry(self, facts: &Facts, held: JobVersion) -> Result<Lookup, StoreError> {
-        let Self { reader, request, budget } = self;
-        let deadline = Instant::now() + OTHER_FILL_WAIT;
-        let mut step = FIRST_OTHER_FILL_PAUSE;
-        while Instant::now() < deadline {
-            let changed = async {
-                match &reader.state.near {
-                    Some(near) => near.changed(&request.key).await,
-                    None => future::pending().await,
-                }
-            };
-            // A report of a change may have come before this began to listen.
-            let _ = timeout_at(deadline.min(Instant::now() + step), changed).await;
-            step *= 2;
-            // The holder may be in this process, and may not have begun its flight before. Its lease was
-            // in force after this request arrived, so the flight is not too old.
-            let flights = &reader.state.flights;
-            let is_led = flights.is_led(&request.key, &held);
-            if let Some(flight) = flights.join_confirmed(&request.key, &held, request.coalesce_key)
-            {
-                return Ok(Lookup::Join(flight, None));
-            }
-            // Another caller leads the read, and its response is not expected to be stored.
-            if is_led && reader.notes.unstored.count(&request.key) > 0 {
-                return Ok(Lookup::Pass(Bypass::Leased));
-            }
-            match reader.read_entry(request, budget).await? {
-                Found::NoEntry(None, _) => {}
-                found => return Ok(reader.answer_overtaken(request, facts, found)),
-            }
-        }
-        reader.state.waited_leases.add(held.token);
-        Ok(Lookup::Pass(Bypass::Leased))
+        store.lease(key, coalesce_key.reader_hash(), seen.stored.as_ref(), self.budget).await
     }
 
     /// Answers a read without a confirmed lookup, but stores the response if the lease is granted.

@@ -54,8 +54,6 @@ pub(super) struct SharedState {
     pub(super) silent_changes: Arc<SilentChanges>,
     /// Limits the memory of responses that are being read into the cache.
     pub(super) capture_quota: Arc<Quota>,
-    /// Leases of other sidecars that a reader has waited for without result.
-    pub(super) waited_leases: WindowedCounts<Token>,
     /// Entries that a comparison found to differ from the upstream's response.
     pub(super) wrong_entries: WindowedCounts<Token>,
     pub(super) notes: ProcessNotes,
@@ -110,7 +108,6 @@ impl SharedState {
             flights: Arc::new(Flights::new(flights)),
             silent_changes,
             capture_quota: captured,
-            waited_leases: WindowedCounts::new(config.store.lease),
             wrong_entries: WindowedCounts::new(WRONG_ENTRY_MEMORY),
             notes: ProcessNotes::default(),
             metrics,

@@ -8,7 +8,7 @@ use hyper::{
     Request, Response, StatusCode, Version,
     body::Incoming,
     http::{
-        HeaderValue,
+        HeaderMap, HeaderValue, Method,
         header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER},
         request::Parts,
     },
@@ -59,6 +59,11 @@ pub(super) enum Verdict {
 impl Answer {
     pub(super) fn new(response: Response<Body>, verdict: Verdict) -> Self {
         Self { response, verdict, repeat: None }
+    }
+
+    /// Answers a request from an entry.
+    pub(super) fn hit(entry: &Entry, method: &Method, headers: &HeaderMap, now_ms: i64) -> Self {
+        Self::new(entry.hit(method, headers, now_ms).map(Body::from), Verdict::Hit)
     }
 
     /// Completes the response, and counts and logs it.

@@ -11,7 +11,8 @@ use hyper::{
     body::Body as _,
     http::{
         header::{CONTENT_LENGTH, ETAG, TRANSFER_ENCODING},
-        request, response,
+        request::Parts,
+        response,
     },
 };
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
@@ -39,7 +40,7 @@ pub(super) struct LeadTask {
     context: Arc<ProxyContext>,
     lead: LeaderRead,
     /// The request head of the client that began the read, and the client.
-    client_head: request::Parts,
+    client_head: Parts,
     client: Peer,
     budget: Budget,
     answer: oneshot::Sender<Answer>,
@@ -55,7 +56,7 @@ impl LeadTask {
     pub(super) async fn spawn(
         context: &Arc<ProxyContext>,
         lead: LeaderRead,
-        (client_head, client): (request::Parts, Peer),
+        (client_head, client): (Parts, Peer),
         request: Request<RequestBody>,
         budget: Budget,
     ) -> Option<(JoinHandle<FillResult>, oneshot::Receiver<Answer>)> {
@@ -75,10 +76,18 @@ impl LeadTask {
     /// Reads the upstream, answers the clients that wait, and stores the response if it may be
     /// stored.
     async fn run(mut self, request: Request<RequestBody>) -> FillResult {
-        self.lead.leader.wait_for_turn().await;
-        let mut sent = self.context.send(request, RetryPolicy::OnceIfSafe).await;
+        self.lead.leader.start().await;
+        let context = Arc::clone(&self.context);
+        let filler = &context.cache.filler;
+        if let Some(entry) = filler.wait_for_holder(&mut self.lead).await {
+            return self.answer_from_store(&entry);
+        }
+        let mut sent = tokio::select! {
+            sent = context.send(request, RetryPolicy::OnceIfSafe) => sent,
+            entry = filler.entry_of_holder(&self.lead) => return self.answer_from_store(&entry),
+        };
         if matches!(&sent, Ok(response) if response.status() == StatusCode::INTERNAL_SERVER_ERROR)
-            && self.context.cache.filler.give_up_placeholder(&mut self.lead).await
+            && filler.give_up_placeholder(&mut self.lead).await
         {
             sent = self.repeat().await;
         }
@@ -112,6 +121,15 @@ impl LeadTask {
         sent
     }
 
+    /// Answers all that wait with the entry of the reader that holds the lease.
+    fn answer_from_store(self, entry: &Arc<Entry>) -> FillResult {
+        let Self { context, lead, client_head: Parts { method, headers, .. }, answer, .. } = self;
+        lead.leader.publish(Arc::clone(entry));
+        let now_ms = context.cache.store().now_ms();
+        let _ = answer.send(Answer::hit(entry, &method, &headers, now_ms));
+        FillResult::Stored
+    }
+
     /// A body of known length arrives soon after its head. The client gets its answer once the
     /// response is stored or the store budget is spent.
     async fn take_whole(
@@ -125,6 +143,9 @@ impl LeadTask {
             Captured::Whole(body) => {
                 let Self { context, lead, client_head, budget, answer, .. } = self;
                 let why = lead.why;
+                // The client does not wait for the entry of another reader.
+                let budget =
+                    if lead.is_held_by_other() { Budget::new(Duration::ZERO) } else { budget };
                 let published = context.cache.filler.publish(lead, &head, body, freshness);
                 let entry = Arc::clone(&published.entry);
                 store_then(&context, published, budget, |filled| {

@@ -10,10 +10,15 @@
 //! requested whole and uncompressed, as in service. Every other read passes through as if there were
 //! no cache.
 
-use std::sync::Arc;
+use std::{future, pin::pin, sync::Arc};
 
+use futures_util::{
+    StreamExt as _,
+    future::{Either, select},
+    stream::FuturesUnordered,
+};
 use hyper::{
-    HeaderMap, Request, Response, StatusCode,
+    Request, Response, StatusCode,
     body::{Body as _, Incoming},
     http::{Method, request::Parts},
 };
@@ -30,7 +35,8 @@ use super::{
 };
 use crate::{
     cache::{
-        BeforeLookup, Comparison, ComparisonResult, LeaderRead, Lookup, LookupRequest, entry::Entry,
+        BeforeLookup, Comparison, ComparisonResult, LeaderRead, Lookup, LookupRequest,
+        entry::Entry, flight::Flight,
     },
     config::CacheMode,
     observe::{
@@ -107,7 +113,7 @@ fn near_hit(
     request: Request<Incoming>,
     client: Peer,
 ) -> Answer {
-    let mut answer = hit(&entry, request.method(), request.headers(), now_ms);
+    let mut answer = Answer::hit(&entry, request.method(), request.headers(), now_ms);
     let sampled = verify::is_sampled(context.config.verify, request.method(), request.extensions());
     let comparison = sampled.then(|| Comparison::new(&lookup, entry));
     answer.repeat = RepeatHit::of(context, &request, lookup, client);
@@ -115,10 +121,6 @@ fn near_hit(
         verify::verify(context, comparison, &request.into_parts().0, client);
     }
     answer
-}
-
-fn hit(entry: &Entry, method: &Method, headers: &HeaderMap, now_ms: i64) -> Answer {
-    Answer::new(entry.hit(method, headers, now_ms).map(Body::from), Verdict::Hit)
 }
 
 /// A cacheable read that no entry in this process has answered.
@@ -154,11 +156,53 @@ impl UnansweredRead<'_> {
     }
 
     async fn serve(self, lookup: &LookupRequest, found: Lookup) -> Answer {
+        match found {
+            Lookup::Join(flight, why) => self.follow(lookup, flight, why).await,
+            found => self.answer_alone(lookup, found).await,
+        }
+    }
+
+    /// Answers with the response to a read that another reader leads. If that read is late, looks the
+    /// job up again, and takes the first answer.
+    async fn follow(
+        mut self,
+        lookup: &LookupRequest,
+        mut flight: Flight,
+        mut why: Option<Bypass>,
+    ) -> Answer {
+        let mut joined = FuturesUnordered::new();
+        let found = loop {
+            joined.push(flight.clone().wait());
+            tokio::select! {
+                biased;
+                Some(shared) = joined.next() => return match shared {
+                    Some(entry) => shared_answer(self.context, &self.head, &entry, why),
+                    None => self.pass(Bypass::Alone).await,
+                },
+                () = flight.late() => {}
+            }
+            self.budget = self.context.cache.budget();
+            match self.look_up(lookup).await {
+                Lookup::Join(next, reason) => (flight, why) = (next, reason),
+                found => break found,
+            }
+        };
+        let (context, head) = (self.context, self.head.clone());
+        let shared = pin!(joined.filter_map(future::ready));
+        match select(pin!(self.answer_alone(lookup, found)), shared.into_future()).await {
+            Either::Left((answer, _)) => answer,
+            Either::Right(((Some(entry), _), _)) => shared_answer(context, &head, &entry, why),
+            Either::Right(((None, _), alone)) => alone.await,
+        }
+    }
+
+    /// Answers a read that has joined no other one.
+    async fn answer_alone(self, lookup: &LookupRequest, found: Lookup) -> Answer {
         let Self { context, ref head, ref requester, .. } = self;
-        let now_ms = || context.cache.store().now_ms();
         match found {
             Lookup::Hit(entry) => {
-                let answer = hit(&entry, &head.method, &head.headers, now_ms());
+                let now_ms = context.cache.store().now_ms();
+                let answer = Answer::hit(&entry, &head.method, &head.headers, now_ms);
                 if verify::is_sampled(context.config.verify, &head.method, &head.extensions) {
                     let comparison = Comparison::new(lookup, entry);
                     verify::verify(context, comparison, head, requester.client);
@@ -166,14 +210,7 @@ impl UnansweredRead<'_> {
                 answer
             }
             Lookup::Lead(lead) => self.lead(*lead).await,
-            Lookup::Join(flight, why) => match flight.wait().await {
-                Some(entry) => {
-                    let verdict = Verdict::Miss { filled: None, collapsed: true, why };
-                    context.metrics.requests.joined.inc();
-                    Answer::new(entry_response(&entry, head, now_ms()), verdict)
-                }
-                None => self.pass(Bypass::Alone).await,
-            },
+            Lookup::Join(..) => self.pass(Bypass::Alone).await,
             Lookup::Pass(Bypass::OnlyIfCached) => {
                 refuse_with(StatusCode::GATEWAY_TIMEOUT, Bypass::OnlyIfCached.as_str())
             }
@@ -247,4 +284,16 @@ impl UnansweredRead<'_> {
             }
         }
     }
+}
+
+/// Answers a read with the response that another one got.
+fn shared_answer(
+    context: &ProxyContext,
+    head: &Parts,
+    entry: &Entry,
+    why: Option<Bypass>,
+) -> Answer {
+    context.metrics.requests.joined.inc();
+    let response = entry_response(entry, head, context.cache.store().now_ms());
+    Answer::new(response, Verdict::Miss { filled: None, collapsed: true, why })
 }

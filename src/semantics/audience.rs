@@ -106,10 +106,15 @@ const VARIANT_VERSION: [&[u8]; 2] = [b"", b"2"];
 impl Caller {
     /// Returns the format of the store: 64 hexadecimal digits, the credential first.
     pub fn to_hex(self) -> String {
+        blake3::Hash::from_bytes(self.to_bytes()).to_hex().as_str().to_owned()
+    }
+
+    /// Returns both fingerprints, the credential first.
+    pub fn to_bytes(self) -> [u8; 32] {
         let mut both = [0; 32];
         both[..16].copy_from_slice(&self.credential.0);
         both[16..].copy_from_slice(&self.variant.0);
-        blake3::Hash::from_bytes(both).to_hex().as_str().to_owned()
+        both
     }
 
     /// Returns the fingerprint of the credential.

@@ -3,7 +3,7 @@
 //! Two routes, or two APIs that share a Redis, may give two jobs the same key. The key alone
 //! therefore never decides: the meta of an entry holds the API, the route and the text of its
 //! variables, and all of them are compared before the entry is used. Leases and flights carry a hash of
-//! the same, so that nobody waits for or joins a read of another job.
+//! the same, and of the caller, so that nobody waits for or joins a read of another job.
 //!
 //! An API without a name (`api` unset) is one identity. The address of the upstream is no part of
 //! it: replicas of one API have different addresses, and different APIs often have the same one

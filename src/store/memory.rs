@@ -73,7 +73,11 @@ impl Memory {
 
     pub(super) fn read(&self, key: &Key) -> Seen {
         let now = now_ms();
-        self.seen(self.slots().live(key, now).and_then(|slot| slot.entry.clone()), now)
+        let mut slots = self.slots();
+        let slot = slots.live(key, now);
+        let is_leased = slot.as_ref().is_some_and(|slot| slot.lease.is_some());
+        let entry = slot.and_then(|slot| slot.entry.clone());
+        Seen { is_leased, ..self.seen(entry, now) }
     }
 
     pub(super) fn inspect(&self, key: &Key) -> KeyState {
@@ -84,9 +88,11 @@ impl Memory {
         let held = slot.and_then(|slot| slot.lease.as_ref());
         let fence = slot.and_then(|slot| slot.fence.values().copied().max());
         KeyState {
-            seen: self.seen(slot.and_then(|slot| slot.entry.clone()), now),
+            seen: Seen {
+                is_leased: held.is_some(),
+                ..self.seen(slot.and_then(|slot| slot.entry.clone()), now)
+            },
             is_alien: false,
-            is_placeholder: held.is_some(),
             lease: held.map(|held| LeaseState {
                 token: held.token.clone(),
                 left_ms: held.expires_ms - now,
@@ -227,7 +233,7 @@ impl Memory {
     }
 
     fn seen(&self, stored: Option<StoredValue>, now_ms: i64) -> Seen {
-        Seen { stored, epoch: self.epoch.clone(), now_ms, in_grace: false }
+        Seen { stored, is_leased: false, epoch: self.epoch.clone(), now_ms, in_grace: false }
     }
 
     fn slots(&self) -> MutexGuard<'_, MemorySlots> {

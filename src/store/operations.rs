@@ -9,9 +9,9 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    BarrierWait, Budget, Ended, Engine, EntryChange, Fill, Grant, IdentityHash, Key, KeyState,
-    Lease, Purged, Seen, Store, StoreError, StoredValue, Write, barrier::BarrierDown,
-    errors::Result, memory::Memory, metrics::StoreOp, redis::Shard, write::Begun,
+    BarrierWait, Budget, Ended, Engine, EntryChange, Fill, Grant, Key, KeyState, Lease, Purged,
+    ReaderHash, Seen, Store, StoreError, StoredValue, Write, barrier::BarrierDown, errors::Result,
+    memory::Memory, metrics::StoreOp, redis::Shard, write::Begun,
 };
 
 impl Store {
@@ -52,7 +52,7 @@ impl Store {
         self.on_key(key, inspect, |memory| Ok(memory.inspect(key))).await
     }
 
-    /// Asks for the right to fill a key with an entry of this identity, which the token of the
+    /// Asks for the right to fill a key with an entry for such a reader, which the token of the
     /// lease names. `refused` is a value that the caller has read and found not to be an entry of
     /// ours; it is deleted if it is still there.
     ///
@@ -61,11 +61,11 @@ impl Store {
     pub async fn lease(
         &self,
         key: &Key,
-        identity: IdentityHash,
+        reader: ReaderHash,
         refused: Option<&StoredValue>,
         budget: &mut Budget,
     ) -> Result<Grant> {
-        let token = self.tokens.next_of(identity);
+        let token = self.tokens.next_of(reader);
         let expected = self.events.expect_own_change(key.main());
         let lease = async |shard: Arc<Shard>| shard.lease(key, &token, refused, budget).await;
         let in_memory = |memory: &Memory| Ok(memory.lease(key, &token, refused));

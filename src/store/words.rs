@@ -71,10 +71,22 @@ impl Token {
         &self.0
     }
 
-    /// Returns whether it was made for this identity. A token of an older sidecar names none.
-    pub fn is_of(&self, identity: IdentityHash) -> bool {
+    /// Returns whether it was made for such a reader. A token of an older sidecar names no caller, so
+    /// it is of no reader.
+    pub fn is_of(&self, reader: ReaderHash) -> bool {
         let hash = self.0.splitn(3, '-').nth(2);
-        hash.and_then(|hash| u64::from_str_radix(hash, 16).ok()) == Some(identity.0)
+        hash.and_then(|hash| u64::from_str_radix(hash, 16).ok()) == Some(reader.0)
+    }
+}
+
+/// Hash of a read: API, route, job and caller. Readers with the same hash may get
+/// the same response.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReaderHash(pub u64);
+
+impl fmt::Display for ReaderHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
     }
 }
 
@@ -122,6 +134,8 @@ pub struct StoredValue {
 pub struct Seen {
     /// The value, if there is one; a placeholder does not count.
     pub stored: Option<StoredValue>,
+    /// The key holds the placeholder of a lease.
+    pub is_leased: bool,
     /// The current epoch. An entry that was stored in another epoch must not be used.
     pub epoch: Epoch,
     /// The current time by the store's clock, in ms since 1970.
@@ -202,9 +216,9 @@ impl Tokens {
         Token(self.text().into())
     }
 
-    /// Makes a token that names an identity.
-    pub(super) fn next_of(&self, identity: IdentityHash) -> Token {
-        Token(format!("{}-{identity}", self.text()).into())
+    /// Makes a token that names a reader.
+    pub(super) fn next_of(&self, reader: ReaderHash) -> Token {
+        Token(format!("{}-{reader}", self.text()).into())
     }
 
     fn text(&self) -> String {
@@ -280,8 +294,6 @@ pub struct KeyState {
     pub seen: Seen,
     /// The main key holds a value that is not a string, so it was written by a third party.
     pub is_alien: bool,
-    /// The main key holds the placeholder of a lease.
-    pub is_placeholder: bool,
     /// The lease under which the key may be filled.
     pub lease: Option<LeaseState>,
     /// Time until the fence expires, in ms; -1 if it never does. `None` without a fence.

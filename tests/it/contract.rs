@@ -11,7 +11,7 @@ use jobcache::{
     config::{Config, StoreUrl},
     observe::metrics::Registry,
     store::{
-        Budget, Ended, EntryChange, Epoch, Fill, Grant, IdentityHash, Key, KeyReceipt, Lease, Seen,
+        Budget, Ended, EntryChange, Epoch, Fill, Grant, Key, KeyReceipt, Lease, ReaderHash, Seen,
         Store, StoredValue,
     },
 };
@@ -75,7 +75,7 @@ async fn read(store: &Store, key: &Key) -> Option<StoredValue> {
 }
 
 async fn ask(store: &Store, key: &Key) -> Grant {
-    store.lease(key, IdentityHash::default(), None, &mut budget()).await.unwrap()
+    store.lease(key, ReaderHash::default(), None, &mut budget()).await.unwrap()
 }
 
 /// Returns a meta without its closing brace, of the form that the scripts look for.
@@ -164,7 +164,7 @@ async fn a_refused_value_is_deleted_and_leased_but_not_the_one_that_replaced_it(
         filled(&store, &key, "old").await;
         let old = read(&store, &key).await.unwrap();
         let grant =
-            store.lease(&key, IdentityHash::default(), Some(&old), &mut budget()).await.unwrap();
+            store.lease(&key, ReaderHash::default(), Some(&old), &mut budget()).await.unwrap();
         let Grant::Lease(lease) = grant else { panic!("{grant:?}") };
         assert_eq!(read(&store, &key).await, None);
         // A refused value is named by its expiry, so the two entries must not have the same one.
@@ -172,7 +172,7 @@ async fn a_refused_value_is_deleted_and_leased_but_not_the_one_that_replaced_it(
         let body = Bytes::from_static(b"new");
         assert_eq!(store.fill(lease, &body, META, ttl).await.unwrap(), Fill::Stored);
         let grant =
-            store.lease(&key, IdentityHash::default(), Some(&old), &mut budget()).await.unwrap();
+            store.lease(&key, ReaderHash::default(), Some(&old), &mut budget()).await.unwrap();
         assert!(matches!(grant, Grant::Stored(_)), "{grant:?}");
     })
     .await;
@@ -243,13 +243,13 @@ async fn an_inspection_shows_all_that_stands_and_changes_none_of_it() {
             assert!(shown.lease.is_none() && shown.fence_left_ms.is_none());
             let shown = inspect(&lease).await;
             let held = shown.lease.unwrap();
-            assert!(shown.is_placeholder && shown.seen.stored.is_none());
+            assert!(shown.seen.is_leased && shown.seen.stored.is_none());
             assert_eq!(&held.token, &granted.token);
             assert!((1..=600_000).contains(&held.left_ms), "{} ms", held.left_ms);
             let shown = inspect(&fence).await;
             assert!(shown.fence_left_ms.is_some_and(|ms| (1..=600_000).contains(&ms)));
             let shown = inspect(&nothing).await;
-            assert!(!shown.is_placeholder && shown.lease.is_none());
+            assert!(!shown.seen.is_leased && shown.lease.is_none());
             assert!(shown.seen.stored.is_none() && shown.fence_left_ms.is_none());
         }
     })
@@ -365,7 +365,7 @@ async fn a_lease_whose_asker_is_dropped_while_redis_hangs_is_handed_back() {
     let key = key("x");
     redis.stop();
     let mut patient = budget();
-    let ask_and_leave = store.lease(&key, IdentityHash::default(), None, &mut patient);
+    let ask_and_leave = store.lease(&key, ReaderHash::default(), None, &mut patient);
     let left = tokio::time::timeout(Duration::from_millis(50), ask_and_leave).await;
     assert!(left.is_err(), "{left:?}");
     redis.cont();
@@ -462,7 +462,7 @@ async fn admit(store: &Store, key: &Key, seen: &(Seen, String), pair: &str) -> F
 }
 
 async fn replace(store: &Store, key: &Key, seen: &(Seen, String), body: &'static str) -> Fill {
-    let generation = store.token(IdentityHash::default()).as_str().to_owned();
+    let generation = store.token(ReaderHash::default()).as_str().to_owned();
     let epoch = seen.0.epoch.as_str();
     let meta = format!(r#"{{"generation":"{generation}","epoch":"{epoch}","audience":["b"]"#);
     let body = Bytes::from_static(body.as_bytes());

@@ -307,9 +307,24 @@ async fn another_sidecars_lease_is_told() {
             (&told["verdict"]["detail"], &told["value"]),
             (&"leased".into(), &"placeholder".into())
         );
+        assert!(told["verdict"]["why"].as_str().unwrap().contains("250 ms"), "{told}");
         assert!(told["lease"]["left_ms"].as_i64().is_some_and(|ms| ms > 0), "{told}");
     };
     tokio::join!(second.get(X), check);
+}
+
+#[tokio::test]
+async fn another_callers_lease_is_told_and_not_waited_for() {
+    let setup = Setup::new().await;
+    let gate = setup.upstream.hold(Method::GET, X);
+    let other = setup.sidecar.client.start_as(Method::GET, X, "alice").await;
+    gate.arrived(1).await;
+
+    let told = check_held(&setup, &gate, &[]).await;
+
+    assert_eq!(told["verdict"]["detail"], "leased", "{told}");
+    assert!(!told["verdict"]["why"].as_str().unwrap().contains("250 ms"), "{told}");
+    assert_eq!(other.answer().await.0, 200);
 }
 
 #[tokio::test]

@@ -80,6 +80,7 @@ mod traces;
 mod unix_sockets;
 mod valkey;
 mod verify;
+mod waits;
 mod walls;
 mod warming;
 mod webhook;

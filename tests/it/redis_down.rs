@@ -243,7 +243,7 @@ async fn a_redis_that_refuses_writes_is_no_error_and_never_leaves_an_old_body() 
 }
 
 #[tokio::test]
-async fn a_herd_without_redis_costs_two_upstream_reads_at_a_time() {
+async fn a_herd_without_redis_costs_four_upstream_reads_at_a_time() {
     let setup = Setup::cold(RedisServer::absent(), |config| config.store.budget = BUDGET).await;
     let gate = setup.upstream.hold(Method::GET, X);
     let mut readers = Vec::new();
@@ -259,7 +259,7 @@ async fn a_herd_without_redis_costs_two_upstream_reads_at_a_time() {
         assert_eq!(reader.answer().await, (200, version("x1", 0)));
     }
     let peak = setup.upstream.peak_reads(X);
-    assert!(peak <= 2, "{peak} simultaneous reads");
+    assert!(peak <= 4, "{peak} simultaneous reads");
 }
 
 #[tokio::test]

@@ -130,6 +130,8 @@ enum Flaw {
     ReplaceOnWhatIsThere,
     /// A replacement is sent over any connection, with the epoch of that connection.
     ReplaceAcrossEpochs,
+    /// A read under another reader's lease changes any entry that it finds afterwards.
+    HeldOfAnyGeneration,
 }
 
 /// The results of all schedules of one scenario.

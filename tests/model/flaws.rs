@@ -18,6 +18,8 @@ pub(super) enum Flaw {
     ReplaceOnWhatIsThere,
     /// A replacement is sent over any connection, with the epoch of that connection.
     ReplaceAcrossEpochs,
+    /// A read under another reader's lease replaces any entry that it finds afterwards.
+    HeldOfAnyGeneration,
     /// The epoch is the `run_id` alone.
     EpochIsRunId,
     /// Pending invalidations do not survive the sidecar.
@@ -71,6 +73,7 @@ pub(super) fn flaws() -> Vec<(Flaw, Scope)> {
         (Flaw::ReplaceWithoutValue, no_cache.with(Fault::ThirdPartyDel)),
         (Flaw::ReplaceOnWhatIsThere, no_cache),
         (Flaw::ReplaceAcrossEpochs, no_cache.with(Fault::Promotion)),
+        (Flaw::HeldOfAnyGeneration, Scope { readers: 3, ..purge }),
         (Flaw::EpochIsRunId, purge.with_both(Fault::Promotion, Fault::Promotion)),
         (Flaw::PendingWithoutJournal, purge.with_both(Fault::LateCommand, Fault::KilledSidecar)),
         (

@@ -45,6 +45,8 @@
 //! - Clusters: slots that move, `fence.lua`, redirects. A cluster is several of these worlds.
 //! - A deposed master that still answers, which is a documented limit, and the repetition of what it
 //!   confirmed last.
+//! - Followers of a late read that look the job up again: they are like readers that come then, and
+//!   expect less.
 //! - The deletion of what a purge of all has voided, overflow of the pending set, several processes with one journal.
 //! - Commands on one connection that are late may overtake each other, which is more than can happen.
 //!   Only the release of a late lease stays behind it.

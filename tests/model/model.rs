@@ -25,6 +25,7 @@ pub(super) enum Step {
     LateLease { reader: usize },
     Release { reader: usize },
     FollowUp { reader: usize },
+    StartNext { reader: usize },
     ReadUpstream { reader: usize },
     Publish { reader: usize, storable: bool },
     Store { reader: usize, fate: Fate },
@@ -162,7 +163,10 @@ impl Scope {
                     let fates = self.fates(state, is_connected);
                     steps.extend(fates.map(|fate| Step::Lease { reader, fate }));
                 }
-                ReaderPhase::Follow => steps.push(Step::FollowUp { reader }),
+                ReaderPhase::Follow => {
+                    steps.extend([Step::FollowUp { reader }, Step::ReadUpstream { reader }]);
+                }
+                ReaderPhase::Queued => steps.push(Step::StartNext { reader }),
                 ReaderPhase::Reading => steps.push(Step::ReadUpstream { reader }),
                 ReaderPhase::Answered => {
                     steps.push(Step::Publish { reader, storable: true });
@@ -175,7 +179,7 @@ impl Scope {
                     steps.extend(fates.map(|fate| Step::Store { reader, fate }));
                 }
                 ReaderPhase::LateFill => steps.push(Step::LateFill { reader }),
-                ReaderPhase::Queued | ReaderPhase::Joined | ReaderPhase::Done => {}
+                ReaderPhase::Joined | ReaderPhase::Done => {}
             }
         }
     }
@@ -327,6 +331,7 @@ impl Run<'_> {
             Step::LateLease { reader } => self.late_lease(reader),
             Step::Release { reader } => self.release(reader),
             Step::FollowUp { reader } => self.follow_up(reader),
+            Step::StartNext { reader } => self.start_next(reader),
             Step::ReadUpstream { reader } => self.read_upstream(reader),
             Step::Publish { reader, storable } => self.publish(reader, storable),
             Step::Store { reader, fate } => self.store(reader, fate),

@@ -36,8 +36,8 @@ impl Run<'_> {
             is_answered.then_some(one.version)
         };
         let running = || {
-            let leader = sidecar.running.filter(|_| self.has(Mutant::JoinRunning))?;
-            answered(usize::from(leader))
+            let leader = sidecar.latest_running().filter(|_| self.has(Mutant::JoinRunning))?;
+            answered(leader)
         };
         let Some(epoch) = sidecar.session.filter(|_| sidecar.pending.is_none()) else {
             return running();

@@ -4,7 +4,7 @@ use jobcache::mutants::Mutant;
 
 use super::{
     flaws::Flaw,
-    keys::{Epoch, Leasing, Meta, REPLACED, Token, Version},
+    keys::{Epoch, Leasing, Main, Meta, REPLACED, Token, Version},
     run::{Fate, Run},
     state::{Behind, Reader, ReaderPhase, Stale, Target},
 };
@@ -164,27 +164,45 @@ impl Run<'_> {
         self.state.readers[reader].behind = Behind::Nothing;
     }
 
-    /// `CacheReader::follow`: joins the flight of the token, or waits for another sidecar.
+    /// `decide::leased`: joins the flight under the token, or leads one under the lease of another
+    /// sidecar (`CacheReader::lead_under_held`).
     fn follow(&mut self, reader: usize, token: Token, epoch: Epoch) {
         if let Some(leader) = self.flight_of(self.state.readers[reader].at, token, epoch) {
             return self.join(reader, leader);
         }
-        let is_noted = self.scope.near;
         let one = &mut self.state.readers[reader];
         one.phase = ReaderPhase::Follow;
-        one.is_noted = is_noted;
+        one.target = Target::Held;
+        one.epoch = epoch;
+        one.is_attached = true;
+        one.held = Some(token);
+        one.is_noted = false;
     }
 
-    /// `CacheReader::follow` reads the store again. One read at any time stands for all of them: a read
-    /// that finds nothing changes nothing. Then it passes, which always gives a fresh answer.
+    /// `SharedState::lease_end`: the store is read again. An entry answers all that have joined
+    /// (`LeadTask::answer_from_store`); if there is neither an entry nor a lease, the reader takes the
+    /// lease (`Filler::take_free_lease`). One read at any time stands for all of them, because a
+    /// read that finds nothing changes nothing.
     pub(super) fn follow_up(&mut self, reader: usize) {
-        let found = self
-            .session(reader)
-            .map(|epoch| (self.state.keys.decode(epoch, self.scope.flaw), epoch));
-        match found {
-            Some((Ok(meta), epoch)) => self.answer_with_entry(reader, meta, epoch),
-            Some((Err(None), _)) => self.leave(reader),
-            Some((Err(Some(_)), _)) | None => self.answer_unconfirmed(reader, Target::Nowhere),
+        let Some(epoch) = self.session(reader) else { return };
+        match self.state.keys.decode(epoch, self.scope.flaw) {
+            Ok(meta) => {
+                self.judge(reader, meta.version);
+                self.answer_followers(reader, Some(meta.version));
+                self.leave(reader);
+            }
+            Err(None) if self.state.keys.main == Main::Absent => {
+                let (flaw, token) = (self.scope.flaw, Self::token(reader));
+                if self.change(|keys| keys.lease(token, None, flaw)) == Leasing::Granted {
+                    let one = &mut self.state.readers[reader];
+                    one.phase = ReaderPhase::Reading;
+                    one.target = Target::Lease;
+                    one.epoch = epoch;
+                    one.is_attached = true;
+                    one.held = None;
+                }
+            }
+            Err(_) => {}
         }
     }
 
@@ -200,7 +218,8 @@ impl Run<'_> {
     /// `ConfirmedFlight::serves`.
     pub(super) fn flight_of(&self, at: u8, token: Token, epoch: Epoch) -> Option<usize> {
         self.flight(at, |leader| {
-            (Self::token(leader) == token || self.has(Mutant::JoinById))
+            let of = self.state.readers[leader].held.unwrap_or(Self::token(leader));
+            (of == token || self.has(Mutant::JoinById))
                 && (self.state.readers[leader].epoch == epoch || self.has(Mutant::JoinAcrossEpochs))
         })
     }
@@ -223,15 +242,15 @@ impl Run<'_> {
         let at = usize::from(self.state.readers[reader].at);
         let sidecar = &mut self.state.sidecars[at];
         let joins_running = self.scope.flaw == Some(Flaw::Of(Mutant::JoinRunning));
-        let phase = match (sidecar.running, sidecar.next) {
-            (Some(leader), _) if joins_running => return self.join(reader, usize::from(leader)),
+        let phase = match (sidecar.latest_running(), sidecar.next) {
+            (Some(leader), _) if joins_running => return self.join(reader, leader),
             (_, Some(leader)) => return self.join(reader, usize::from(leader)),
             (Some(_), None) => {
                 sidecar.next = Some(Self::number(reader));
                 ReaderPhase::Queued
             }
             (None, None) => {
-                sidecar.running = Some(Self::number(reader));
+                sidecar.running = 1 << reader;
                 ReaderPhase::Reading
             }
         };
@@ -254,15 +273,7 @@ impl Run<'_> {
     /// read for themselves, and the lease is released.
     pub(super) fn publish(&mut self, reader: usize, storable: bool) {
         let Reader { version, target, .. } = self.state.readers[reader];
-        for follower in 0..self.scope.readers {
-            let one = self.state.readers[follower];
-            if one.phase == ReaderPhase::Joined && usize::from(one.leader) == reader {
-                if storable {
-                    self.judge(follower, version);
-                }
-                self.leave(follower);
-            }
-        }
+        self.answer_followers(reader, storable.then_some(version));
         if storable && target != Target::Nowhere {
             self.state.readers[reader].phase = ReaderPhase::Storing;
             return;
@@ -273,6 +284,19 @@ impl Run<'_> {
         self.leave(reader);
     }
 
+    /// Answers the readers that have joined a leader. Without a version they read for themselves.
+    fn answer_followers(&mut self, leader: usize, version: Option<Version>) {
+        for follower in 0..self.scope.readers {
+            let one = self.state.readers[follower];
+            if one.phase == ReaderPhase::Joined && usize::from(one.leader) == leader {
+                if let Some(version) = version {
+                    self.judge(follower, version);
+                }
+                self.leave(follower);
+            }
+        }
+    }
+
     /// `Store::fill` or `Store::replace`.
     pub(super) fn store(&mut self, reader: usize, fate: Fate) {
         if fate == Fate::Late {
@@ -280,7 +304,7 @@ impl Run<'_> {
             self.state.readers[reader].is_attached = false;
             return self.pass_the_turn(reader);
         }
-        if self.state.readers[reader].target == Target::Entry {
+        if self.state.readers[reader].target != Target::Lease {
             self.replace(reader);
             return self.leave(reader);
         }
@@ -294,11 +318,11 @@ impl Run<'_> {
 
     /// A fill that its sidecar has given up is executed. The release follows it.
     pub(super) fn late_fill(&mut self, reader: usize) {
-        if self.state.readers[reader].target == Target::Entry {
-            self.replace(reader);
-        } else {
+        if self.state.readers[reader].target == Target::Lease {
             self.fill(reader);
             self.state.readers[reader].behind = Behind::Release;
+        } else {
+            self.replace(reader);
         }
         self.leave(reader);
     }
@@ -317,9 +341,16 @@ impl Run<'_> {
         Some(self.change(|keys| keys.fill(generation, new, flaw)))
     }
 
-    /// `Redis::replace` with `replace.lua`.
+    /// `Redis::replace` with `replace.lua`. A reader under another one's lease looks for
+    /// the entry of its holder first (`Filler::entry_to_join`).
     fn replace(&mut self, reader: usize) {
-        let Reader { version, epoch, seen, .. } = self.state.readers[reader];
+        let Reader { version, epoch, mut seen, held, .. } = self.state.readers[reader];
+        if let Some(token) = held {
+            let entry = self.state.keys.decode(epoch, self.scope.flaw).ok();
+            let any = self.scope.flaw == Some(Flaw::HeldOfAnyGeneration);
+            let of_holder = entry.filter(|entry| entry.generation == token || any);
+            seen = of_holder.map(|entry| (entry.version, entry.generation));
+        }
         let (Some(session), Some((seen, generation))) = (self.session(reader), seen) else {
             return;
         };
@@ -346,18 +377,28 @@ impl Run<'_> {
         self.pass_the_turn(reader);
     }
 
-    /// The next read without a lease runs: `Leader::drop`.
+    /// A read without a lease is over: `ReadQueue::leave`. The next one starts if no other runs.
     fn pass_the_turn(&mut self, reader: usize) {
-        let number = Some(Self::number(reader));
-        for sidecar in &mut self.state.sidecars {
-            if sidecar.running != number {
+        for at in 0..self.state.sidecars.len() {
+            let sidecar = &mut self.state.sidecars[at];
+            if sidecar.running & (1 << reader) == 0 {
                 continue;
             }
-            sidecar.running = sidecar.next.take();
-            if let Some(next) = sidecar.running {
-                self.state.readers[usize::from(next)].phase = ReaderPhase::Reading;
+            sidecar.running &= !(1 << reader);
+            if sidecar.running == 0
+                && let Some(next) = sidecar.next
+            {
+                self.start_next(usize::from(next));
             }
         }
+    }
+
+    /// `ReadQueue::start`. The model has no time, so the next read may start at any moment.
+    pub(super) fn start_next(&mut self, reader: usize) {
+        let sidecar = &mut self.state.sidecars[usize::from(self.state.readers[reader].at)];
+        sidecar.next = None;
+        sidecar.running |= 1 << reader;
+        self.state.readers[reader].phase = ReaderPhase::Reading;
     }
 
     /// Compares an answer with what the reader may expect.

@@ -30,9 +30,10 @@ pub(super) enum ReaderPhase {
     Keep,
     /// Asks for a lease (`Store::lease`).
     Lease,
-    /// Waits for another sidecar's fill (`CacheReader::follow`).
+    /// Leads a flight under the lease of another sidecar: waits for its entry, and may read the
+    /// upstream at any time (`LeadTask::run`).
     Follow,
-    /// Leads the next read without a lease, and waits for its turn (`Leader::turn`).
+    /// Leads the next read without a lease, which may start at any time (`Leader::start`).
     Queued,
     /// Has joined the flight of a leader.
     Joined,
@@ -52,6 +53,8 @@ pub(super) enum ReaderPhase {
 pub(super) enum Target {
     Nowhere,
     Lease,
+    /// In place of the entry that the holder of a lease stores.
+    Held,
     Entry,
 }
 
@@ -82,6 +85,8 @@ pub(super) struct Reader {
     pub(super) epoch: Epoch,
     /// Whether others can join its flight by its version.
     pub(super) is_attached: bool,
+    /// The token of another reader's lease, if its flight is under that one and not under its own.
+    pub(super) held: Option<Token>,
     /// Leader of the flight that it has joined.
     pub(super) leader: u8,
     /// The entry that it has seen and wants to replace, or the expiry of a refused value.
@@ -185,8 +190,8 @@ pub(super) struct Pending {
 pub(super) struct Sidecar {
     /// Epoch of the session; `None` while it has no connection.
     pub(super) session: Option<Epoch>,
-    /// Leaders of the running and of the next read without a lease (`ReadQueue`).
-    pub(super) running: Option<u8>,
+    /// Leaders of the running reads without a lease, one bit each, and of the next one (`ReadQueue`).
+    pub(super) running: u8,
     pub(super) next: Option<u8>,
     /// Version of the near entry.
     pub(super) near: Option<Version>,
@@ -234,6 +239,7 @@ impl Reader {
         target: Target::Nowhere,
         epoch: FIRST_EPOCH,
         is_attached: false,
+        held: None,
         leader: 0,
         seen: None,
         refused: None,
@@ -269,7 +275,7 @@ impl Write {
 impl Sidecar {
     pub(super) const STARTED: Self = Self {
         session: Some(FIRST_EPOCH),
-        running: None,
+        running: 0,
         next: None,
         near: None,
         has_news: false,
@@ -277,6 +283,13 @@ impl Sidecar {
         acknowledged: 0,
         unconfirmed: 0,
     };
+}
+
+impl Sidecar {
+    /// Leader of a read that runs without a lease.
+    pub(super) fn latest_running(&self) -> Option<usize> {
+        (0..READERS).rfind(|reader| self.running & (1 << reader) != 0)
+    }
 }
 
 impl State {

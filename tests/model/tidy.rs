@@ -56,6 +56,9 @@ impl Reader {
                 self.epoch = PAST;
             }
         }
+        if self.target != Target::Held {
+            self.held = None;
+        }
         if self.phase != ReaderPhase::Lease && self.behind != Behind::LateLease {
             self.refused = None;
         }

@@ -124,8 +124,8 @@ pub(super) fn bypass_text(why: Bypass, explained: &ForecastReport, now: SystemTi
 
 /// The sentence for a request that waits for the entry of another reader.
 pub(super) fn wait_text(explained: &ForecastReport) -> String {
-    let text = "would wait at most 250 ms for another caller or sidecar that is reading the job, then \
-                go to the API";
+    let text = "would wait at most 250 ms for another sidecar that is reading the job for the same \
+                caller, then go to the API as well";
     with_time_left(text.to_owned(), lease_left_ms(explained))
 }
 
@@ -183,7 +183,7 @@ pub(super) fn shadow_text(why: Bypass) -> Option<&'static str> {
         ),
         Bypass::Leased => Some(
             "would go to the API (mode is shadow): another caller or sidecar is reading the job, and \
-             with mode on it would wait for that at most 250 ms",
+             with mode on it would wait for that at most 250 ms, if that is for the same caller",
         ),
         _ => None,
     }

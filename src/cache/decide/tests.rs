@@ -107,24 +107,28 @@ fn a_lease_of_another_epoch_is_not_filled() {
     assert_eq!(granted(&solo(), true), Some(pass(Bypass::Grace)));
 }
 
-/// Every row: facts; whether the other reader reads the same, is in this process, and was waited for
-/// before; the decision.
+/// Every row: facts; whether the holder has the same epoch and reads for the same caller, and its flight
+/// in this process, which may be late; the decision.
 #[test]
 fn how_a_read_goes_on_whose_lease_another_reader_holds() {
     let no_cache = facts(|f| f.directives.no_cache = true);
     let uncached = OtherLease::Uncached;
+    let (none, here, late) = ((None, false), (Some(()), false), (Some(()), true));
     let table = [
-        (PLAIN, (true, true, true), OtherLease::Join(())),
-        (solo(), (true, true, false), OtherLease::Join(())),
-        (PLAIN, (true, false, false), OtherLease::Wait),
-        (PLAIN, (true, false, true), uncached(pass(Bypass::Leased))),
-        (solo(), (true, false, false), uncached(pass(Bypass::Leased))),
-        (PLAIN, (false, true, false), uncached(shared(Bypass::Leased))),
-        (PLAIN, (false, false, false), uncached(shared(Bypass::Leased))),
-        (no_cache, (true, true, false), uncached(shared(Bypass::NoCache))),
+        (PLAIN, (true, true), here, OtherLease::Join(())),
+        // A flight under the lease of another caller.
+        (PLAIN, (true, false), here, OtherLease::Join(())),
+        (solo(), (true, true), here, OtherLease::Join(())),
+        (PLAIN, (true, true), none, OtherLease::Wait),
+        (PLAIN, (true, false), none, OtherLease::Lead),
+        (PLAIN, (true, true), late, OtherLease::Lead),
+        (solo(), (true, true), none, uncached(pass(Bypass::Leased))),
+        (solo(), (true, false), late, uncached(pass(Bypass::Leased))),
+        (PLAIN, (false, true), here, uncached(shared(Bypass::Leased))),
+        (no_cache, (true, true), here, uncached(shared(Bypass::NoCache))),
     ];
-    for (facts, (is_same_read, is_here, was_waited_for), want) in table {
-        let holder = LeaseHolder { is_same_read, flight: is_here.then_some(()), was_waited_for };
+    for (facts, (is_of_epoch, is_same_reader), (flight, is_late), want) in table {
+        let holder = LeaseHolder { is_of_epoch, is_same_reader, flight, is_late };
         assert_eq!(leased(&facts, holder), want, "{holder:?} for {facts:?}");
     }
 }

@@ -124,8 +124,8 @@ impl Session {
     }
 
     fn seen(&self, stored: Option<StoredValue>, purge_token: &[u8], in_grace: bool) -> Seen {
-        let epoch = self.epoch.with_purge_token(purge_token);
-        Seen { stored, epoch, now_ms: self.now_ms(), in_grace }
+        let (epoch, now_ms) = (self.epoch.with_purge_token(purge_token), self.now_ms());
+        Seen { stored, is_leased: false, epoch, now_ms, in_grace }
     }
 
     pub(super) fn now_ms(&self) -> i64 {

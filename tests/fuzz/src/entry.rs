@@ -63,7 +63,13 @@ fn made(head: &Parts, body: &str, now_ms: i64, age: i64) -> Entry {
 
 fn seen(meta: Bytes, body: &str, expires_at_ms: i64, epoch: &str) -> Seen {
     let stored = StoredValue { body: Bytes::from(body.to_owned()), meta, expires_at_ms };
-    Seen { stored: Some(stored), epoch: Epoch::named(epoch), now_ms: 0, in_grace: false }
+    Seen {
+        stored: Some(stored),
+        is_leased: false,
+        epoch: Epoch::named(epoch),
+        now_ms: 0,
+        in_grace: false,
+    }
 }
 
 fn decoded(meta: &str, body: &str, expires_at_ms: i64, epoch: &str) -> Result<Entry, Reject> {

@@ -8,7 +8,7 @@ use jobcache::{
     config::{Config, StoreUrl},
     observe::metrics::Registry,
     semantics::identity::Identity,
-    store::{Budget, Ended, Fill, Grant, IdentityHash, Key, Lease, Seen, Store, StoreError},
+    store::{Budget, Ended, Fill, Grant, Key, Lease, ReaderHash, Seen, Store, StoreError},
 };
 use redis::cmd;
 use tempfile::TempDir;
@@ -46,7 +46,7 @@ pub(super) fn budget() -> Budget {
 }
 
 async fn ask(store: &Store) -> Grant {
-    store.lease(&key(), IdentityHash::default(), None, &mut budget()).await.unwrap()
+    store.lease(&key(), ReaderHash::default(), None, &mut budget()).await.unwrap()
 }
 
 pub(super) async fn granted(store: &Store) -> Lease {
@@ -234,7 +234,7 @@ async fn at_the_memory_limit_a_lease_is_refused_and_changes_nothing() {
     fill_memory(&redis).await;
     let before = state(&redis).await;
 
-    let grant = store.lease(&key(), IdentityHash::default(), None, &mut budget()).await;
+    let grant = store.lease(&key(), ReaderHash::default(), None, &mut budget()).await;
 
     assert!(matches!(&grant, Err(StoreError::Refused(why)) if why.contains("OOM")), "{grant:?}");
     assert_eq!(state(&redis).await, before);
@@ -344,7 +344,7 @@ async fn a_lease_that_comes_too_late_is_released_behind_it() {
     let store = open(&redis).await;
     redis.stop();
 
-    let late = store.lease(&key(), IdentityHash::default(), None, &mut Budget::new(SHORT)).await;
+    let late = store.lease(&key(), ReaderHash::default(), None, &mut Budget::new(SHORT)).await;
 
     assert!(matches!(late, Err(StoreError::Timeout)), "{late:?}");
     redis.cont();
@@ -360,7 +360,7 @@ async fn a_key_of_another_type_is_not_leased_but_purged() {
     let store = open(&redis).await;
     let () = redis.run(cmd("HSET").arg(MAIN).arg("field").arg("value")).await;
 
-    let grant = store.lease(&key(), IdentityHash::default(), None, &mut budget()).await;
+    let grant = store.lease(&key(), ReaderHash::default(), None, &mut budget()).await;
 
     assert!(matches!(&grant, Err(StoreError::Refused(why)) if why.contains("WRONGTYPE")));
     assert_eq!(believed(&store).await, None);

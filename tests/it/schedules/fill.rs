@@ -7,7 +7,8 @@ use jobcache::{mutants::Mutant, store::StoredValue};
 
 use super::{
     Flaw,
-    server::New,
+    reader::{LOOKS, read},
+    server::{Found, New},
     sidecar::{Flight, FlightSlot},
     world::World,
 };
@@ -24,8 +25,19 @@ pub(super) struct Lead {
 /// Where a response may be stored.
 pub(super) enum Target {
     Nowhere,
-    Lease { token: String, epoch: u64 },
-    Entry { known: Known, refresh: bool },
+    Lease {
+        token: String,
+        epoch: u64,
+    },
+    /// In place of the entry that the holder of this lease stores.
+    Held {
+        token: String,
+        epoch: u64,
+    },
+    Entry {
+        known: Known,
+        refresh: bool,
+    },
 }
 
 /// An entry that a reader has seen.
@@ -41,8 +53,12 @@ pub(super) struct Known {
 /// Runs as its own actor, because the client has already been answered.
 pub(super) async fn store(world: Rc<World>, at: usize, lead: Lead, body: String) {
     let Lead { reader, who, seat, target, .. } = lead;
+    let target = match target {
+        Target::Held { token, epoch } => entry_of_holder(&world, at, who, (token, epoch)).await,
+        target => target,
+    };
     match target {
-        Target::Nowhere => {}
+        Target::Nowhere | Target::Held { .. } => {}
         Target::Lease { token, epoch } => {
             fill(&world, at, New { body, generation: token, epoch, who }).await;
         }
@@ -60,6 +76,31 @@ pub(super) async fn store(world: Rc<World>, at: usize, lead: Lead, body: String)
         }
     }
     world.sidecars[at].flights.leave(&seat);
+}
+
+/// Looks for the entry that the holder of a lease has stored.
+async fn entry_of_holder(
+    world: &Rc<World>,
+    at: usize,
+    who: usize,
+    (token, epoch): (String, u64),
+) -> Target {
+    for _ in 0..world.below(LOOKS) {
+        let Ok((stored, of)) = read(world, at).await else { return Target::Nowhere };
+        let Some(stored) = stored else { continue };
+        let found = world.server.decode(&stored, of);
+        let is_it = |found: &Found| {
+            (found.generation == token || world.flaw == Flaw::HeldOfAnyGeneration)
+                && of == epoch
+                && !world.server.includes(found, who)
+        };
+        return found.filter(is_it).map_or(Target::Nowhere, |found| {
+            let Found { body, generation, .. } = found;
+            let known = Known { body, stored, generation, epoch, is_own: false };
+            Target::Entry { known, refresh: false }
+        });
+    }
+    Target::Nowhere
 }
 
 async fn fill(world: &Rc<World>, at: usize, mut new: New) {

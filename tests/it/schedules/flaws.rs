@@ -196,3 +196,8 @@ fn a_reader_that_joins_a_flight_of_another_epoch_is_caught() {
 fn a_fence_that_falls_with_the_response_head_is_caught() {
     caught_in(Flaw::HeadLiftsFence, &[&STREAMED]);
 }
+
+#[test]
+fn a_read_under_a_held_lease_that_changes_any_entry_is_caught() {
+    caught_where(Flaw::HeldOfAnyGeneration, |scenario| scenario.is_shared);
+}

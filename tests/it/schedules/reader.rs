@@ -19,8 +19,8 @@ const SELDOM: f64 = 0.15;
 /// Probability that a reader leaves another program's value alone; the product does so after a few
 /// attempts.
 const LEFT_ALONE: f64 = 0.25;
-/// Looks at another sidecar's fill before the reader gives up waiting.
-const LOOKS: usize = 4;
+/// Most looks at the fill of the reader that holds the lease.
+pub(super) const LOOKS: usize = 4;
 /// Number of replacements for one client after which the bodies count as specific to it. There are
 /// fewer clients than may have replacements.
 const REPLACEMENTS: u32 = 3;
@@ -82,9 +82,14 @@ async fn answer(world: &Rc<World>, at: usize, claim: &Claim) -> Answer {
 }
 
 /// Reads the upstream for all that join, and stores what may be stored.
-async fn read_for_all(world: &Rc<World>, at: usize, lead: Lead) -> Answer {
+async fn read_for_all(world: &Rc<World>, at: usize, mut lead: Lead) -> Answer {
     let flights = &world.sidecars[at].flights;
     flights.turn(&lead.seat).await;
+    if let Some(body) = wait_for_holder(world, at, &mut lead).await {
+        lead.flight.land(&body);
+        flights.leave(&lead.seat);
+        return Answer::Body(body);
+    }
     let answer = world.read_upstream(&lead.reader, lead.who).await;
     match &answer {
         Answer::Body(body) if !world.chance(SELDOM) => {
@@ -134,7 +139,7 @@ async fn find(world: &Rc<World>, at: usize, request: &LookupRequest) -> Result<L
         Leasing::StoredValue(stored) => Ok(met(world, at, request, stored, epoch)),
         Leasing::Leased(_) if request.no_cache => Ok(unconfirmed(world, at, request)),
         Leasing::Leased(token) => {
-            follow(world, at, request, JobVersion { token, epoch, who: request.who }).await
+            Ok(follow(world, at, request, JobVersion { token, epoch, who: request.who }))
         }
     }
 }
@@ -201,26 +206,43 @@ fn led(request: &LookupRequest, role: FlightRole, target: Target) -> Lookup {
     }
 }
 
-async fn follow(
-    world: &Rc<World>,
-    at: usize,
-    request: &LookupRequest,
-    shown: JobVersion,
-) -> Result<Lookup, Unanswered> {
+fn follow(world: &Rc<World>, at: usize, request: &LookupRequest, shown: JobVersion) -> Lookup {
     let serves = |of: &JobVersion| {
         (of.token == shown.token || world.flaw == Flaw::Of(Mutant::JoinById))
             && (of.epoch == shown.epoch || world.flaw == Flaw::Of(Mutant::JoinAcrossEpochs))
             && (of.who == shown.who || world.flaw == Flaw::AnyCaller)
     };
     if let Some(flight) = world.sidecars[at].flights.find(serves) {
-        return Ok(Lookup::Join(flight));
+        return Lookup::Join(flight);
     }
-    for _ in 0..world.below(LOOKS) {
-        if let (Some(stored), epoch) = read(world, at).await? {
-            return Ok(met(world, at, request, stored, epoch));
+    let target = Target::Held { token: shown.token.clone(), epoch: shown.epoch };
+    led(request, world.sidecars[at].flights.share(shown), target)
+}
+
+/// Looks for the entry of the reader that holds the lease, and takes the lease if it is free. The
+/// entry may also come while the upstream is read, which makes no difference to the answer.
+async fn wait_for_holder(world: &Rc<World>, at: usize, lead: &mut Lead) -> Option<String> {
+    for look in 0..world.below(LOOKS) {
+        let Target::Held { .. } = lead.target else { return None };
+        let (stored, epoch) = read(world, at).await.ok()?;
+        if let Some(stored) = stored {
+            let found = world.server.decode(&stored, epoch)?;
+            return world.server.includes(&found, lead.who).then_some(found.body);
+        }
+        let (reader, who) = (lead.reader.clone(), lead.who);
+        let token = format!("{reader}-lease-{look}");
+        let request = LookupRequest { reader, who, token: token.clone(), no_cache: false };
+        if let (Leasing::Granted, of) = lease(world, at, &request, None).await.ok()? {
+            if of == epoch {
+                let shown = JobVersion { token: token.clone(), epoch, who };
+                world.sidecars[at].flights.refile(&lead.seat, shown, &lead.flight);
+                lead.target = Target::Lease { token, epoch };
+            } else {
+                world.spawn(release(Rc::clone(world), at, token));
+            }
         }
     }
-    Ok(Lookup::Pass)
+    None
 }
 
 /// Without a confirmed lookup only a read that starts after this point is good enough.
@@ -235,7 +257,10 @@ fn unconfirmed(world: &World, at: usize, request: &LookupRequest) -> Lookup {
 }
 
 /// Reads an entry. Returns it with the epoch of the connection.
-async fn read(world: &Rc<World>, at: usize) -> Result<(Option<StoredValue>, u64), Unanswered> {
+pub(super) async fn read(
+    world: &Rc<World>,
+    at: usize,
+) -> Result<(Option<StoredValue>, u64), Unanswered> {
     let values = |world: &World| (world.server.body_and_meta(), world.epoch());
     let (([body, meta], epoch), expires_at_ms) = if world.chance(SELDOM) {
         let values = world.call(at, values).await?;

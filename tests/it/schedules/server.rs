@@ -310,7 +310,13 @@ impl Server {
             Flaw::Of(Mutant::NoEpoch) => epoch = Epoch::named(field("epoch")?.as_str()?),
             _ => {}
         }
-        match Entry::decode(&Seen { stored: Some(stored), epoch, now_ms: 0, in_grace: false })? {
+        match Entry::decode(&Seen {
+            stored: Some(stored),
+            is_leased: false,
+            epoch,
+            now_ms: 0,
+            in_grace: false,
+        })? {
             Ok(entry) => Some(Found {
                 body: text(entry.body()),
                 generation: entry.generation().to_owned(),

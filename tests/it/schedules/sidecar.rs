@@ -6,7 +6,11 @@ use std::{
     rc::Rc,
 };
 
-use super::{link::Link, scheduler::until, world::CREDENTIALS};
+use super::{
+    link::Link,
+    scheduler::{step, until},
+    world::CREDENTIALS,
+};
 
 #[derive(Default)]
 pub(super) struct Sidecar {
@@ -87,13 +91,13 @@ pub(super) struct JobVersion {
 pub(super) struct Flights {
     confirmed: RefCell<Vec<(u64, JobVersion, Flight)>>,
     count: Cell<u64>,
-    unleased: RefCell<[Option<ReadQueue>; CREDENTIALS]>,
+    unleased: RefCell<[ReadQueue; CREDENTIALS]>,
 }
 
-/// At most one read runs and one is next.
+/// One read is next, and starts at any time while others run.
+#[derive(Default)]
 struct ReadQueue {
-    running: u64,
-    running_flight: Flight,
+    running: Vec<(u64, Flight)>,
     next: Option<(u64, Flight)>,
 }
 
@@ -125,6 +129,13 @@ impl Flights {
         FlightRole::Lead(FlightSlot::Confirmed(number), flight)
     }
 
+    /// Files a flight under another version.
+    pub(super) fn refile(&self, seat: &FlightSlot, shown: JobVersion, flight: &Flight) {
+        let FlightSlot::Confirmed(number) = *seat else { return };
+        self.leave(seat);
+        self.confirmed.borrow_mut().push((number, shown, flight.clone()));
+    }
+
     /// Returns the first flight that `serves`.
     pub(super) fn find(&self, serves: impl Fn(&JobVersion) -> bool) -> Option<Flight> {
         let confirmed = self.confirmed.borrow();
@@ -139,30 +150,34 @@ impl Flights {
     /// Leads or joins a read that begins after this call.
     pub(super) fn next(&self, who: usize) -> FlightRole {
         let queue = &mut self.unleased.borrow_mut()[who];
-        if let Some(ReadQueue { next: Some((_, flight)), .. }) = queue {
+        if let Some((_, flight)) = &queue.next {
             return FlightRole::Join(flight.clone());
         }
         let (number, flight) = (self.number(), Flight::new());
-        if let Some(queue) = queue {
-            queue.next = Some((number, flight.clone()));
+        let read = (number, flight.clone());
+        if queue.running.is_empty() {
+            queue.running.push(read);
         } else {
-            let running_flight = flight.clone();
-            *queue = Some(ReadQueue { running: number, running_flight, next: None });
+            queue.next = Some(read);
         }
         FlightRole::Lead(FlightSlot::Unleased(who, number), flight)
     }
 
     /// Returns the read that runs without a lease, which must not be joined.
     pub(super) fn running(&self, who: usize) -> Option<Flight> {
-        self.unleased.borrow()[who].as_ref().map(|queue| queue.running_flight.clone())
+        self.unleased.borrow()[who].running.last().map(|(_, flight)| flight.clone())
     }
 
     /// Waits until this leader may read.
     pub(super) async fn turn(&self, seat: &FlightSlot) {
         let FlightSlot::Unleased(who, number) = *seat else { return };
-        let is_ours =
-            |queue: &Option<ReadQueue>| matches!(queue, Some(queue) if queue.running == number);
-        until(|| is_ours(&self.unleased.borrow()[who])).await;
+        let is_next = |queue: &ReadQueue| queue.next.as_ref().is_some_and(|(of, _)| *of == number);
+        if is_next(&self.unleased.borrow()[who]) {
+            // The schedule decides when it starts.
+            step().await;
+            let queue = &mut self.unleased.borrow_mut()[who];
+            queue.running.extend(queue.next.take());
+        }
     }
 
     /// Removes a finished leader.
@@ -171,14 +186,8 @@ impl Flights {
             FlightSlot::Confirmed(number) => {
                 self.confirmed.borrow_mut().retain(|(of, ..)| *of != number);
             }
-            FlightSlot::Unleased(who, _) => {
-                let queue = &mut self.unleased.borrow_mut()[who];
-                let next = queue.take().and_then(|queue| queue.next);
-                *queue = next.map(|(running, running_flight)| ReadQueue {
-                    running,
-                    running_flight,
-                    next: None,
-                });
+            FlightSlot::Unleased(who, number) => {
+                self.unleased.borrow_mut()[who].running.retain(|(of, _)| *of != number);
             }
         }
     }

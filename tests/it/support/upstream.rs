@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -65,6 +66,8 @@ struct State {
     scripts: Mutex<HashMap<String, Script>>,
     gates: Mutex<Vec<Arc<GateState>>>,
     seen: Mutex<Vec<Seen>>,
+    /// Time that each GET takes.
+    delay: Mutex<Duration>,
     accepted: AtomicUsize,
     closed: AtomicUsize,
     /// Reads in progress and their peak, by path.
@@ -171,22 +174,32 @@ impl Upstream {
 
     /// Pauses matching requests before the version is read or incremented.
     pub(crate) fn hold(&self, method: Method, path: &str) -> Gate {
-        self.gate(method, path, Moment::Before)
+        self.gate(method, path, Moment::Before, usize::MAX)
+    }
+
+    /// Pauses the first `most` matching requests before the version is read or incremented.
+    pub(crate) fn hold_first(&self, most: usize, method: Method, path: &str) -> Gate {
+        self.gate(method, path, Moment::Before, most)
+    }
+
+    /// Takes this long for each GET from now on.
+    pub(crate) fn slow_down(&self, time: Duration) {
+        *lock(&self.state.delay) = time;
     }
 
     /// Pauses every GET before it is answered.
     pub(crate) fn hold_all(&self) -> Gate {
-        self.gate(Method::GET, ANY, Moment::Before)
+        self.gate(Method::GET, ANY, Moment::Before, usize::MAX)
     }
 
     /// Pauses matching requests after the version was read or incremented and before the answer.
     pub(crate) fn hold_after_read(&self, method: Method, path: &str) -> Gate {
-        self.gate(method, path, Moment::After)
+        self.gate(method, path, Moment::After, usize::MAX)
     }
 
     /// Pauses matching requests before the first byte of their body is read.
     pub(crate) fn hold_upload(&self, method: Method, path: &str) -> Gate {
-        self.gate(method, path, Moment::Upload)
+        self.gate(method, path, Moment::Upload, usize::MAX)
     }
 
     pub(crate) fn requests(&self) -> Vec<Seen> {
@@ -229,11 +242,12 @@ impl Upstream {
             .await;
     }
 
-    fn gate(&self, method: Method, path: &str, moment: Moment) -> Gate {
+    fn gate(&self, method: Method, path: &str, moment: Moment, most: usize) -> Gate {
         let state = Arc::new(GateState {
             method,
             path: path.into(),
             moment,
+            most,
             arrived: watch::Sender::new(0),
             passes: Semaphore::new(0),
         });
@@ -299,6 +313,8 @@ struct GateState {
     method: Method,
     path: String,
     moment: Moment,
+    /// Number of requests that are paused. Later ones pass.
+    most: usize,
     arrived: watch::Sender<usize>,
     passes: Semaphore,
 }
@@ -415,6 +431,10 @@ async fn exchange(mut request: Request<Incoming>, state: Arc<State>) -> Option<R
     })
     .await?;
     state.pass(&method, place_of_gates, Moment::Before).await;
+    let delay = *lock(&state.delay);
+    if method == Method::GET && !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
     let script = {
         let scripts = lock(&state.scripts);
         scripts.get(&target).or_else(|| scripts.get(&path)).cloned()
@@ -437,8 +457,12 @@ impl State {
         };
         let gates: Vec<_> = lock(&self.gates).iter().filter(is_here).cloned().collect();
         for gate in gates {
-            gate.arrived.send_modify(|arrived| *arrived += 1);
-            if let Ok(pass) = gate.passes.acquire().await {
+            let mut is_held = true;
+            gate.arrived.send_modify(|arrived| {
+                *arrived += 1;
+                is_held = *arrived <= gate.most;
+            });
+            if is_held && let Ok(pass) = gate.passes.acquire().await {
                 pass.forget();
             }
         }

@@ -78,9 +78,11 @@ impl Session {
         in_grace: bool,
     ) -> Seen {
         let (body, meta) = (body.map(Bytes::from), Bytes::from(meta.unwrap_or_default()));
-        let body = body.filter(|body| !(body.is_empty() && meta.is_empty()));
+        let is_placeholder = |body: &Bytes| body.is_empty() && meta.is_empty();
+        let is_leased = body.as_ref().is_some_and(is_placeholder);
+        let body = body.filter(|_| !is_leased);
         let stored = body.map(|body| StoredValue { body, meta, expires_at_ms });
-        self.seen(stored, &purge_token.unwrap_or_default(), in_grace)
+        Seen { is_leased, ..self.seen(stored, &purge_token.unwrap_or_default(), in_grace) }
     }
 
     /// Reads all keys of a job: one round trip, no script.
@@ -93,8 +95,6 @@ impl Session {
         let in_grace = self.is_in_grace();
         let (read, expires_at_ms, kind, lease, lease_left_ms, fence_left_ms) =
             pipeline.query_async::<InspectReply>(&mut self.requests()).await?;
-        let is_empty = |value: &Option<Vec<u8>>| value.as_ref().is_none_or(Vec::is_empty);
-        let is_placeholder = read[0].is_some() && read[..2].iter().all(is_empty);
         // A lease from before a purge of all counts as absent, as in `lease.lua`.
         let lease = lease.and_then(|lease| {
             let at = lease.iter().position(|byte| *byte == b' ')?;
@@ -105,7 +105,6 @@ impl Session {
         Ok(KeyState {
             seen: self.seen_in((read, expires_at_ms), in_grace),
             is_alien: kind != "string" && kind != "none",
-            is_placeholder,
             lease,
             fence_left_ms: (fence_left_ms != ABSENT).then_some(fence_left_ms),
         })
