@@ -27,6 +27,7 @@ use self::{
 use crate::{
     config,
     limits::Limit,
+    observe::throttle::Throttle,
     service::{Drain, Service, until_drain},
     tls::Renewed,
 };
@@ -75,6 +76,7 @@ impl Server {
         let begin = || ClientConnection::new(&config, &service, &of_connection, &metrics);
         // Dropping the set at the end closes the connections that are left.
         let mut connections = JoinSet::new();
+        let warnings = Throttle::default();
         loop {
             let accepted = async {
                 // Take a permit first: a connection without one waits in the listen backlog.
@@ -84,7 +86,7 @@ impl Server {
             let (permit, accepted) = tokio::select! {
                 (permit, accepted) = accepted => match accepted {
                     Ok(accepted) => (permit, accepted),
-                    Err(error) => { pause_after_accept_error(&error).await; continue }
+                    Err(error) => { pause_after_accept_error(&error, &warnings).await; continue }
                 },
                 Some(_ended) = connections.join_next() => continue,
                 () = until_drain(&mut drain) => break,
@@ -129,7 +131,9 @@ async fn acquire_permit(
     Arc::clone(permits).acquire_owned().await
 }
 
-async fn pause_after_accept_error(error: &io::Error) {
-    warn!(%error, "cannot accept a connection; the limit of open files may be too low");
+async fn pause_after_accept_error(error: &io::Error, warnings: &Throttle) {
+    if let Some(suppressed) = warnings.admit(&error.kind().to_string()) {
+        warn!(%error, suppressed, "cannot accept a connection; the limit of open files may be too low");
+    }
     sleep(ACCEPT_PAUSE).await;
 }

@@ -10,6 +10,8 @@
 //! recognises such logins, `upstream` binds connections, and `proxy` keeps responses that are read
 //! over them out of the cache.
 
+use std::collections::HashSet;
+
 use hyper::{
     HeaderMap, Method, Version,
     header::{
@@ -308,10 +310,26 @@ pub(super) fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(is_token_char)
 }
 
-/// Returns the fields that `Connection` lists and that may be removed.
+/// Returns the fields that are there, that `Connection` lists and that may be removed. It may list
+/// thousands, so each costs one lookup, and no allocation.
 fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {
-    let names = members(headers, &CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok());
-    names.filter(|name| !may_read_as_another(name) && !is_end_to_end(name.as_str())).collect()
+    let present: HashSet<&[u8]> = headers.keys().map(|name| name.as_str().as_bytes()).collect();
+    let longest = present.iter().map(|name| name.len()).max().unwrap_or_default();
+    let mut listed = Vec::new();
+    let mut lower = Vec::new();
+    for option in members(headers, &CONNECTION).filter(|option| option.len() <= longest) {
+        lower.clear();
+        lower.extend(option.iter().map(u8::to_ascii_lowercase));
+        if present.contains(&lower[..])
+            && let Ok(name) = HeaderName::from_bytes(&lower)
+            && !listed.contains(&name)
+            && !may_read_as_another(&name)
+            && !is_end_to_end(name.as_str())
+        {
+            listed.push(name);
+        }
+    }
+    listed
 }
 
 /// Whether a list field has `token` among its members, ignoring case.

@@ -14,6 +14,7 @@ mod cluster;
 mod compression;
 mod containers;
 mod contract;
+mod costs;
 mod credentials;
 mod demo;
 mod deployments;

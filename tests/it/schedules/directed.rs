@@ -236,7 +236,7 @@ async fn at_the_memory_limit_a_lease_is_refused_and_changes_nothing() {
 
     let grant = store.lease(&key(), ReaderHash::default(), None, &mut budget()).await;
 
-    assert!(matches!(&grant, Err(StoreError::Refused(why)) if why.contains("OOM")), "{grant:?}");
+    assert!(matches!(&grant, Err(StoreError::Denied(_, why)) if why.contains("OOM")), "{grant:?}");
     assert_eq!(state(&redis).await, before);
     assert!(store.is_up());
 }
@@ -260,7 +260,7 @@ async fn at_the_memory_limit_a_fill_is_refused_and_changes_nothing() {
     assert_eq!(state(&redis).await, before);
     // The store then releases the lease, so that no reader waits for it.
     let refused = fill(&store, lease).await;
-    assert!(matches!(&refused, Err(StoreError::Refused(why)) if why.contains("OOM")));
+    assert!(matches!(&refused, Err(StoreError::Denied(_, why)) if why.contains("OOM")));
     eventually(SOON, async || (redis.get(MAIN).await, redis.get(LEASE).await) == (None, None))
         .await;
 }

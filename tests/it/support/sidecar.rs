@@ -340,6 +340,10 @@ impl Process {
         eventually(SOON, async || self.child.try_wait().expect("a child")).await
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn stderr(&self) -> String {
         self.stderr.lock().expect("no panic under the lock").clone()
     }
