@@ -86,7 +86,7 @@ mod write;
 
 pub use self::{
     barrier::BarrierWait,
-    errors::{Budget, NodeAddress, Redirect, StoreError},
+    errors::{Budget, NodeAddress, Redirect, StoreError, WriteBudget},
     metrics::{NearMetrics, NearMiss},
     pending::JournalStatus,
     sidecar_record::{RecordMismatch, SidecarRecord},

@@ -193,12 +193,13 @@ impl CacheReader {
         lead_or_join(request, role, why, || FillTarget::Entry(Box::new(known)))
     }
 
-    async fn lead(&self, request: &LookupRequest, lease: Lease) -> Lookup {
+    fn lead(&self, request: &LookupRequest, lease: Lease) -> Lookup {
         let version = JobVersion { token: lease.token.clone(), epoch: lease.epoch.clone() };
         let flights = &self.state.flights;
         let role = flights.join_or_lead(&request.key, version, request.coalesce_key);
         if let FlightRole::Full = role {
-            self.state.store.release(lease).await;
+            // Handed back in the background: the read does not wait for that.
+            drop(lease);
             return Lookup::Pass(Bypass::Flights);
         }
         lead_or_join(request, role, None, || FillTarget::Lease(lease))
@@ -261,7 +262,7 @@ impl StoreLookup<'_> {
             NoEntry::Uncached(Uncached::Pass(_)) => return Ok(None),
         }
         Ok(match self.ask_for_lease(&facts, &seen).await? {
-            LeaseStep::Fill(lease) => Some(reader.lead(request, lease).await),
+            LeaseStep::Fill(lease) => Some(reader.lead(request, lease)),
             LeaseStep::Leased(OtherLease::Join(flight), _) => Some(Lookup::Join(flight, None)),
             LeaseStep::Leased(OtherLease::Wait, _) => Some(Lookup::Pass(Bypass::Leased)),
             LeaseStep::Overtaken(_) => None,
@@ -277,7 +278,7 @@ impl StoreLookup<'_> {
     async fn take_lease(mut self, facts: &Facts, seen: &Seen) -> Result<Lookup, StoreError> {
         let Self { reader, request, .. } = self;
         Ok(match self.ask_for_lease(facts, seen).await? {
-            LeaseStep::Fill(lease) => reader.lead(request, lease).await,
+            LeaseStep::Fill(lease) => reader.lead(request, lease),
             LeaseStep::Leased(OtherLease::Join(flight), _) => Lookup::Join(flight, None),
             LeaseStep::Leased(OtherLease::Wait, version) => {
                 return self.wait_for_entry(facts, version).await;
@@ -297,10 +298,8 @@ impl StoreLookup<'_> {
         Ok(match self.lease(seen).await? {
             Grant::Lease(lease) => match decide::granted(facts, lease.epoch != seen.epoch) {
                 None => LeaseStep::Fill(lease),
-                Some(uncached) => {
-                    self.reader.state.store.release(lease).await;
-                    LeaseStep::Uncached(uncached)
-                }
+                // The lease is dropped, and so handed back in the background.
+                Some(uncached) => LeaseStep::Uncached(uncached),
             },
             Grant::Stored(seen) => LeaseStep::Overtaken(seen),
             Grant::Leased(token, epoch) => {

@@ -58,7 +58,7 @@ impl LeadTask {
         budget: Budget,
     ) -> Option<(JoinHandle<FillResult>, oneshot::Receiver<Answer>)> {
         if context.superseded.is_cancelled() {
-            context.cache.filler.abandon(lead, AbandonReason::Superseded).await;
+            context.cache.filler.abandon(lead, AbandonReason::Superseded);
             return None;
         }
         let flight = spans::flight();
@@ -137,7 +137,7 @@ impl LeadTask {
         body: ResponseBody,
         freshness: Freshness,
     ) -> FillResult {
-        let Self { context, lead, answer, .. } = self;
+        let Self { context, lead, budget, answer, .. } = self;
         let filler = &context.cache.filler;
         let (tee, client_end) = Tee::new(filler.capture_quota());
         let response = Response::from_parts(head.clone(), Body::watched(client_end));
@@ -155,7 +155,6 @@ impl LeadTask {
         let why = match captured {
             TeeCapture::Whole(body) if !body.is_empty() || head.status != StatusCode::OK => {
                 let published = filler.publish(lead, &head, body, freshness);
-                let budget = context.cache.budget();
                 return store_then(&context, published, budget, |_| tee.finish()).await;
             }
             TeeCapture::Whole(_) => {
@@ -165,7 +164,7 @@ impl LeadTask {
             TeeCapture::Unstorable(why) => AbandonReason::Unstorable(why, head.status),
             TeeCapture::Broken => AbandonReason::Unanswered,
         };
-        filler.abandon(lead, why).await
+        filler.abandon(lead, why)
     }
 
     fn may_be_shared(&self, head: &response::Parts, why: NoStore) -> bool {
@@ -188,7 +187,7 @@ impl LeadTask {
                     Verdict::Miss { filled: result, collapsed: false, why: self.lead.why };
                 let response = Response::from_parts(head.clone(), Body::from(body.clone()));
                 let _ = self.answer.send(Answer::new(response, verdict));
-                filler.share(self.lead, &head, body, why).await
+                filler.share(self.lead, &head, body, why)
             }
             Captured::Unstorable(body, why) => self.share_nothing(head, body, why).await,
             Captured::Broken(error) => self.fail(upstream_failure(&error.into())).await,
@@ -200,12 +199,12 @@ impl LeadTask {
         let filled = Some(FillResult::Abandoned(reason));
         let verdict = Verdict::Miss { filled, collapsed: false, why: self.lead.why };
         let _ = self.answer.send(Answer::new(Response::from_parts(head, body), verdict));
-        self.context.cache.filler.abandon(self.lead, reason).await
+        self.context.cache.filler.abandon(self.lead, reason)
     }
 
     async fn fail(self, answer: Answer) -> FillResult {
         let _ = self.answer.send(answer);
-        self.context.cache.filler.abandon(self.lead, AbandonReason::Unanswered).await
+        self.context.cache.filler.abandon(self.lead, AbandonReason::Unanswered)
     }
 }
 

@@ -209,6 +209,32 @@ impl Budget {
     }
 }
 
+/// The time that one write may still spend on the store: two budgets, over its begin and all its
+/// ends, and at most one for each of them.
+#[derive(Debug)]
+pub struct WriteBudget {
+    step: Duration,
+    left: Duration,
+}
+
+impl WriteBudget {
+    /// Makes two budgets of this much waiting each.
+    pub fn new(step: Duration) -> Self {
+        Self { step, left: 2 * step }
+    }
+
+    /// Returns the budget of the next step. A step that has no time left is sent all the same, and
+    /// counts as unconfirmed.
+    pub fn next_step(&self) -> Budget {
+        Budget { whole: self.step, left: self.step.min(self.left) }
+    }
+
+    /// Deducts the time of a step.
+    pub fn charge(&mut self, spent: Duration) {
+        self.left = self.left.saturating_sub(spent);
+    }
+}
+
 /// Timeout for connecting, and for operations that no client waits for: fills, releases, repeated
 /// ends.
 pub(super) const DETACHED_TIMEOUT: Duration = Duration::from_secs(1);
@@ -282,6 +308,21 @@ mod tests {
         assert!(matches!(error(ErrorKind::InvalidClientConfig), StoreError::Refused(_)));
         assert!(matches!(error(ErrorKind::Client), StoreError::Unusable(_)));
         assert!(matches!(error(ErrorKind::Io), StoreError::Lost(_)));
+    }
+
+    #[test]
+    fn a_write_has_two_budgets_for_its_begin_and_all_its_ends() {
+        let (step, short) = (Duration::from_millis(50), Duration::from_millis(1));
+        let mut hung = WriteBudget::new(step);
+        for left in [step, step, Duration::ZERO] {
+            assert_eq!(hung.next_step().left(), left);
+            hung.charge(left);
+        }
+        let mut well = WriteBudget::new(step);
+        for _ in 0..3 {
+            assert_eq!(well.next_step().left(), step);
+            well.charge(short);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -57,7 +57,8 @@ impl Store {
     /// ours; it is deleted if it is still there.
     ///
     /// If the answer does not arrive in time, or the caller is dropped while it waits, the lease is
-    /// released after the request, on the same connection.
+    /// released after the request, on the same connection. A lease that is dropped is handed back in the
+    /// background as well.
     pub async fn lease(
         &self,
         key: &Key,
@@ -112,20 +113,6 @@ impl Store {
         let changed = async |shard: Arc<Shard>| shard.change(key, seen, generation, change).await;
         let in_memory = |memory: &Memory| Ok(memory.change(key, seen, generation, change));
         self.timed(op, async || self.on_key(key, changed, in_memory).await).await
-    }
-
-    /// Hands a lease back when the answer cannot be stored.
-    pub async fn release(&self, lease: Lease) {
-        self.expect([&lease.key]);
-        match &self.engine {
-            Engine::Redis(redis) => {
-                // Without an owner the lease expires by itself.
-                if let Ok(shard) = redis.owner(&lease.key) {
-                    shard.release(lease).await;
-                }
-            }
-            Engine::Memory(memory) => memory.release(&lease),
-        }
     }
 
     /// Fences keys before a write is forwarded. Never fails: if the fence is not confirmed, the end
