@@ -390,7 +390,8 @@ pub(super) fn bypass_reason(error: &StoreError) -> Bypass {
     match error {
         StoreError::Pending => Bypass::Pending,
         StoreError::Grace => Bypass::Grace,
-        StoreError::Timeout | StoreError::Spent => Bypass::StoreTimeout,
+        StoreError::Far => Bypass::StoreSlow,
+        StoreError::Timeout | StoreError::Busy | StoreError::Spent => Bypass::StoreTimeout,
         StoreError::Refused(_) | StoreError::Redirected(_) | StoreError::Journal { .. } => {
             Bypass::StoreError
         }

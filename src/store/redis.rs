@@ -15,6 +15,7 @@
 
 mod cluster;
 mod dial;
+mod distance;
 mod engine;
 mod invalidate;
 mod master_source;
@@ -49,7 +50,7 @@ use self::{
 };
 pub(super) use self::{engine::RedisEngine, shard::Shard};
 use super::{
-    errors::{DETACHED_TIMEOUT, Result, StoreError},
+    errors::{DETACHED_TIMEOUT, FarStore, Result, StoreError},
     metrics::StoreMetrics,
     near::Watcher,
     pending::PendingItem,
@@ -98,16 +99,20 @@ fn forever(task: impl Future<Output = Infallible> + Send + 'static) -> AbortOnDr
     AbortOnDropHandle::new(tokio::spawn(async { match task.await {} }))
 }
 
-/// Connects as a session would, reads the records of the sidecars, and disconnects.
-pub(super) async fn probe(config: &Config) -> Result<Vec<String>> {
+/// Connects as a session would, reads the records of the sidecars, and disconnects. Also returns
+/// whether the server is too far away.
+pub(super) async fn probe(config: &Config) -> Result<(Vec<String>, Option<FarStore>)> {
     if let StoreUrl::Cluster(seeds) = &config.store.url {
         return probe_seeds(seeds, config).await;
     }
     let source = MasterSource::new(config, &TlsMetrics::shared(&mut Registry::default()))?;
     let (session, _) = connect_master(&source).await?;
     let read = live_records(&config.store.prefix, session.now_ms());
+    let far =
+        distance::measure(&session.connection, session.distance.round_trip(), config.store.budget)
+            .await?;
     let records = timeout(DETACHED_TIMEOUT, session.query(&read)).await;
-    Ok(records.ok().and_then(Result::ok).unwrap_or_default())
+    Ok((records.ok().and_then(Result::ok).unwrap_or_default(), far))
 }
 
 /// Repeats what is due whenever a server is trusted.
@@ -183,13 +188,14 @@ async fn publish_changes(engine: Arc<RedisEngine>) -> Infallible {
     let (mut up_before, mut unowned_before) = (0, 0);
     loop {
         engine.context.status_changed.notified().await;
-        let (masters, up, tracked, unowned) = engine.with_shards(|shards, unowned| {
+        let (masters, up, far, tracked, unowned) = engine.with_shards(|shards, unowned| {
             let up = shards.iter().filter(|shard| shard.is_up()).count();
+            let far = shards.iter().any(|shard| shard.is_far());
             let tracked = shards.iter().filter(|shard| shard.is_tracked()).count();
-            (shards.len(), up, tracked, unowned)
+            (shards.len(), up, far, tracked, unowned)
         });
         let is_whole = masters > 0 && unowned == 0;
-        metrics.set_up(is_whole && up == masters, events);
+        metrics.set_up(is_whole && up == masters, far, events);
         let kinds = (EventKind::TrackingUp, EventKind::TrackingDown);
         events.set_state(&metrics.tracking.up, is_whole && tracked == masters, kinds);
         if is_cluster {

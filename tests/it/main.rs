@@ -66,6 +66,7 @@ mod shared_cache;
 mod shared_keys;
 mod sidecars;
 mod silent_changes;
+mod slow_redis;
 mod states;
 mod status_races;
 mod store_tls;

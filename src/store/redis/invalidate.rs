@@ -107,6 +107,9 @@ impl RedisEngine {
         write: &Write,
         wait: Duration,
     ) -> (Result<Ended>, Vec<Option<KeyReceipt>>) {
+        // A purge can wait for a server that is far away; nobody waits for the answer as for a poll.
+        let is_far = self.with_shards(|shards, _| shards.iter().any(|shard| shard.is_far()));
+        let wait = if is_far { wait.max(DETACHED_TIMEOUT) } else { wait };
         let deadline = Instant::now() + PURGE_TIMEOUT;
         let mut results = Vec::with_capacity(write.keys.len());
         for chunk in write.keys.chunks(END_BATCH) {

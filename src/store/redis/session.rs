@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
     dial::{RedisConnection, Target},
+    distance::Distance,
     server_info::{ServerEpoch, ServerInfo, claimed_epoch},
 };
 use crate::{
@@ -25,10 +26,10 @@ use crate::{
     },
 };
 
-/// Number of consecutive timeouts after which the session is given up.
+/// Number of consecutive timeouts after which the session is suspended.
 const TIMEOUTS_IN_A_ROW: u32 = 5;
 /// Together with the pause between two probes it stays below the second that the guarantee names.
-const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+pub(super) const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// `COUNT` of each SCAN.
 const SCAN_STEP: usize = 500;
 
@@ -46,6 +47,9 @@ pub(super) struct Session {
     pub(super) clock_ahead_ms: AtomicI64,
     pub(super) timeouts: AtomicU32,
     pub(super) failed: AtomicBool,
+    /// Not used until a probe has shown whether the server hangs.
+    pub(super) suspended: AtomicBool,
+    pub(super) distance: Distance,
     /// When the grace of a new epoch is over; `None` if there is none.
     pub(super) grace_end: Option<Instant>,
     pub(super) in_grace: AtomicBool,
@@ -55,6 +59,22 @@ impl Session {
     /// Whether the session has been given up.
     pub(super) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Whether operations may use the session.
+    pub(super) fn is_usable(&self) -> bool {
+        !self.has_failed() && !self.is_suspended()
+    }
+
+    /// Whether the session is suspended, because several operations in a row have timed out.
+    pub(super) fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Relaxed)
+    }
+
+    /// Ends the suspension.
+    pub(super) fn resume(&self) {
+        self.timeouts.store(0, Ordering::Relaxed);
+        self.suspended.store(false, Ordering::Relaxed);
     }
 
     /// Whether the epoch is too new for hits. Check it before a value is read: a value that was
@@ -86,25 +106,22 @@ impl Session {
     }
 
     /// Updates the session from the result of an operation. Returns whether the session has ended
-    /// with it.
+    /// with it, or is suspended until it is probed: a server that does not answer in time may hang,
+    /// or may be far away.
     pub(super) fn ends_with<T>(&self, result: &Result<T>) -> bool {
-        let timeouts = match result {
-            Ok(_) | Err(StoreError::Refused(_)) => {
-                self.timeouts.store(0, Ordering::Relaxed);
-                0
+        match result {
+            Ok(_) | Err(StoreError::Refused(_)) => self.timeouts.store(0, Ordering::Relaxed),
+            Err(StoreError::Timeout | StoreError::Busy) if !self.distance.is_far() => {
+                let timeouts = self.timeouts.fetch_add(1, Ordering::Relaxed) + 1;
+                self.suspended.fetch_or(timeouts >= TIMEOUTS_IN_A_ROW, Ordering::Relaxed);
             }
-            Err(StoreError::Timeout) => self.timeouts.fetch_add(1, Ordering::Relaxed) + 1,
-            Err(StoreError::Redirected(Redirect::Down)) => TIMEOUTS_IN_A_ROW,
+            Err(StoreError::Redirected(Redirect::Down)) => self.fail(),
             Err(error) if matches!(error.kind(), StoreErrorKind::Lost | StoreErrorKind::Tls) => {
-                TIMEOUTS_IN_A_ROW
+                self.fail();
             }
-            Err(_) => 0,
-        };
-        let is_over = timeouts >= TIMEOUTS_IN_A_ROW;
-        if is_over {
-            self.fail();
+            Err(_) => {}
         }
-        is_over
+        !self.is_usable()
     }
 
     /// The epoch as `shared_keys` marks it: without the config epoch of a cluster, which also
@@ -130,13 +147,15 @@ impl Session {
         Ok(command.query_async(&mut self.requests()).await?)
     }
 
-    /// Checks that the server is still the master with which the session was opened.
+    /// Checks that the server is still the master with which the session was opened, and notes how
+    /// long the answer took.
     pub(super) async fn probe(&self) -> Result<()> {
-        let sent = clock::now();
+        let (sent, began) = (clock::now(), Instant::now());
         let calls = async {
             let mut pipeline = redis::pipe();
             pipeline.cmd("INFO").arg("replication").cmd("TIME");
             let reply: (String, (i64, i64)) = pipeline.query_async(&mut self.requests()).await?;
+            self.distance.note(began.elapsed());
             let mut claim = None;
             if self.is_in_cluster {
                 let info: String = self.query(redis::cmd("CLUSTER").arg("INFO")).await?;

@@ -61,15 +61,26 @@ impl Shard {
         self.state.with_session(|_| ()).is_ok()
     }
 
+    /// Whether reads pass because the server is too far away.
+    pub(super) fn is_far(&self) -> bool {
+        self.state.with_session(|session| session.distance.is_far()).unwrap_or(false)
+    }
+
     /// Whether the tracking connection is up.
     pub(super) fn is_tracked(&self) -> bool {
         self.state.tracked.as_ref().is_some_and(|tracked| tracked.barrier.is_up())
     }
 
-    /// The time by the server's clock, if its epoch is not too new for hits.
+    /// The time by the server's clock, if it is near and its epoch is not too new for hits.
     pub(super) fn trust(&self) -> Result<i64> {
         self.state.with_session(|session| {
-            if session.is_in_grace() { Err(StoreError::Grace) } else { Ok(session.now_ms()) }
+            if session.distance.is_far() {
+                Err(StoreError::Far)
+            } else if session.is_in_grace() {
+                Err(StoreError::Grace)
+            } else {
+                Ok(session.now_ms())
+            }
         })?
     }
 

@@ -118,6 +118,7 @@ pub(super) struct ShardWarnings {
     pub(super) tracking: Throttle,
     pub(super) key: Throttle,
     pub(super) eviction: Throttle,
+    pub(super) far: Throttle,
 }
 
 impl ShardState {
@@ -159,7 +160,7 @@ impl ShardState {
     /// would move from core to core.
     pub(super) fn with_session<T>(&self, look: impl Fn(&SessionHandle) -> T) -> Result<T> {
         let session = self.session.read().unwrap_or_else(PoisonError::into_inner);
-        let session = session.as_ref().filter(|session| !session.has_failed());
+        let session = session.as_ref().filter(|session| session.is_usable());
         session.map(look).ok_or(StoreError::Down)
     }
 

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::{
+    distance::{self, Distance},
     master_source::MasterSource,
     server_info::ServerInfo,
     session::{Session, clock_ahead_ms},
@@ -85,6 +86,7 @@ async fn serve(shard: &ShardState, session: &SessionHandle, backoff: &mut Durati
 /// Returns the reason when the session can no longer be trusted.
 async fn watch(shard: &ShardState, session: &Session) -> StoreError {
     let probe_interval = longest_pause(shard).min(PROBE_EVERY);
+    let mut looked_at = Instant::now();
     loop {
         tokio::select! {
             _ = timeout(probe_interval, shard.failed.notified()) => {}
@@ -92,11 +94,24 @@ async fn watch(shard: &ShardState, session: &Session) -> StoreError {
                 return StoreError::Lost("the server closed the connection".into());
             }
         }
+        let too_many = || StoreError::Unusable("too many operations failed".into());
         if session.has_failed() {
-            return StoreError::Unusable("too many operations failed".into());
+            return too_many();
         }
-        if let Err(error) = session.probe().await {
+        let probed = async {
+            session.probe().await?;
+            distance::follow(shard, session, &mut looked_at).await
+        };
+        if let Err(error) = probed.await {
             return error;
+        }
+        if session.is_suspended() {
+            if !session.distance.is_far() {
+                return too_many();
+            }
+            session.resume();
+            shard.context.status_changed.notify_one();
+            shard.context.retry_queue.changed.notify_one();
         }
     }
 }
@@ -164,17 +179,19 @@ pub(super) async fn connect_master(source: &MasterSource) -> Result<(Session, Se
     let target = source.target().await?;
     let open = async {
         let connection = target.connect().await?;
-        let sent = clock::now();
+        let (sent, began) = (clock::now(), Instant::now());
         let commands = redis::pipe().cmd("INFO").cmd("TIME").to_owned();
         let reply = commands.query_async(&mut connection.requests.clone()).await;
         let (info, time): (String, _) = target.first_reply(reply).await?;
-        Ok::<_, StoreError>((connection, info, clock_ahead_ms(time, sent)))
+        Ok::<_, StoreError>((connection, info, clock_ahead_ms(time, sent), began.elapsed()))
     };
-    let (connection, info, clock_ahead_ms) = timeout(DETACHED_TIMEOUT, open).await??;
+    let (connection, info, clock_ahead_ms, round_trip) = timeout(DETACHED_TIMEOUT, open).await??;
     let info = ServerInfo(info);
     info.check()?;
     // The server may have hung until now, and may have been deposed meanwhile.
     let server = info.epoch(source.term(&target, &connection).await?);
+    let distance = Distance::default();
+    distance.note(round_trip);
     let session = Session {
         connection,
         target,
@@ -184,6 +201,8 @@ pub(super) async fn connect_master(source: &MasterSource) -> Result<(Session, Se
         clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
         timeouts: AtomicU32::new(0),
         failed: AtomicBool::new(false),
+        suspended: AtomicBool::new(false),
+        distance,
         grace_end: None,
         in_grace: AtomicBool::new(false),
     };
@@ -214,6 +233,10 @@ async fn open_session(
     }
     if shard.source.take_behind() {
         shard.context.retry_queue.pending.add_all().await;
+    }
+    let (first, budget) = (session.distance.round_trip(), shard.context.config.budget);
+    if let Some(far) = distance::measure(&session.connection, first, budget).await? {
+        distance::set_far(shard, &session, &far);
     }
     session.grace_end = grace_end(shard, &session, info).await;
     session.in_grace = AtomicBool::new(session.grace_end.is_some());

@@ -33,10 +33,11 @@ use crate::{
     config::{ClusterSeeds, Config},
     observe::metrics::Registry,
     store::{
-        NodeAddress, StoreError,
+        FarStore, NodeAddress, StoreError,
         errors::{DETACHED_TIMEOUT, Result},
         redis::{
             dial::{ClusterReplies, Target},
+            distance,
             shared_keys::live_records,
         },
         slots::slot_of,
@@ -204,22 +205,27 @@ impl Cluster {
     }
 }
 
-/// Asks the seeds for the masters, one after the other. Does not check whether the masters answer,
+/// Asks the seeds for the masters, one after the other, and measures how far the first is that answers. Does not check whether the masters answer,
 /// but reads the records of the sidecars where they do.
 pub(in crate::store::redis) async fn probe_seeds(
     seeds: &ClusterSeeds,
     config: &Config,
-) -> Result<Vec<String>> {
+) -> Result<(Vec<String>, Option<FarStore>)> {
     let target = Target::of_nodes(seeds, config, &TlsMetrics::shared(&mut Registry::default()))?;
     let mut last_error = StoreError::Down;
     for (host, port) in &seeds.hosts {
         let address = NodeAddress::new(host, *port);
         let view = async {
             let connection = timeout(DETACHED_TIMEOUT, target.at(&address).connect()).await??;
-            NodeView::parse(&address, &connection.cluster_replies().await?)
+            let asked = Instant::now();
+            let view = NodeView::parse(&address, &connection.cluster_replies().await?)?;
+            let budget = config.store.budget;
+            Ok((view, distance::measure(&connection, asked.elapsed(), budget).await?))
         };
         match view.await {
-            Ok(view) => return Ok(records(&config.store.prefix, &target, view).await),
+            Ok((view, far)) => {
+                return Ok((records(&config.store.prefix, &target, view).await, far));
+            }
             Err(error) => last_error = error,
         }
     }
