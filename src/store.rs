@@ -62,6 +62,7 @@
 //! | Redis refuses connections | answers from the upstream | nothing: the breaker is open |
 //! | Redis hangs | answers from the upstream | the budget (50 ms) per read, two per write, until the breaker opens |
 //! | Redis is too far away for the budget | answers from the upstream | nothing for a read, two budgets per write |
+//! | a value takes longer than the budget to transfer | answers from the upstream, for that job | that job is not cached for 10 s at a time |
 //! | Redis restarts, or a replica is promoted | answers from the upstream | every job is read once more, after a grace without hits |
 //! | error replies (`WRONGTYPE`, `NOPERM`, `OOM`) | answers from the upstream | that job is not cached |
 //! | a sidecar dies during a write | fresh answers | that job is not cached until the fence expires |
@@ -207,6 +208,12 @@ impl Store {
     /// store is down or too far away, or within `store.reconnect_grace` of its restart or failover.
     pub fn trust(&self, key: &Key) -> Result<i64, StoreError> {
         self.redis().map_or_else(|| Ok(now_ms()), |redis| redis.trust(key))
+    }
+
+    /// Whether the store is not asked about a key for now, because its value took longer than the
+    /// budget a moment ago.
+    pub fn is_left_alone(&self, key: &Key) -> bool {
+        self.redis().is_some_and(|redis| redis.context.large.is_left_alone(key))
     }
 
     /// Returns a token that was never used before, for the generation of a replacement.

@@ -355,6 +355,7 @@ impl Filler {
     /// Drops the lease, if there is one, and so hands it back in the background.
     fn end_flight(&self, lead: LeaderRead, result: FillResult) -> FillResult {
         self.state.events.record(lead.key.main(), EventKind::FillRefused, result.as_str());
+        drop(lead);
         result
     }
 }

@@ -77,6 +77,9 @@ impl CacheReader {
             Ok(_) | Err(StoreError::Grace) => {}
             Err(error) => return self.answer_without_store(request, &error),
         }
+        if self.state.store.is_left_alone(&request.key) {
+            return self.answer_without_store(request, &StoreError::Spent);
+        }
         if mutants::is(Mutant::JoinBeforeLookup)
             && let Some(flight) = self.state.flights.any_confirmed(&request.key)
         {
@@ -239,6 +242,9 @@ impl StoreLookup<'_> {
     async fn find_for_prefetch(mut self) -> Result<Option<Lookup>, StoreError> {
         let Self { reader, request, .. } = self;
         reader.state.store.trust(&request.key)?;
+        if reader.state.store.is_left_alone(&request.key) {
+            return Err(StoreError::Spent);
+        }
         // Hit-for-miss keeps clients from queueing, and prefetches do not queue.
         let (reject, seen) = match reader.read_entry(request, self.budget).await? {
             Found::Entry(KnownEntry { entry, seen }) => {

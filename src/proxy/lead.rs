@@ -50,7 +50,7 @@ impl LeadTask {
     /// Returns `None`, and gives the flight up, if the read would be shared under rules that no
     /// longer hold. If the rules change after this check, the lease of the read is older than the
     /// purge that comes with the new rules, so nothing is stored.
-    pub(super) async fn spawn(
+    pub(super) fn spawn(
         context: &Arc<ProxyContext>,
         lead: LeaderRead,
         client_head: request::Parts,
@@ -76,7 +76,7 @@ impl LeadTask {
         let framed = sent.as_ref().is_ok_and(is_framed);
         let response = match sent.and_then(prepare_response) {
             Ok(response) => response,
-            Err(error) => return self.fail(upstream_failure(&error)).await,
+            Err(error) => return self.fail(upstream_failure(&error)),
         };
         let (head, body) = response.into_parts();
         let freshness = self.context.cache.filler.freshness(&head, self.lead.route());
@@ -87,7 +87,7 @@ impl LeadTask {
             Err(why) if is_sized(&body) && self.may_be_shared(&head, why) => {
                 self.share_unstored(head, body, why).await
             }
-            Err(why) => self.share_nothing(head, Body::Upstream(body), why).await,
+            Err(why) => self.share_nothing(head, Body::Upstream(body), why),
             Ok(freshness) if is_sized(&body) => self.take_whole(head, body, freshness).await,
             Ok(freshness) => self.take_streaming(head, body, freshness).await,
         }
@@ -125,8 +125,8 @@ impl LeadTask {
                 })
                 .await
             }
-            Captured::Unstorable(body, why) => self.share_nothing(head, body, why).await,
-            Captured::Broken(error) => self.fail(upstream_failure(&error.into())).await,
+            Captured::Unstorable(body, why) => self.share_nothing(head, body, why),
+            Captured::Broken(error) => self.fail(upstream_failure(&error.into())),
         }
     }
 
@@ -189,12 +189,12 @@ impl LeadTask {
                 let _ = self.answer.send(Answer::new(response, verdict));
                 filler.share(self.lead, &head, body, why)
             }
-            Captured::Unstorable(body, why) => self.share_nothing(head, body, why).await,
-            Captured::Broken(error) => self.fail(upstream_failure(&error.into())).await,
+            Captured::Unstorable(body, why) => self.share_nothing(head, body, why),
+            Captured::Broken(error) => self.fail(upstream_failure(&error.into())),
         }
     }
 
-    async fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) -> FillResult {
+    fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) -> FillResult {
         let reason = AbandonReason::Unstorable(why, head.status);
         let filled = Some(FillResult::Abandoned(reason));
         let verdict = Verdict::Miss { filled, collapsed: false, why: self.lead.why };
@@ -202,7 +202,7 @@ impl LeadTask {
         self.context.cache.filler.abandon(self.lead, reason)
     }
 
-    async fn fail(self, answer: Answer) -> FillResult {
+    fn fail(self, answer: Answer) -> FillResult {
         let _ = self.answer.send(answer);
         self.context.cache.filler.abandon(self.lead, AbandonReason::Unanswered)
     }

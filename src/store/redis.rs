@@ -13,11 +13,15 @@
 //! does not delay the jobs of the others. Nothing is repeated while no server is trusted; one that
 //! becomes trusted makes everything due.
 
+mod bulk_lane;
 mod cluster;
 mod dial;
 mod distance;
 mod engine;
 mod invalidate;
+mod lane;
+mod large_keys;
+mod large_values;
 mod master_source;
 mod recently_confirmed;
 mod sentinel;
@@ -28,6 +32,7 @@ mod shared_keys;
 mod state;
 mod supervisor;
 mod tracking;
+mod traffic;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -108,9 +113,12 @@ pub(super) async fn probe(config: &Config) -> Result<(Vec<String>, Option<FarSto
     let source = MasterSource::new(config, &TlsMetrics::shared(&mut Registry::default()))?;
     let (session, _) = connect_master(&source).await?;
     let read = live_records(&config.store.prefix, session.now_ms());
-    let far =
-        distance::measure(&session.connection, session.distance.round_trip(), config.store.budget)
-            .await?;
+    let far = distance::measure(
+        &session.lane.connection,
+        session.health.distance.round_trip(),
+        config.store.budget,
+    )
+    .await?;
     let records = timeout(DETACHED_TIMEOUT, session.query(&read)).await;
     Ok((records.ok().and_then(Result::ok).unwrap_or_default(), far))
 }

@@ -34,6 +34,7 @@ mod invalidation;
 mod job_apis;
 mod journal;
 mod key_space;
+mod large_values;
 mod limits;
 mod location_targets;
 mod logs;

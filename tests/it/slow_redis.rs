@@ -1,5 +1,5 @@
 //! Redis far away, or behind a link that swallows everything: reads and writes wait for it no longer
-//! than they may, nothing is old, and somebody is told.
+//! than they may, nothing is old, and the log says so.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::support::{
 const X: &str = "/jobs/x1";
 /// The default of the product, which these tests are about.
 const BUDGET: Duration = Duration::from_millis(50);
-/// What an exchange with the upstream may cost in addition, by the `steady_clock`.
+/// Time for an exchange with the upstream in addition, by the `steady_clock`.
 const EXCHANGE: Duration = Duration::from_millis(25);
 /// Polls that show that nothing changes any more.
 const POLLS: usize = 200;
@@ -76,7 +76,9 @@ async fn a_redis_that_is_too_far_away_is_told_of_once_and_costs_a_read_nothing()
         eventually(SOON, async || sidecar.stderr().contains("store is up")).await;
 
         let mut took = Vec::new();
-        for _ in 0..POLLS {
+        let begin = Instant::now();
+        // Longer than the interval between two looks whether it is near again.
+        while took.len() < POLLS || begin.elapsed() < Duration::from_secs(6) {
             let start = Instant::now();
             let reply = sidecar.client.get(X).await;
             took.push(start.elapsed());
@@ -85,7 +87,7 @@ async fn a_redis_that_is_too_far_away_is_told_of_once_and_costs_a_read_nothing()
         }
 
         took.sort_unstable();
-        assert!(took[POLLS / 2] < Duration::from_millis(25), "{round_trip}: {took:?}");
+        assert!(took[took.len() / 2] < Duration::from_millis(25), "{round_trip}: {took:?}");
         let log = sidecar.stderr();
         let lines = |word: &str| log.lines().filter(|line| line.contains(word)).count();
         assert_eq!(lines("too far away"), 1, "{log}");
@@ -94,6 +96,13 @@ async fn a_redis_that_is_too_far_away_is_told_of_once_and_costs_a_read_nothing()
             assert!(log.contains(word), "{word}: {log}");
         }
         assert_eq!(sidecar.admin.metric("jobcache_breaker_open").await, 1);
+
+        let (_, budget) = log.split_once("set store.budget to ").expect("a remedy");
+        let budget = budget.split_once('"').expect("the end of the remedy").0;
+        let remedied =
+            Process::start(&[&args[..], &["--store-budget", budget]].concat(), &[]).await;
+        eventually(SOON, async || remedied.client.get(X).await.is_hit()).await;
+        assert!(!remedied.stderr().contains("too far away"), "{budget}: {}", remedied.stderr());
     }
 }
 
@@ -118,7 +127,7 @@ async fn a_check_says_that_redis_is_too_far_away_and_what_to_set() {
 
 #[tokio::test]
 async fn a_redis_that_moves_away_and_comes_back_is_never_lost() {
-    for round_trip in [60, 200] {
+    for round_trip in [40, 60, 200] {
         let (setup, relay) = relayed(|_| {}).await;
         setup.hit(X).await;
 

@@ -10,7 +10,10 @@ use redis::Value;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::TaskTracker;
 
-use super::{master_source::MasterSource, recently_confirmed::RecentlyConfirmed, session::Session};
+use super::{
+    large_keys::LargeKeys, master_source::MasterSource, recently_confirmed::RecentlyConfirmed,
+    session::Session,
+};
 use crate::{
     config::{self, NearTracking},
     mutants::{self, Mutant},
@@ -43,6 +46,8 @@ pub(crate) struct StoreContext {
     pub(crate) records: SidecarRecords,
     /// Learns of changes, which are tracked in this way.
     pub(super) watcher: Option<(Arc<dyn Watcher>, NearTracking)>,
+    /// Keys whose values are too large for the budget.
+    pub(crate) large: LargeKeys,
     /// Notified when a server becomes trusted or tracked, and when it stops being so.
     pub(super) status_changed: Notify,
     /// Tasks that finish even if nothing waits for them.
@@ -69,6 +74,7 @@ impl StoreContext {
             retry_queue: open_queue(config, Arc::clone(&metrics))?,
             records: SidecarRecords::new(config),
             watcher: watcher.map(|watcher| (watcher, config.cache.near.tracking)),
+            large: LargeKeys::default(),
             status_changed: Notify::new(),
             tasks,
             metrics,

@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, AtomicU32},
+        atomic::{AtomicBool, AtomicI64},
     },
     thread,
     time::Duration,
@@ -17,10 +17,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::{
-    distance::{self, Distance},
+    bulk_lane::BulkLane,
+    distance,
+    lane::Lane,
     master_source::MasterSource,
     server_info::ServerInfo,
-    session::{Session, clock_ahead_ms},
+    session::{Session, SessionHealth, clock_ahead_ms},
     shared_keys::{grace_end, keep_record, share_credential_key},
     state::{SessionHandle, ShardState},
     tracking::track,
@@ -28,7 +30,7 @@ use super::{
 use crate::{
     clock,
     store::{
-        StoreError,
+        FarStore, StoreError,
         errors::{BACKOFF, DETACHED_TIMEOUT, Result},
     },
 };
@@ -80,6 +82,7 @@ async fn serve(shard: &ShardState, session: &SessionHandle, backoff: &mut Durati
         never = keep_record(shard, session) => match never {},
         never = session.end_grace() => match never {},
         never = track(shard, session) => match never {},
+        never = session.bulk.keep(&session.target, &session.server) => match never {},
     }
 }
 
@@ -90,7 +93,7 @@ async fn watch(shard: &ShardState, session: &Session) -> StoreError {
     loop {
         tokio::select! {
             _ = timeout(probe_interval, shard.failed.notified()) => {}
-            () = session.connection.closed.notified() => {
+            () = session.lane.connection.closed.notified() => {
                 return StoreError::Lost("the server closed the connection".into());
             }
         }
@@ -100,13 +103,13 @@ async fn watch(shard: &ShardState, session: &Session) -> StoreError {
         }
         let probed = async {
             session.probe().await?;
-            distance::follow(shard, session, &mut looked_at).await
+            follow_distance(shard, session, &mut looked_at).await
         };
         if let Err(error) = probed.await {
             return error;
         }
         if session.is_suspended() {
-            if !session.distance.is_far() {
+            if !session.health.distance.is_far() {
                 return too_many();
             }
             session.resume();
@@ -190,19 +193,17 @@ pub(super) async fn connect_master(source: &MasterSource) -> Result<(Session, Se
     info.check()?;
     // The server may have hung until now, and may have been deposed meanwhile.
     let server = info.epoch(source.term(&target, &connection).await?);
-    let distance = Distance::default();
-    distance.note(round_trip);
+    let health = SessionHealth::default();
+    health.distance.note(round_trip);
     let session = Session {
-        connection,
+        lane: Arc::new(Lane::new(connection)),
+        bulk: BulkLane::new(),
         target,
         is_in_cluster: matches!(source, MasterSource::Cluster(_)),
         epoch: server.name(),
         server,
         clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
-        timeouts: AtomicU32::new(0),
-        failed: AtomicBool::new(false),
-        suspended: AtomicBool::new(false),
-        distance,
+        health,
         grace_end: None,
         in_grace: AtomicBool::new(false),
     };
@@ -234,9 +235,9 @@ async fn open_session(
     if shard.source.take_behind() {
         shard.context.retry_queue.pending.add_all().await;
     }
-    let (first, budget) = (session.distance.round_trip(), shard.context.config.budget);
-    if let Some(far) = distance::measure(&session.connection, first, budget).await? {
-        distance::set_far(shard, &session, &far);
+    let (first, budget) = (session.health.distance.round_trip(), shard.context.config.budget);
+    if let Some(far) = distance::measure(&session.lane.connection, first, budget).await? {
+        set_far(shard, &session, &far);
     }
     session.grace_end = grace_end(shard, &session, info).await;
     session.in_grace = AtomicBool::new(session.grace_end.is_some());
@@ -244,4 +245,59 @@ async fn open_session(
         share_credential_key(shard, &session).await?;
     }
     Ok(Arc::new(session))
+}
+
+/// Measures again after each probe, the round trip of which is noted. A far server is asked less
+/// often.
+async fn follow_distance(
+    shard: &ShardState,
+    session: &Session,
+    looked_at: &mut Instant,
+) -> Result<()> {
+    let budget = shard.context.config.budget;
+    if !session.health.distance.is_far() {
+        let first = session.health.distance.round_trip();
+        if let Some(far) = distance::measure(&session.lane.connection, first, budget).await? {
+            set_far(shard, session, &far);
+            *looked_at = Instant::now();
+        }
+        return Ok(());
+    }
+    if looked_at.elapsed() < distance::LOOK_EVERY {
+        return Ok(());
+    }
+    let mut largest = Duration::ZERO;
+    for _ in 0..distance::MEASUREMENTS {
+        let Some(round_trip) = distance::ping(&session.lane.connection).await? else {
+            return Ok(());
+        };
+        largest = largest.max(round_trip);
+    }
+    *looked_at = Instant::now();
+    if FarStore::of(largest, budget).is_none() {
+        session.health.distance.set_far(false);
+        info!(store = shard.address, round_trip_ms = %millis_of(largest), "the store is near enough again");
+        shard.context.status_changed.notify_one();
+    }
+    Ok(())
+}
+
+/// Lets reads pass.
+fn set_far(shard: &ShardState, session: &Session, far: &FarStore) {
+    session.health.distance.set_far(true);
+    shard.context.status_changed.notify_one();
+    if let Some(suppressed) = shard.warnings.far.admit("far") {
+        warn!(
+            store = shard.address,
+            round_trip_ms = %millis_of(far.round_trip),
+            budget_ms = %millis_of(far.budget),
+            remedy = far.remedy(),
+            suppressed,
+            "Redis is too far away for store.budget; reads go to the API, and writes still invalidate"
+        );
+    }
+}
+
+fn millis_of(time: Duration) -> f64 {
+    (time.as_secs_f64() * 10_000.0).round() / 10.0
 }

@@ -74,7 +74,7 @@ pub(super) async fn track(shared: &ShardState, session: &Session) -> Infallible 
             shared.failed.notify_one();
         }
         // Reads of a far server pass, so entries near are of no use now.
-        if !session.distance.is_far()
+        if !session.health.distance.is_far()
             && let Some(suppressed) = shared.warnings.tracking.admit(&error.to_string())
         {
             warn!(%error, suppressed, "cannot track the store; each hit asks it");

@@ -22,7 +22,7 @@ const CHUNK: usize = 4 << 10;
 /// Chunks under way in each direction of a connection: about 1 MiB.
 const UNDER_WAY: usize = 256;
 
-/// What happens to the bytes.
+/// How bytes are passed on.
 #[derive(Clone, Copy, Debug, Default)]
 struct Link {
     /// Delay in each direction.
@@ -114,8 +114,8 @@ async fn pass_on(
             if is_swallowing {
                 continue;
             }
-            let takes = rate.map_or(0.0, |rate| read as f64 / rate as f64);
-            free_at = free_at.max(Instant::now()) + Duration::from_secs_f64(takes);
+            let takes = rate.map_or(0, |rate| read as u64 * 1_000_000_000 / rate);
+            free_at = free_at.max(Instant::now()) + Duration::from_nanos(takes);
             if queue.send((free_at + one_way, chunk)).await.is_err() {
                 return;
             }

@@ -1,6 +1,9 @@
 //! Operations on one job: plain reads, and scripts that use all keys of a job at once.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use redis::{Script, ScriptInvocation, Value};
@@ -10,6 +13,7 @@ use tokio::time::timeout;
 use super::Session;
 use crate::{
     mutants,
+    store::redis::lane::Lane,
     store::{
         EntryChange, Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState, RemovedEntry, Seen,
         StoreError, StoredValue, Token,
@@ -48,7 +52,7 @@ type EndReply = (bool, usize, bool, String, String, String);
 
 impl Session {
     /// Reads the value of a key: one round trip, no script.
-    pub(crate) async fn read(&self, key: &Key) -> Result<Seen> {
+    pub(crate) async fn read(&self, lane: &Lane, key: &Key) -> Result<Seen> {
         let mut pipeline = redis::pipe();
         pipeline.cmd("MGET").arg(key.main()).arg(key.companion("meta"));
         pipeline.cmd("PEXPIRETIME").arg(key.main());
@@ -59,7 +63,8 @@ impl Session {
             pipeline.cmd("PEXPIREAT").arg(key.main()).arg(1).arg("GT").ignore();
         }
         let in_grace = self.is_in_grace();
-        let reply = pipeline.query_async::<ReadReply>(&mut self.requests()).await?;
+        let mut requests = lane.connection.requests.clone();
+        let reply = pipeline.query_async::<ReadReply>(&mut requests).await?;
         Ok(self.seen(stored(reply), in_grace))
     }
 
@@ -109,6 +114,7 @@ impl Session {
 
     pub(crate) async fn fill(
         &self,
+        lane: Arc<Lane>,
         lease: &Lease,
         body: &Bytes,
         meta: &str,
@@ -120,7 +126,8 @@ impl Session {
         invocation.key(key.companion("meta")).key(key.companion("lease"));
         invocation.arg(lease.token.as_str()).arg(&body[..]).arg(meta);
         invocation.arg(millis(ttl)).arg(millis(lease_time));
-        Ok(filled(invocation.invoke_async(&mut self.requests()).await?))
+        let mut requests = lane.connection.requests.clone();
+        Ok(filled(invocation.invoke_async(&mut requests).await?))
     }
 
     /// Takes one step of a write. Its end returns what was stored under the key.
@@ -154,6 +161,7 @@ impl Session {
     /// Changes an entry, if it is still the very entry that was seen.
     pub(crate) async fn change(
         &self,
+        lane: Arc<Lane>,
         key: &Key,
         stored: &StoredValue,
         generation: &str,
@@ -174,7 +182,8 @@ impl Session {
                 invocation.arg(&body[..]).arg(meta).arg(expires_at_ms)
             }
         };
-        Ok(filled(invocation.invoke_async(&mut self.requests()).await?))
+        let mut requests = lane.connection.requests.clone();
+        Ok(filled(invocation.invoke_async(&mut requests).await?))
     }
 
     fn grant(&self, reply: &[Value], lease: Lease, in_grace: bool) -> Result<Grant> {
