@@ -321,7 +321,7 @@ impl Filler {
 
     /// Shares a response that may not be stored with the readers that wait for it, and gives up the
     /// flight.
-    pub fn share(
+    pub async fn share(
         &self,
         lead: LeaderRead,
         head: &response::Parts,
@@ -335,12 +335,12 @@ impl Filler {
         lead.leader.publish(Arc::new(Entry::new(head, body, fresh, lead.caller, now_ms)));
         self.notes.unstored.add(lead.key.clone());
         self.state.metrics.fills.inc([result.as_str()]);
-        self.end_flight(lead, result)
+        self.end_flight(lead, result).await
     }
 
     /// Gives up a flight without a response that can be shared. If the reason lies in the response, the
     /// next readers do not queue (hit-for-miss).
-    pub fn abandon(&self, lead: LeaderRead, why: AbandonReason) -> FillResult {
+    pub async fn abandon(&self, lead: LeaderRead, why: AbandonReason) -> FillResult {
         let result = FillResult::Abandoned(why);
         if let AbandonReason::Unstorable(why, _) = why {
             // Memory may be free the next time.
@@ -349,13 +349,15 @@ impl Filler {
             }
             self.state.metrics.fills.inc([result.as_str()]);
         }
-        self.end_flight(lead, result)
+        self.end_flight(lead, result).await
     }
 
-    /// Drops the lease, if there is one, and so hands it back in the background.
-    fn end_flight(&self, lead: LeaderRead, result: FillResult) -> FillResult {
+    async fn end_flight(&self, lead: LeaderRead, result: FillResult) -> FillResult {
         self.state.events.record(lead.key.main(), EventKind::FillRefused, result.as_str());
-        drop(lead);
+        drop(lead.leader);
+        if let FillTarget::Lease(lease) = lead.target {
+            self.state.store.release(lease).await;
+        }
         result
     }
 }

@@ -7,7 +7,7 @@
 
 use std::{future, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use super::{
@@ -196,13 +196,17 @@ impl CacheReader {
         lead_or_join(request, role, why, || FillTarget::Entry(Box::new(known)))
     }
 
-    fn lead(&self, request: &LookupRequest, lease: Lease) -> Lookup {
+    /// Hands a lease back, and waits for that no longer than the budget lasts.
+    async fn hand_back(&self, lease: Lease, budget: &Budget) {
+        let _ = timeout(budget.left(), self.state.store.release(lease)).await;
+    }
+
+    async fn lead(&self, request: &LookupRequest, lease: Lease, budget: &Budget) -> Lookup {
         let version = JobVersion { token: lease.token.clone(), epoch: lease.epoch.clone() };
         let flights = &self.state.flights;
         let role = flights.join_or_lead(&request.key, version, request.coalesce_key);
         if let FlightRole::Full = role {
-            // Handed back in the background: the read does not wait for that.
-            drop(lease);
+            self.hand_back(lease, budget).await;
             return Lookup::Pass(Bypass::Flights);
         }
         lead_or_join(request, role, None, || FillTarget::Lease(lease))
@@ -268,7 +272,7 @@ impl StoreLookup<'_> {
             NoEntry::Uncached(Uncached::Pass(_)) => return Ok(None),
         }
         Ok(match self.ask_for_lease(&facts, &seen).await? {
-            LeaseStep::Fill(lease) => Some(reader.lead(request, lease)),
+            LeaseStep::Fill(lease) => Some(reader.lead(request, lease, self.budget).await),
             LeaseStep::Leased(OtherLease::Join(flight), _) => Some(Lookup::Join(flight, None)),
             LeaseStep::Leased(OtherLease::Wait, _) => Some(Lookup::Pass(Bypass::Leased)),
             LeaseStep::Overtaken(_) => None,
@@ -284,7 +288,7 @@ impl StoreLookup<'_> {
     async fn take_lease(mut self, facts: &Facts, seen: &Seen) -> Result<Lookup, StoreError> {
         let Self { reader, request, .. } = self;
         Ok(match self.ask_for_lease(facts, seen).await? {
-            LeaseStep::Fill(lease) => reader.lead(request, lease),
+            LeaseStep::Fill(lease) => reader.lead(request, lease, self.budget).await,
             LeaseStep::Leased(OtherLease::Join(flight), _) => Lookup::Join(flight, None),
             LeaseStep::Leased(OtherLease::Wait, version) => {
                 return self.wait_for_entry(facts, version).await;
@@ -304,8 +308,10 @@ impl StoreLookup<'_> {
         Ok(match self.lease(seen).await? {
             Grant::Lease(lease) => match decide::granted(facts, lease.epoch != seen.epoch) {
                 None => LeaseStep::Fill(lease),
-                // The lease is dropped, and so handed back in the background.
-                Some(uncached) => LeaseStep::Uncached(uncached),
+                Some(uncached) => {
+                    self.reader.hand_back(lease, self.budget).await;
+                    LeaseStep::Uncached(uncached)
+                }
             },
             Grant::Stored(seen) => LeaseStep::Overtaken(seen),
             Grant::Leased(token, epoch) => {

@@ -50,7 +50,7 @@ impl LeadTask {
     /// Returns `None`, and gives the flight up, if the read would be shared under rules that no
     /// longer hold. If the rules change after this check, the lease of the read is older than the
     /// purge that comes with the new rules, so nothing is stored.
-    pub(super) fn spawn(
+    pub(super) async fn spawn(
         context: &Arc<ProxyContext>,
         lead: LeaderRead,
         client_head: request::Parts,
@@ -58,7 +58,8 @@ impl LeadTask {
         budget: Budget,
     ) -> Option<(JoinHandle<FillResult>, oneshot::Receiver<Answer>)> {
         if context.superseded.is_cancelled() {
-            context.cache.filler.abandon(lead, AbandonReason::Superseded);
+            let abandoned = context.cache.filler.abandon(lead, AbandonReason::Superseded);
+            let _ = timeout(budget.left(), abandoned).await;
             return None;
         }
         let flight = spans::flight();
@@ -76,7 +77,7 @@ impl LeadTask {
         let framed = sent.as_ref().is_ok_and(is_framed);
         let response = match sent.and_then(prepare_response) {
             Ok(response) => response,
-            Err(error) => return self.fail(upstream_failure(&error)),
+            Err(error) => return self.fail(upstream_failure(&error)).await,
         };
         let (head, body) = response.into_parts();
         let freshness = self.context.cache.filler.freshness(&head, self.lead.route());
@@ -87,7 +88,7 @@ impl LeadTask {
             Err(why) if is_sized(&body) && self.may_be_shared(&head, why) => {
                 self.share_unstored(head, body, why).await
             }
-            Err(why) => self.share_nothing(head, Body::Upstream(body), why),
+            Err(why) => self.share_nothing(head, Body::Upstream(body), why).await,
             Ok(freshness) if is_sized(&body) => self.take_whole(head, body, freshness).await,
             Ok(freshness) => self.take_streaming(head, body, freshness).await,
         }
@@ -125,8 +126,8 @@ impl LeadTask {
                 })
                 .await
             }
-            Captured::Unstorable(body, why) => self.share_nothing(head, body, why),
-            Captured::Broken(error) => self.fail(upstream_failure(&error.into())),
+            Captured::Unstorable(body, why) => self.share_nothing(head, body, why).await,
+            Captured::Broken(error) => self.fail(upstream_failure(&error.into())).await,
         }
     }
 
@@ -164,7 +165,7 @@ impl LeadTask {
             TeeCapture::Unstorable(why) => AbandonReason::Unstorable(why, head.status),
             TeeCapture::Broken => AbandonReason::Unanswered,
         };
-        filler.abandon(lead, why)
+        filler.abandon(lead, why).await
     }
 
     fn may_be_shared(&self, head: &response::Parts, why: NoStore) -> bool {
@@ -187,24 +188,24 @@ impl LeadTask {
                     Verdict::Miss { filled: result, collapsed: false, why: self.lead.why };
                 let response = Response::from_parts(head.clone(), Body::from(body.clone()));
                 let _ = self.answer.send(Answer::new(response, verdict));
-                filler.share(self.lead, &head, body, why)
+                filler.share(self.lead, &head, body, why).await
             }
-            Captured::Unstorable(body, why) => self.share_nothing(head, body, why),
-            Captured::Broken(error) => self.fail(upstream_failure(&error.into())),
+            Captured::Unstorable(body, why) => self.share_nothing(head, body, why).await,
+            Captured::Broken(error) => self.fail(upstream_failure(&error.into())).await,
         }
     }
 
-    fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) -> FillResult {
+    async fn share_nothing(self, head: response::Parts, body: Body, why: NoStore) -> FillResult {
         let reason = AbandonReason::Unstorable(why, head.status);
         let filled = Some(FillResult::Abandoned(reason));
         let verdict = Verdict::Miss { filled, collapsed: false, why: self.lead.why };
         let _ = self.answer.send(Answer::new(Response::from_parts(head, body), verdict));
-        self.context.cache.filler.abandon(self.lead, reason)
+        self.context.cache.filler.abandon(self.lead, reason).await
     }
 
-    fn fail(self, answer: Answer) -> FillResult {
+    async fn fail(self, answer: Answer) -> FillResult {
         let _ = self.answer.send(answer);
-        self.context.cache.filler.abandon(self.lead, AbandonReason::Unanswered)
+        self.context.cache.filler.abandon(self.lead, AbandonReason::Unanswered).await
     }
 }
 

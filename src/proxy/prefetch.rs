@@ -150,7 +150,7 @@ impl Proxy {
     ) -> PrefetchOutcome {
         let request = self.context.fill_request(&head, PREFETCH_PEER);
         // The answer is dropped, as for a client that has hung up.
-        let read = LeadTask::spawn(&self.context, lead, head, request, budget);
+        let read = LeadTask::spawn(&self.context, lead, head, request, budget).await;
         let Some((task, _)) = read else { return abandoned_for(AbandonReason::Superseded) };
         // The read runs to its end even during a drain, because clients may have joined it.
         match task.await {

@@ -203,7 +203,7 @@ impl UnansweredRead<'_> {
         let why = lead.why.unwrap_or(Bypass::Alone);
         let request = context.fill_request(&head, requester.client);
         let request = relay_informational(request, &requester);
-        let read = LeadTask::spawn(context, lead, head.clone(), request, budget);
+        let read = LeadTask::spawn(context, lead, head.clone(), request, budget).await;
         if let Some((_, answer)) = read
             && let Ok(answer) = answer.await
         {

@@ -58,7 +58,7 @@ impl Store {
     ///
     /// If the answer does not arrive in time, or the caller is dropped while it waits, the lease is
     /// released after the request, on the same connection. A lease that is dropped is handed back in the
-    /// background as well.
+    /// background as well, see [`Store::release`].
     pub async fn lease(
         &self,
         key: &Key,
@@ -113,6 +113,18 @@ impl Store {
         let changed = async |shard: Arc<Shard>| shard.change(key, seen, generation, change).await;
         let in_memory = |memory: &Memory| Ok(memory.change(key, seen, generation, change));
         self.timed(op, async || self.on_key(key, changed, in_memory).await).await
+    }
+
+    /// Hands a lease back when the answer cannot be stored. A caller that gives up waiting leaves that to
+    /// the background.
+    pub async fn release(&self, lease: Lease) {
+        self.expect([&lease.key]);
+        // In memory, and without an owner, it is enough to drop the lease.
+        if let Engine::Redis(redis) = &self.engine
+            && let Ok(shard) = redis.owner(&lease.key)
+        {
+            shard.release(lease).await;
+        }
     }
 
     /// Fences keys before a write is forwarded. Never fails: if the fence is not confirmed, the end

@@ -205,6 +205,14 @@ impl Shard {
         self.state.judge(&session, changed)
     }
 
+    pub(crate) async fn release(&self, lease: Lease) {
+        // Without a session the lease expires on its own.
+        if let Ok(session) = self.state.session() {
+            session.release(&lease.key, &lease.token).await;
+        }
+        lease.hold.spend();
+    }
+
     /// Takes one step of a write.
     pub(super) async fn run(&self, op: KeyOp<'_>) -> Result<KeyReceipt> {
         let session = self.state.session()?;
