@@ -29,7 +29,7 @@ pub use decide::{BeforeLookup, LookupRequest};
 pub use fill::{AbandonReason, FillResult, Filler, LeaderRead, PublishedRead};
 pub use invalidate::{
     EndStage, FenceEnd, Invalidator, OUTCOME_UNKNOWN, PurgeAllOutcome, PurgeOutcome, PurgeReceipt,
-    WriteOutcome,
+    RELOAD_WAIT, WriteOutcome,
 };
 pub use lookup::Lookup;
 pub use reader::{CacheReader, NearLookup};
@@ -52,7 +52,7 @@ use crate::{
         metrics::Registry,
     },
     semantics::{audience::Fingerprinter, identity::ReadJob, policy::Bypass},
-    store::{Budget, Key, SidecarRecord, Store, StoreError},
+    store::{Budget, Key, SidecarRecord, Store, StoreError, WriteBudget},
 };
 
 /// The cache of job reads.
@@ -148,6 +148,11 @@ impl Cache {
     /// Returns a new budget: the total time that one request may wait for the store.
     pub fn budget(&self) -> Budget {
         self.config.budget()
+    }
+
+    /// Returns the budgets of a write.
+    pub fn write_budget(&self) -> WriteBudget {
+        WriteBudget::new(self.config.store_budget)
     }
 
     /// Creates the lookup request for a GET or HEAD of a job.

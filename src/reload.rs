@@ -44,7 +44,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     admin::Admin,
-    cache::{Cache, WriteOutcome},
+    cache::{Cache, RELOAD_WAIT, WriteOutcome},
     config::{Config, InvalidConfig, LoadedConfig, OverriddenChange, ReloadClass, SettingChange},
     observe::metrics::{Counters, Registry},
     proxy::{Proxy, body::Body, repeat_hit::RepeatHit},
@@ -285,7 +285,7 @@ impl Current {
         let cache = Arc::clone(&next.cache);
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = next;
         if judging {
-            let dropped = cache.invalidator.end_all(WriteOutcome::Unknown).await;
+            let dropped = cache.invalidator.end_all(WriteOutcome::Unknown, RELOAD_WAIT).await;
             info!(
                 dropped = dropped.as_str(),
                 "routes or rules have changed: all entries are dropped, now and after store.linger"

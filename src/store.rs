@@ -63,6 +63,8 @@
 //! |---|---|---|
 //! | Redis refuses connections | answers from the upstream | nothing: the breaker is open |
 //! | Redis hangs | answers from the upstream | the budget (50 ms) per read, two per write, until the breaker opens |
+//! | Redis is too far away for the budget | answers from the upstream | nothing for a read, two budgets per write |
+//! | a value takes longer than the budget to transfer | answers from the upstream, for that job | that job is not cached for 10 s at a time |
 //! | Redis restarts, or a replica is promoted | answers from the upstream | every job is read once more, after a grace without hits |
 //! | error replies (`WRONGTYPE`, `NOPERM`, `OOM`) | answers from the upstream | that job is not cached |
 //! | a sidecar dies during a write | fresh answers | that job is not cached until the fence expires |
@@ -91,7 +93,7 @@ mod write;
 pub use self::{
     barrier::BarrierWait,
     diagnosis::Diagnosis,
-    errors::{Budget, NodeAddress, Redirect, StoreError, StoreErrorKind},
+    errors::{Budget, FarStore, NodeAddress, Redirect, StoreError, StoreErrorKind, WriteBudget},
     metrics::{NearMetrics, NearMiss},
     pending::JournalStatus,
     problems::Problem,
@@ -125,14 +127,23 @@ use crate::{
     observe::{events::Events, metrics::Registry},
 };
 
-/// Checks that the configured store can be reached now and is fit for use. Returns how other
-/// sidecars there are configured differently.
-pub async fn probe(config: &config::Config) -> Result<Vec<RecordMismatch>, StoreError> {
+/// What a look at the configured store has found, apart from that it can be used.
+#[derive(Debug, Default)]
+pub struct ProbedStore {
+    /// How other sidecars there are configured differently.
+    pub mismatches: Vec<RecordMismatch>,
+    /// Set if the server is too far away for the budget.
+    pub far: Option<FarStore>,
+}
+
+/// Checks that the configured store can be reached now and is fit for use.
+pub async fn probe(config: &config::Config) -> Result<ProbedStore, StoreError> {
     if config.store.url == config::StoreUrl::Memory {
-        return Ok(Vec::new());
+        return Ok(ProbedStore::default());
     }
-    let (ours, records) = (SidecarRecord::of(config), redis::probe(config).await?);
-    Ok(records.iter().filter_map(|record| ours.mismatch(record)).collect())
+    let (ours, (records, far)) = (SidecarRecord::of(config), redis::probe(config).await?);
+    let mismatches = records.iter().filter_map(|record| ours.mismatch(record)).collect();
+    Ok(ProbedStore { mismatches, far })
 }
 
 /// The store: Redis, or the memory of this process with the same semantics.
@@ -173,7 +184,7 @@ impl Store {
         let tasks = TaskTracker::new();
         let metrics = Arc::new(StoreMetrics::register(registry));
         let (engine, background) = if config.store.url == config::StoreUrl::Memory {
-            metrics.set_up(true, &events);
+            metrics.set_up(true, false, &events);
             (Engine::Memory(Memory::new(config)), Vec::new())
         } else {
             let (metrics, events) = (Arc::clone(&metrics), Arc::clone(&events));
@@ -200,9 +211,15 @@ impl Store {
 
     /// Returns the time by the store's clock, as [`Store::now_ms`], if the key may be answered from
     /// the cache now. Fails for a key with an unconfirmed invalidation, and for every key while the
-    /// store is down, or within `store.reconnect_grace` of its restart or failover.
+    /// store is down or too far away, or within `store.reconnect_grace` of its restart or failover.
     pub fn trust(&self, key: &Key) -> Result<i64, StoreError> {
         self.redis().map_or_else(|| Ok(now_ms()), |redis| redis.trust(key))
+    }
+
+    /// Whether the store is not asked about a key for now, because its value took longer than the
+    /// budget a moment ago.
+    pub fn is_left_alone(&self, key: &Key) -> bool {
+        self.redis().is_some_and(|redis| redis.context.large.is_left_alone(key))
     }
 
     /// Returns a token that was never used before, for the generation of a replacement.

@@ -22,12 +22,11 @@ use super::shared_state::{CacheConfig, InvalidationSource, SharedState};
 use crate::{
     observe::events::{EventKind, Initiator},
     semantics::job_id::JobId,
-    store::{Budget, Ended, Key, KeyReceipt, Purged, Write},
+    store::{Ended, Key, KeyReceipt, Purged, Write, WriteBudget},
 };
 
-/// How long a write that changes every job waits until everything is dropped. After that the purge
-/// goes on in the background, and this sidecar serves nothing from the cache until it is confirmed.
-const MAX_WRITE_WAIT: Duration = Duration::from_secs(2);
+/// How long a reload waits until everything is dropped.
+pub const RELOAD_WAIT: Duration = Duration::from_secs(2);
 
 /// Whether the outcome of a write is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,14 +108,22 @@ impl Invalidator {
     /// fenced only while the write runs, and not for `settle` after it. Instead they are invalidated a
     /// second time when `settle` is over, for an upstream that reads from a lagging replica. An unknown
     /// outcome means that the write may still run, so the fence lingers for them too.
-    pub async fn begin(&self, ids: &[JobId], elsewhere: &[JobId], budget: &mut Budget) -> Write {
+    pub async fn begin(
+        &self,
+        ids: &[JobId],
+        elsewhere: &[JobId],
+        budget: &mut WriteBudget,
+    ) -> Write {
         let keys: Vec<Key> = elsewhere.iter().chain(ids).map(|id| self.config.key(id)).collect();
         if keys.is_empty() {
             return self.unfenced();
         }
         self.record_events(&keys, EventKind::Write, "", None);
         self.state.invalidate_locally(&keys);
-        let mut write = self.state.store.begin(keys, self.config.fence_ttl(), budget).await;
+        let started = tokio::time::Instant::now();
+        let mut step = budget.next_step();
+        let mut write = self.state.store.begin(keys, self.config.fence_ttl(), &mut step).await;
+        budget.charge(started.elapsed());
         if !elsewhere.is_empty() {
             write.mark_elsewhere(elsewhere.len());
         }
@@ -144,13 +151,13 @@ impl Invalidator {
     /// Invalidates the jobs of a write: before it is answered, and again when a body has ended. The
     /// upstream may commit while it reads the upload, or while it sends the response.
     ///
-    /// A write has one budget for its beginning and another for each end. The time that a slow `begin`
-    /// took says nothing about the store now, much later, and an end cannot be confirmed without time.
+    /// A write has two budgets for its beginning and all its ends. An end that has no time left is sent
+    /// all the same, and its jobs are pending until it is confirmed.
     pub async fn end(
         &self,
         write: &Write,
-        fence: FenceEnd,
-        stage: EndStage,
+        budget: &mut WriteBudget,
+        (fence, stage): (FenceEnd, EndStage),
         source: InvalidationSource,
     ) -> Ended {
         if write.keys().is_empty() {
@@ -159,7 +166,9 @@ impl Invalidator {
         // The write may name jobs that its beginning did not. Redis reports this change too, and the
         // report must not count as a silent change.
         self.state.silent_changes.forget(write.keys());
-        let ended = self.end_in_store(write, fence).await;
+        let started = tokio::time::Instant::now();
+        let ended = self.end_in_store(write, fence, budget).await;
+        budget.charge(started.elapsed());
         self.state.invalidate_locally(write.keys());
         self.count_invalidation(source, ended);
         if stage == EndStage::Early {
@@ -174,21 +183,21 @@ impl Invalidator {
         ended
     }
 
-    async fn end_in_store(&self, write: &Write, fence: FenceEnd) -> Ended {
+    async fn end_in_store(&self, write: &Write, fence: FenceEnd, budget: &WriteBudget) -> Ended {
         let store = &self.state.store;
         let linger = self.fence_left(fence);
         let Some((elsewhere, rest)) = write.split_elsewhere() else {
-            return store.end(write, linger, &mut self.config.budget()).await;
+            return store.end(write, linger, &mut budget.next_step()).await;
         };
         let brief = match fence {
             FenceEnd::Now(WriteOutcome::Known | WriteOutcome::Refused) => Duration::ZERO,
             FenceEnd::Now(WriteOutcome::Unknown) | FenceEnd::WithBodies(_) => linger,
         };
-        let (mut budget, mut brief_budget) = (self.config.budget(), self.config.budget());
+        let (mut step, mut brief_step) = (budget.next_step(), budget.next_step());
         // Boxed, because most writes name no job elsewhere.
         let ended = Box::pin(join(
-            store.end(&elsewhere, brief, &mut brief_budget),
-            store.end(&rest, linger, &mut budget),
+            store.end(&elsewhere, brief, &mut brief_step),
+            store.end(&rest, linger, &mut step),
         ));
         let ended = ended.await;
         if linger > brief {
@@ -237,7 +246,10 @@ impl Invalidator {
     /// answered, so that nothing read earlier is kept or stored. They are dropped a second time after
     /// the time for which a single job's fence would linger, in case the upstream commits late or reads
     /// from a replica.
-    pub async fn end_all(self: &Arc<Self>, outcome: WriteOutcome) -> Ended {
+    ///
+    /// Waits at most `wait` for the first drop, which then goes on in the background. This sidecar serves
+    /// nothing from the cache until it is confirmed.
+    pub async fn end_all(self: &Arc<Self>, outcome: WriteOutcome, wait: Duration) -> Ended {
         let linger = self.fence_left(FenceEnd::Now(outcome));
         if !linger.is_zero() {
             let invalidator = Arc::clone(self);
@@ -248,7 +260,7 @@ impl Invalidator {
         }
         let invalidator = Arc::clone(self);
         let purge = self.state.store.spawn(async move { invalidator.share_purge_all().await });
-        match timeout(MAX_WRITE_WAIT, purge).await {
+        match timeout(wait, purge).await {
             Ok(Ok(ended)) => ended,
             _ => Ended::Pending,
         }

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use tokio::time::timeout;
 use tracing::debug;
 
 use super::{
@@ -70,6 +71,9 @@ impl CacheReader {
             // lasts.
             Ok(_) | Err(StoreError::Grace) => {}
             Err(error) => return self.answer_without_store(request, &error),
+        }
+        if self.state.store.is_left_alone(&request.key) {
+            return self.answer_without_store(request, &StoreError::Spent);
         }
         if mutants::is(Mutant::JoinBeforeLookup)
             && let Some(flight) = self.state.flights.any_confirmed(&request.key)
@@ -189,12 +193,17 @@ impl CacheReader {
         lead_or_join(request, role, why, || FillTarget::Entry(Box::new(known)))
     }
 
-    async fn lead(&self, request: &LookupRequest, lease: Lease) -> Lookup {
+    /// Hands a lease back, and waits for that no longer than the budget lasts.
+    async fn hand_back(&self, lease: Lease, budget: &Budget) {
+        let _ = timeout(budget.left(), self.state.store.release(lease)).await;
+    }
+
+    async fn lead(&self, request: &LookupRequest, lease: Lease, budget: &Budget) -> Lookup {
         let version = JobVersion { token: lease.token.clone(), epoch: lease.epoch.clone() };
         let flights = &self.state.flights;
         let role = flights.join_or_lead(&request.key, version, request.coalesce_key);
         if let FlightRole::Full = role {
-            self.state.store.release(lease).await;
+            self.hand_back(lease, budget).await;
             return Lookup::Pass(Bypass::Flights);
         }
         lead_or_join(request, role, None, || FillTarget::Lease(lease))
@@ -242,6 +251,9 @@ impl StoreLookup<'_> {
     async fn find_for_prefetch(mut self) -> Result<Option<Lookup>, StoreError> {
         let Self { reader, request, .. } = self;
         reader.state.store.trust(&request.key)?;
+        if reader.state.store.is_left_alone(&request.key) {
+            return Err(StoreError::Spent);
+        }
         // Hit-for-miss keeps clients from queueing, and prefetches do not queue.
         let (reject, seen) = match reader.read_entry(request, self.budget).await? {
             Found::Entry(KnownEntry { entry, seen }) => {
@@ -265,7 +277,7 @@ impl StoreLookup<'_> {
             NoEntry::Uncached(Uncached::Pass(_)) => return Ok(None),
         }
         Ok(match self.ask_for_lease(&facts, &seen).await? {
-            LeaseStep::Fill(lease) => Some(reader.lead(request, lease).await),
+            LeaseStep::Fill(lease) => Some(reader.lead(request, lease, self.budget).await),
             LeaseStep::Leased(OtherLease::Join(flight), _) => Some(Lookup::Join(flight, None)),
             LeaseStep::Leased(OtherLease::Lead | OtherLease::Wait, _) => {
                 Some(Lookup::Pass(Bypass::Leased))
@@ -283,7 +295,7 @@ impl StoreLookup<'_> {
     async fn take_lease(mut self, facts: &Facts, seen: &Seen) -> Result<Lookup, StoreError> {
         let Self { reader, request, .. } = self;
         Ok(match self.ask_for_lease(facts, seen).await? {
-            LeaseStep::Fill(lease) => reader.lead(request, lease).await,
+            LeaseStep::Fill(lease) => reader.lead(request, lease, self.budget).await,
             LeaseStep::Leased(OtherLease::Join(flight), _) => Lookup::Join(flight, None),
             LeaseStep::Leased(OtherLease::Lead, version) => {
                 reader.lead_under_held(request, HeldLease::new(version, seen, Patience::None))
@@ -309,7 +321,7 @@ impl StoreLookup<'_> {
                 match decide::granted(facts, is_of_other_epoch) {
                     None => LeaseStep::Fill(lease),
                     Some(uncached) => {
-                        self.reader.state.store.release(lease).await;
+                        self.reader.hand_back(lease, self.budget).await;
                         LeaseStep::Uncached(uncached)
                     }
                 }
@@ -368,6 +380,7 @@ pub(super) fn bypass_reason(error: &StoreError) -> Bypass {
     match error.kind() {
         StoreErrorKind::Pending => Bypass::Pending,
         StoreErrorKind::Grace => Bypass::Grace,
+        StoreErrorKind::Far => Bypass::StoreSlow,
         StoreErrorKind::Timeout => Bypass::StoreTimeout,
         StoreErrorKind::Refused | StoreErrorKind::Redirected => Bypass::StoreError,
         StoreErrorKind::Down | StoreErrorKind::Lost | StoreErrorKind::Tls => Bypass::StoreDown,

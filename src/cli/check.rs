@@ -23,7 +23,7 @@ use jobcache::{
         job_id::JobId,
         route::{Route, Routes, invalidation_rules::RuleMatch},
     },
-    store::{self, RecordMismatch, StoreError, StoreErrorKind},
+    store::{self, ProbedStore, StoreError, StoreErrorKind},
     tls,
     upstream::Upstream,
     warm::sources::{probe_file, probe_list},
@@ -137,9 +137,11 @@ async fn print(loaded: &LoadedConfig) -> io::Result<Vec<&'static str>> {
     }
     let config = &loaded.config;
     let (store, upstream, list) = tokio::join!(store(config), upstream(config), warm_list(config));
-    let mismatches: BTreeSet<String> = store.iter().flatten().map(ToString::to_string).collect();
-    for mismatch in &mismatches {
-        let _ = write!(out, "\nwarning: {mismatch}");
+    let mismatches = store.iter().flat_map(|probed| &probed.mismatches);
+    let mismatches: BTreeSet<String> = mismatches.map(ToString::to_string).collect();
+    let far = store.iter().filter_map(|probed| probed.far.as_ref()).map(ToString::to_string);
+    for warning in far.chain(mismatches) {
+        let _ = write!(out, "\nwarning: {warning}");
     }
     let mut missing = Vec::new();
     let mut report = |what: &'static str, name: String, found: Finding| {
@@ -148,8 +150,12 @@ async fn print(loaded: &LoadedConfig) -> io::Result<Vec<&'static str>> {
         let _ = write!(out, "\n# {what:<9} {name}: {text}");
     };
     let is_here = config.store.url == StoreUrl::Memory;
-    let reached = if is_here { "in this process" } else { REACHABLE };
-    report("store", config.store.url.to_string(), store.map(|_| reached.to_owned()));
+    let reached = |probed: ProbedStore| match probed.far {
+        _ if is_here => "in this process",
+        Some(_) => "reachable, but too far away for store.budget",
+        None => REACHABLE,
+    };
+    report("store", config.store.url.to_string(), store.map(|probed| reached(probed).to_owned()));
     report("upstream", config.upstream.url.clone(), upstream);
     if let Some(path) = &config.warm.file {
         report("warm.file", path.display().to_string(), probe_file(path, config));
@@ -177,10 +183,10 @@ async fn upstream(config: &Config) -> Finding {
 }
 
 /// Connects likewise, through sentinels if there are any. The server must be a master of a supported
-/// version. Returns how other sidecars are configured differently.
-async fn store(config: &Config) -> Result<Vec<RecordMismatch>, String> {
+/// version.
+async fn store(config: &Config) -> Result<ProbedStore, String> {
     if config.store.url == StoreUrl::Memory {
-        return Ok(Vec::new());
+        return Ok(ProbedStore::default());
     }
     in_time(store::probe(config)).await?.map_err(|error| store_trouble(&error))
 }

@@ -61,7 +61,8 @@ impl LeadTask {
         budget: Budget,
     ) -> Option<(JoinHandle<FillResult>, oneshot::Receiver<Answer>)> {
         if context.superseded.is_cancelled() {
-            context.cache.filler.abandon(lead, AbandonReason::Superseded).await;
+            let abandoned = context.cache.filler.abandon(lead, AbandonReason::Superseded);
+            let _ = timeout(budget.left(), abandoned).await;
             return None;
         }
         let flight = spans::flight();
@@ -177,7 +178,7 @@ impl LeadTask {
         body: ResponseBody,
         freshness: Freshness,
     ) -> FillResult {
-        let Self { context, lead, answer, .. } = self;
+        let Self { context, lead, budget, answer, .. } = self;
         let filler = &context.cache.filler;
         let (tee, client_end) = Tee::new(filler.capture_quota());
         let response = Response::from_parts(head.clone(), Body::watched(client_end));
@@ -195,7 +196,6 @@ impl LeadTask {
         let why = match captured {
             TeeCapture::Whole(body) if !body.is_empty() || head.status != StatusCode::OK => {
                 let published = filler.publish(lead, &head, body, freshness);
-                let budget = context.cache.budget();
                 return store_then(&context, published, budget, |_| tee.finish()).await;
             }
             TeeCapture::Whole(_) => {

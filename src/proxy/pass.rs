@@ -33,7 +33,7 @@ use super::{
     write::{WriteInvalidation, spawn_write},
 };
 use crate::{
-    cache::WriteOutcome,
+    cache::{RELOAD_WAIT, WriteOutcome},
     semantics::{
         headers,
         policy::Bypass,
@@ -147,7 +147,8 @@ impl PassedWrite {
             return None;
         }
         let unfenced = cache.invalidator.unfenced();
-        let mut invalidation = WriteInvalidation::new(&self.context, unfenced, upload);
+        let budget = cache.write_budget();
+        let mut invalidation = WriteInvalidation::new(&self.context, unfenced, budget, upload);
         invalidation.all = all;
         invalidation.note_response(response.status(), &jobs);
         Some(invalidation)
@@ -159,7 +160,8 @@ impl Drop for PassedWrite {
         let ProxyContext { cache, tasks, superseded, .. } = &*self.context;
         if !self.is_answered && superseded.is_cancelled() {
             let cache = Arc::clone(cache);
-            tasks.spawn(async move { cache.invalidator.end_all(WriteOutcome::Unknown).await });
+            let outcome = WriteOutcome::Unknown;
+            tasks.spawn(async move { cache.invalidator.end_all(outcome, RELOAD_WAIT).await });
         }
     }
 }

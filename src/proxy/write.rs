@@ -11,6 +11,8 @@
 //! stream may last for days, so its fence is lifted with the head, as it is if the status says
 //! that nothing was done. Whenever the fence has fallen before the bodies ended, the last end still
 //! drops what was stored meanwhile.
+//!
+//! The begin and all ends together wait for the store for two budgets at most.
 
 use std::{pin::Pin, sync::Arc, time::Instant};
 
@@ -35,7 +37,7 @@ use crate::{
         policy::is_endless,
         route::{WriteScope, WriteTarget, invalidation_rules::RuleMatch},
     },
-    store::{Ended, Write},
+    store::{Ended, Write, WriteBudget},
     upstream::{BodyOutcome, RequestBody, RetryPolicy, UploadEnd, UpstreamError},
 };
 
@@ -66,8 +68,10 @@ async fn forward_write(
         Err(InspectError::NoRoom) => return refuse_retryable("memory"),
     };
     let (body, upload) = body.tracked();
-    let (write, result) = forward_fenced(&context, &scope, Request::from_parts(head, body)).await;
-    let mut invalidation = WriteInvalidation::new(&context, write, upload);
+    let mut budget = context.cache.write_budget();
+    let request = Request::from_parts(head, body);
+    let (write, result) = forward_fenced(&context, &scope, &mut budget, request).await;
+    let mut invalidation = WriteInvalidation::new(&context, write, budget, upload);
     invalidation.all = changes_all(&context, &scope, finding, &result);
     // Noted here, because a response that we reject below still answers the write.
     if result.as_ref().is_err_and(UpstreamError::may_have_arrived) {
@@ -98,11 +102,11 @@ async fn forward_write(
 async fn forward_fenced(
     context: &ProxyContext,
     scope: &WriteScope,
+    budget: &mut WriteBudget,
     request: Request<RequestBody>,
 ) -> (Write, Result<InspectedResponse, UpstreamError>) {
     let invalidator = &context.cache.invalidator;
-    let mut budget = context.cache.budget();
-    let begin = invalidator.begin(&scope.jobs, &scope.elsewhere, &mut budget);
+    let begin = invalidator.begin(&scope.jobs, &scope.elsewhere, budget);
     let write = begin.instrument(spans::fence()).await;
     let exchange = async {
         let response = context.send(request, RetryPolicy::Never).await?;
@@ -152,6 +156,8 @@ pub(super) struct WriteInvalidation {
     /// The span of the request, which the later invalidations outlive.
     span: Span,
     write: Write,
+    /// What its begin and its ends may still wait for the store.
+    budget: WriteBudget,
     /// Whether the write changes every job.
     pub(super) all: bool,
     /// Outcome of the write as far as it has shown itself.
@@ -166,12 +172,14 @@ impl WriteInvalidation {
     pub(super) fn new(
         context: &Arc<ProxyContext>,
         write: Write,
+        budget: WriteBudget,
         upload: Option<UploadEnd>,
     ) -> Self {
         Self {
             context: Arc::clone(context),
             span: spans::current(),
             write,
+            budget,
             all: false,
             outcome: WriteOutcome::Known,
             response_has_ended: true,
@@ -298,11 +306,13 @@ impl WriteInvalidation {
     }
 
     /// Invalidates the jobs of the write, or every job, in a span of its own.
-    async fn invalidate(&self, fence: FenceEnd, source: InvalidationSource) -> Ended {
+    async fn invalidate(&mut self, fence: FenceEnd, source: InvalidationSource) -> Ended {
         let invalidator = &self.context.cache.invalidator;
+        let stage = self.stage();
         let span = spans::invalidate(&self.span, source.as_str());
         let end = async {
-            let ended = invalidator.end(&self.write, fence, self.stage(), source).await;
+            let when = (fence, stage);
+            let ended = invalidator.end(&self.write, &mut self.budget, when, source).await;
             if !self.all {
                 return ended;
             }
@@ -310,7 +320,10 @@ impl WriteInvalidation {
                 FenceEnd::Now(outcome) => outcome,
                 FenceEnd::WithBodies(_) => WriteOutcome::Known,
             };
-            match invalidator.end_all(outcome).await {
+            let started = tokio::time::Instant::now();
+            let all = invalidator.end_all(outcome, self.budget.next_step().left()).await;
+            self.budget.charge(started.elapsed());
+            match all {
                 Ended::Confirmed { .. } => ended,
                 Ended::Pending => Ended::Pending,
             }

@@ -43,6 +43,8 @@ labels! {
         Pending = "pending",
         /// The server has just restarted or failed over.
         Grace = "grace",
+        /// The server is too far away for the budget.
+        Far = "far",
         /// The budget ran out.
         Timeout = "timeout",
         /// There was no connection, or not to a server to use.
@@ -71,10 +73,17 @@ pub enum StoreError {
     /// The server has restarted or failed over, and others may still owe it invalidations.
     #[error("the server has just restarted or failed over")]
     Grace,
+    /// The server is too far away for the budget.
+    #[error("the store is too far away for store.budget")]
+    Far,
     /// The budget ran out.
     #[error("the store did not answer within its budget")]
     Timeout,
-    /// The budget ran out, and more than half of it had been spent before this operation.
+    /// The server runs a script, and answers no commands meanwhile.
+    #[error("the store is busy with a script")]
+    Busy,
+    /// The budget ran out, which says little about the server: more than half of it had been spent
+    /// before this operation, or the server was sending a large reply.
     #[error("the budget was spent before the store could answer")]
     Spent,
     /// No connection was made.
@@ -116,7 +125,8 @@ impl StoreError {
             Self::Down => StoreErrorKind::Down,
             Self::Pending => StoreErrorKind::Pending,
             Self::Grace => StoreErrorKind::Grace,
-            Self::Timeout | Self::Spent => StoreErrorKind::Timeout,
+            Self::Far => StoreErrorKind::Far,
+            Self::Timeout | Self::Busy | Self::Spent => StoreErrorKind::Timeout,
             Self::Unreachable(_) | Self::Lost(_) | Self::Unusable(_) => StoreErrorKind::Lost,
             Self::Tls(_) => StoreErrorKind::Tls,
             Self::Refused(_) | Self::Journal { .. } => StoreErrorKind::Refused,
@@ -155,6 +165,47 @@ impl Redirect {
             Self::Down => format!("; {}", Diagnosis::ClusterDown.remedy()),
             Self::Moved | Self::Ask(_) | Self::TryAgain => String::new(),
         }
+    }
+}
+
+/// A server that is too far away for the budget of a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FarStore {
+    /// The smallest of several round trips.
+    pub round_trip: Duration,
+    /// `store.budget`.
+    pub budget: Duration,
+}
+
+impl FarStore {
+    /// Round trips of a read that misses, or that waits for two rounds of the read barrier.
+    const TRIPS_OF_READ: u32 = 2;
+    /// The same, with one more for the fill.
+    const TRIPS_OF_MISS: u32 = 3;
+
+    /// Returns `None` if the round trip fits into the budget.
+    pub(super) fn of(round_trip: Duration, budget: Duration) -> Option<Self> {
+        (round_trip * Self::TRIPS_OF_READ > budget).then_some(Self { round_trip, budget })
+    }
+
+    /// The setting with which the round trip fits, with time to spare.
+    pub(super) fn remedy(&self) -> String {
+        let millis = (self.round_trip * Self::TRIPS_OF_MISS).as_millis();
+        format!("set store.budget to {}ms", (millis / 10 + 1) * 10)
+    }
+}
+
+impl fmt::Display for FarStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { round_trip, budget } = self;
+        write!(
+            f,
+            "Redis is too far away: a round trip takes {}ms, and a read needs {} of them within              store.budget ({}ms), so reads go to the API; {}",
+            round_trip.as_millis(),
+            Self::TRIPS_OF_READ,
+            budget.as_millis(),
+            self.remedy()
+        )
     }
 }
 
@@ -246,6 +297,32 @@ impl Budget {
     }
 }
 
+/// The time that one write may still spend on the store: two budgets, over its begin and all its
+/// ends, and at most one for each of them.
+#[derive(Debug)]
+pub struct WriteBudget {
+    step: Duration,
+    left: Duration,
+}
+
+impl WriteBudget {
+    /// Makes two budgets of this much waiting each.
+    pub fn new(step: Duration) -> Self {
+        Self { step, left: 2 * step }
+    }
+
+    /// Returns the budget of the next step. A step that has no time left is sent all the same, and
+    /// counts as unconfirmed.
+    pub fn next_step(&self) -> Budget {
+        Budget { whole: self.step, left: self.step.min(self.left) }
+    }
+
+    /// Deducts the time of a step.
+    pub fn charge(&mut self, spent: Duration) {
+        self.left = self.left.saturating_sub(spent);
+    }
+}
+
 /// Timeout for connecting, and for operations that no client waits for: fills, releases, repeated
 /// ends.
 pub(super) const DETACHED_TIMEOUT: Duration = Duration::from_secs(1);
@@ -263,7 +340,7 @@ impl From<RedisError> for StoreError {
         match error.kind() {
             // The `redis` crate has no kind for BUSY: a script has been running for too long, and
             // the server answers no commands.
-            _ if error.code() == Some("BUSY") => Self::Timeout,
+            _ if error.code() == Some("BUSY") => Self::Busy,
             Server(Moved) => Self::Redirected(Redirect::Moved),
             Server(Ask) => {
                 let to = error.redirect_node().and_then(|(to, _)| NodeAddress::parse(to));
@@ -328,6 +405,34 @@ mod tests {
         assert!(matches!(error(ErrorKind::InvalidClientConfig), StoreError::Refused(_)));
         assert!(matches!(error(ErrorKind::Client), StoreError::Unusable(_)));
         assert!(matches!(error(ErrorKind::Io), StoreError::Lost(_)));
+    }
+
+    #[test]
+    fn a_far_server_is_told_with_the_time_the_budget_and_the_value_to_set() {
+        let far = |millis| {
+            let round_trip = Duration::from_millis(millis);
+            FarStore::of(round_trip, Duration::from_millis(50)).map(|far| far.to_string())
+        };
+        assert_eq!([far(0), far(16), far(25)], [None, None, None]);
+        let told = far(40).unwrap();
+        for word in ["40ms", "(50ms)", "set store.budget to 130ms"] {
+            assert!(told.contains(word), "{word}: {told}");
+        }
+    }
+
+    #[test]
+    fn a_write_has_two_budgets_for_its_begin_and_all_its_ends() {
+        let (step, short) = (Duration::from_millis(50), Duration::from_millis(1));
+        let mut hung = WriteBudget::new(step);
+        for left in [step, step, Duration::ZERO] {
+            assert_eq!(hung.next_step().left(), left);
+            hung.charge(left);
+        }
+        let mut well = WriteBudget::new(step);
+        for _ in 0..3 {
+            assert_eq!(well.next_step().left(), step);
+            well.charge(short);
+        }
     }
 
     #[tokio::test(start_paused = true)]

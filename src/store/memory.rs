@@ -177,10 +177,6 @@ impl Memory {
         Fill::Stored
     }
 
-    pub(super) fn release(&self, lease: &Lease) {
-        self.slots().release(&lease.key, &lease.token);
-    }
-
     pub(super) fn begin(&self, write: &mut Write) {
         self.fence(&write.keys, write);
         write.begun = Begun::Confirmed;

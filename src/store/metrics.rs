@@ -61,7 +61,7 @@ pub(crate) struct StoreMetrics {
     /// How often there were too many of them, so that whole slots became pending.
     pub(super) pending_overflows: Counter,
     pub(crate) operations: OperationMetrics,
-    /// 1 while requests do not ask the store.
+    /// 1 while reads do not ask the store.
     breaker_open: Gauge,
     breaker_openings: Counters<1>,
     connect_failures: Counters<1>,
@@ -97,8 +97,10 @@ impl StoreMetrics {
                 "Failed connections to the store, by error",
                 FATAL.into_iter().chain([StoreErrorKind::Tls]).map(StoreErrorKind::as_str),
             ),
-            breaker_open: r
-                .gauge("breaker_open", "1 while requests do not ask the store, because it is down"),
+            breaker_open: r.gauge(
+                "breaker_open",
+                "1 while reads do not ask the store: it is down or too far away",
+            ),
             breaker_openings: r.counters_by(
                 "error",
                 "breaker_openings",
@@ -114,10 +116,10 @@ impl StoreMetrics {
         metrics
     }
 
-    /// Sets whether the whole store is trusted.
-    pub(super) fn set_up(&self, is_up: bool, events: &Events) {
+    /// Sets whether the whole store is trusted, and whether reads pass because it is too far away.
+    pub(super) fn set_up(&self, is_up: bool, is_far: bool, events: &Events) {
         events.set_state(&self.up, is_up, (EventKind::StoreUp, EventKind::StoreDown));
-        self.breaker_open.set((!is_up).into());
+        self.breaker_open.set((!is_up || is_far).into());
     }
 
     /// Records that the store was trusted and was lost.

@@ -57,7 +57,8 @@ impl Store {
     /// ours; it is deleted if it is still there.
     ///
     /// If the answer does not arrive in time, or the caller is dropped while it waits, the lease is
-    /// released after the request, on the same connection.
+    /// released after the request, on the same connection. A lease that is dropped is handed back in the
+    /// background as well, see [`Store::release`].
     pub async fn lease(
         &self,
         key: &Key,
@@ -114,17 +115,15 @@ impl Store {
         self.timed(op, async || self.on_key(key, changed, in_memory).await).await
     }
 
-    /// Hands a lease back when the answer cannot be stored.
+    /// Hands a lease back when the answer cannot be stored. A caller that gives up waiting leaves that to
+    /// the background.
     pub async fn release(&self, lease: Lease) {
         self.expect([&lease.key]);
-        match &self.engine {
-            Engine::Redis(redis) => {
-                // Without an owner the lease expires by itself.
-                if let Ok(shard) = redis.owner(&lease.key) {
-                    shard.release(lease).await;
-                }
-            }
-            Engine::Memory(memory) => memory.release(&lease),
+        // In memory, and without an owner, it is enough to drop the lease.
+        if let Engine::Redis(redis) = &self.engine
+            && let Ok(shard) = redis.owner(&lease.key)
+        {
+            shard.release(lease).await;
         }
     }
 

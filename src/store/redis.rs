@@ -13,11 +13,16 @@
 //! does not delay the jobs of the others. Nothing is repeated while no server is trusted; one that
 //! becomes trusted makes everything due.
 
+mod bulk_lane;
 mod cluster;
 mod dial;
+mod distance;
 mod engine;
 mod first_contact;
 mod invalidate;
+mod lane;
+mod large_keys;
+mod large_values;
 mod master_source;
 mod purge_token;
 mod recently_confirmed;
@@ -30,6 +35,7 @@ mod shared_keys;
 mod state;
 mod supervisor;
 mod tracking;
+mod traffic;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -54,7 +60,7 @@ use self::{
 };
 pub(super) use self::{engine::RedisEngine, shard::Shard};
 use super::{
-    errors::{DETACHED_TIMEOUT, Result, StoreError},
+    errors::{DETACHED_TIMEOUT, FarStore, Result, StoreError},
     metrics::StoreMetrics,
     near::Watcher,
     pending::PendingItem,
@@ -105,8 +111,8 @@ fn forever(task: impl Future<Output = Infallible> + Send + 'static) -> AbortOnDr
 }
 
 /// Connects as a session would, tries the commands, reads the records of the sidecars, and
-/// disconnects.
-pub(super) async fn probe(config: &Config) -> Result<Vec<String>> {
+/// disconnects. Also returns whether the server is too far away.
+pub(super) async fn probe(config: &Config) -> Result<(Vec<String>, Option<FarStore>)> {
     if let StoreUrl::Cluster(seeds) = &config.store.url {
         return probe_seeds(seeds, config).await;
     }
@@ -114,12 +120,15 @@ pub(super) async fn probe(config: &Config) -> Result<Vec<String>> {
     let prefix = &config.store.prefix;
     let purge_tokens = Arc::new(PurgeTokens::new(&config.prefixes()));
     let (session, _) = connect_master(&source, prefix, &purge_tokens).await?;
+    let connection = &session.lane.connection;
     let trials =
         trials(&format!("{{{prefix}}}:trial"), false, config.cache.near.mode != NearMode::Off);
-    check_commands(&session.connection, &session.target, trials).await?;
+    check_commands(connection, &session.target, trials).await?;
+    let round_trip = session.health.distance.round_trip();
+    let far = distance::measure(connection, round_trip, config.store.budget).await?;
     let read = live_records(prefix, session.now_ms());
     let records = timeout(DETACHED_TIMEOUT, session.query(&read)).await;
-    Ok(records.ok().and_then(Result::ok).unwrap_or_default())
+    Ok((records.ok().and_then(Result::ok).unwrap_or_default(), far))
 }
 
 /// Repeats what is due whenever a server is trusted.
@@ -206,13 +215,14 @@ async fn publish_changes(engine: Arc<RedisEngine>) -> Infallible {
     let (mut up_before, mut unowned_before) = (0, 0);
     loop {
         engine.context.status_changed.notified().await;
-        let (masters, up, tracked, unowned) = engine.with_shards(|shards, unowned| {
+        let (masters, up, far, tracked, unowned) = engine.with_shards(|shards, unowned| {
             let up = shards.iter().filter(|shard| shard.is_up()).count();
+            let far = shards.iter().any(|shard| shard.is_far());
             let tracked = shards.iter().filter(|shard| shard.is_tracked()).count();
-            (shards.len(), up, tracked, unowned)
+            (shards.len(), up, far, tracked, unowned)
         });
         let is_whole = masters > 0 && unowned == 0;
-        metrics.set_up(is_whole && up == masters, events);
+        metrics.set_up(is_whole && up == masters, far, events);
         let kinds = (EventKind::TrackingUp, EventKind::TrackingDown);
         events.set_state(&metrics.tracking.up, is_whole && tracked == masters, kinds);
         if is_cluster {

@@ -268,7 +268,13 @@ pub(super) fn bypass_reason_text(why: Bypass) -> &'static str {
              confirmed"
         }
         Bypass::StoreDown => "would go to the API: Redis is down",
-        Bypass::StoreTimeout => "would go to the API: Redis does not answer in time",
+        Bypass::StoreSlow => {
+            "would go to the API: Redis is too far away for store.budget; the log names the value to set"
+        }
+        Bypass::StoreTimeout => {
+            "would go to the API: Redis does not answer in time, or the value of this job took too long \
+             a moment ago"
+        }
         Bypass::StoreError => {
             "would go to the API: Redis answers with an error, such as for a key of another type"
         }

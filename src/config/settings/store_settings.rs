@@ -64,8 +64,8 @@ pub(super) const STORE: SettingSection = SettingSection {
         .note("It is read for each connection, so a changed password is used at the next one."),
         time("store.budget", "50ms", (MS, Duration::from_secs(10)), |c, v| c.store.budget = v)
             .flag("store-budget", "TIME", CACHING)
-            .help("Time that Redis may cost a read, over all operations. A write may wait so long three times.")
-            .note("When it is used up, the request goes to the API. Raise it if Redis is far away."),
+            .help("Time that Redis may cost a read, over all operations. A write may wait twice as long.")
+            .note("When it is used up, the request goes to the API. Raise it if Redis is far away: two round trips must fit."),
         short_text("store.prefix", "job_status:", (1, 64), |c, v| {
             put(&mut c.store.prefix, parse::prefix(v))
         })

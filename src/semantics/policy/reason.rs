@@ -57,7 +57,10 @@ labels! {
         Pending = "pending",
         /// The store is known to be down.
         StoreDown = "store-down",
-        /// The store did not answer within the budget.
+        /// The store is too far away for the budget.
+        StoreSlow = "store-slow",
+        /// The store did not answer within the budget, or the value of this job took longer than that a
+        /// moment ago.
         StoreTimeout = "store-timeout",
         /// The store answered with an error.
         StoreError = "store-error",
@@ -182,7 +185,7 @@ impl Bypass {
             Alone, Audience, BoundConnection, Credentials, Except, Fenced, Flights, Foreign, Grace,
             Leased, Method, MethodOverride, NoCache, NoStore, Off, OnlyIfCached, Path, Pending,
             Precondition, Query, Range, RequestBody, Shadow, ShadowHit, Spelling, StoreDown,
-            StoreError, StoreTimeout, Uncacheable, Upgrade, UrlOverride, Word,
+            StoreError, StoreSlow, StoreTimeout, Uncacheable, Upgrade, UrlOverride, Word,
         };
         match self {
             Method | MethodOverride => (Forward::Method, false),
@@ -191,8 +194,8 @@ impl Bypass {
             Audience | Leased | Shadow | ShadowHit | Uncacheable => (Forward::Bypass, true),
             Path | Query | Spelling | Word | Except | RequestBody | Upgrade | Range
             | Precondition | UrlOverride | Credentials | BoundConnection | OnlyIfCached
-            | Fenced | Pending | StoreDown | StoreTimeout | StoreError | Grace | Foreign
-            | Flights | Alone | Off => (Forward::Bypass, false),
+            | Fenced | Pending | StoreDown | StoreSlow | StoreTimeout | StoreError | Grace
+            | Foreign | Flights | Alone | Off => (Forward::Bypass, false),
         }
     }
 }

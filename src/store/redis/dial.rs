@@ -31,6 +31,7 @@ use tokio_rustls::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
+use super::traffic::{Metered, Traffic};
 use crate::{
     config::{ClusterSeeds, Config, Secret, StoreLogin},
     store::{NodeAddress, StoreError, errors::Result},
@@ -96,6 +97,7 @@ pub(super) struct RedisConnection {
     pub(super) requests: MultiplexedConnection,
     /// Notified when the connection has been closed by the server or the network.
     pub(super) closed: Arc<Notify>,
+    pub(super) traffic: Arc<Traffic>,
     _driver: AbortOnDropHandle<()>,
 }
 
@@ -189,7 +191,8 @@ impl Target {
     /// Connects and logs in. The connection carries concurrent commands.
     pub(super) async fn connect(&self) -> Result<RedisConnection> {
         let login = self.login.connection_info().await?;
-        let stream = self.open().await?;
+        let traffic = Traffic::new();
+        let stream = Metered::new(self.open().await?, Arc::clone(&traffic));
         // Every caller sets its own time limit.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
@@ -210,7 +213,7 @@ impl Target {
             let mut hello = cmd("HELLO");
             let _ = hello.arg(2).arg("SETNAME").arg(name).query_async::<Value>(&mut requests).await;
         }
-        Ok(RedisConnection { requests, closed, _driver: driver })
+        Ok(RedisConnection { requests, closed, traffic, _driver: driver })
     }
 
     /// The first command of a RESP3 connection with a client name, unless the URL has one. It also

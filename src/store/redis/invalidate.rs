@@ -107,6 +107,9 @@ impl RedisEngine {
         write: &Write,
         wait: Duration,
     ) -> (Result<Ended>, Vec<Option<KeyReceipt>>) {
+        // A purge can wait for a server that is far away; nobody waits for the answer as for a poll.
+        let is_far = self.with_shards(|shards, _| shards.iter().any(|shard| shard.is_far()));
+        let wait = if is_far { wait.max(DETACHED_TIMEOUT) } else { wait };
         let deadline = Instant::now() + PURGE_TIMEOUT;
         let mut results = Vec::with_capacity(write.keys.len());
         for chunk in write.keys.chunks(END_BATCH) {
@@ -153,13 +156,14 @@ impl RedisEngine {
         budget: &mut Budget,
     ) -> Vec<Result<KeyReceipt>> {
         let steps = keys.iter().map(|key| self.run(KeyOp { step, key, write, fence }));
+        let began = Instant::now();
         let results = budget.spend_each(steps).await;
         let is_late = |result: &Result<_, _>| matches!(result, Err(StoreError::Timeout));
         let late = keys.iter().zip(&results).filter(|(_, result)| is_late(result));
         let shards = late.filter_map(|(key, _)| self.owner(key).ok());
         let shards: BTreeMap<u64, Arc<Shard>> = shards.map(|shard| (shard.number, shard)).collect();
         for shard in shards.values() {
-            shard.note_timeout();
+            shard.note_timeout(began);
         }
         results
     }

@@ -32,7 +32,7 @@ pub(super) async fn report_refusals(shard: &ShardState, session: &Session) -> In
         let context = &shard.context;
         let name = shard.slots.name(&context.config.prefix, "trial", 0).unwrap_or_default();
         let trials = trials(&name, session.is_in_cluster, context.watcher.is_some());
-        let refused = timeout(DETACHED_TIMEOUT, refused(&session.connection, trials)).await;
+        let refused = timeout(DETACHED_TIMEOUT, refused(&session.lane.connection, trials)).await;
         let refused = refused.ok().and_then(Result::ok).unwrap_or_default();
         let commands: Vec<_> = refused.iter().map(|(command, ..)| *command).collect();
         let shown = commands.join(", ");

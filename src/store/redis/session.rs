@@ -16,7 +16,10 @@ use redis::{Cmd, FromRedisValue, RedisResult, Value, aio::MultiplexedConnection}
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
-    dial::{RedisConnection, Target},
+    bulk_lane::{BulkLane, past_large},
+    dial::Target,
+    distance::Distance,
+    lane::Lane,
     purge_token::PurgeTokens,
     server_info::{ServerEpoch, ServerInfo, claimed_epoch},
 };
@@ -29,16 +32,18 @@ use crate::{
     },
 };
 
-/// Number of consecutive timeouts after which the session is given up.
+/// Number of consecutive timeouts after which the session is suspended.
 const TIMEOUTS_IN_A_ROW: u32 = 5;
 /// Together with the pause between two probes it stays below the second that the guarantee names.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// `COUNT` of each SCAN.
 const SCAN_STEP: usize = 500;
 
-/// A connection to a master, for as long as it is a master.
+/// The connections to a master, for as long as it is a master.
 pub(super) struct Session {
-    pub(super) connection: RedisConnection,
+    pub(super) lane: Arc<Lane>,
+    /// The connection for large values.
+    pub(super) bulk: BulkLane,
     /// The server of this session.
     pub(super) target: Target,
     /// Whether the master is one of a cluster.
@@ -49,19 +54,45 @@ pub(super) struct Session {
     pub(super) epoch: Epoch,
     /// The server's clock minus ours, in ms.
     pub(super) clock_ahead_ms: AtomicI64,
-    pub(super) timeouts: AtomicU32,
-    pub(super) failed: AtomicBool,
-    /// Whether that was because the node said that its cluster is down.
-    pub(super) cluster_down: AtomicBool,
+    pub(super) health: SessionHealth,
     /// When the grace of a new epoch is over; `None` if there is none.
     pub(super) grace_end: Option<Instant>,
     pub(super) in_grace: AtomicBool,
 }
 
+/// Whether a session can be used.
+#[derive(Default)]
+pub(super) struct SessionHealth {
+    /// Operations in a row that have timed out.
+    timeouts: AtomicU32,
+    failed: AtomicBool,
+    /// Whether it was given up because the node said that its cluster is down.
+    pub(super) cluster_down: AtomicBool,
+    /// Not used until a probe has shown whether the server hangs.
+    suspended: AtomicBool,
+    pub(super) distance: Distance,
+}
+
 impl Session {
     /// Whether the session has been given up.
     pub(super) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Relaxed)
+        self.health.failed.load(Ordering::Relaxed)
+    }
+
+    /// Whether operations may use the session.
+    pub(super) fn is_usable(&self) -> bool {
+        !self.has_failed() && !self.is_suspended()
+    }
+
+    /// Whether the session is suspended, because several operations in a row have timed out.
+    pub(super) fn is_suspended(&self) -> bool {
+        self.health.suspended.load(Ordering::Relaxed)
+    }
+
+    /// Ends the suspension.
+    pub(super) fn resume(&self) {
+        self.health.timeouts.store(0, Ordering::Relaxed);
+        self.health.suspended.store(false, Ordering::Relaxed);
     }
 
     /// Whether the epoch is too new for hits. Check it before a value is read: a value that was
@@ -89,32 +120,29 @@ impl Session {
 
     /// Gives up the session.
     pub(super) fn fail(&self) {
-        self.failed.store(true, Ordering::Relaxed);
+        self.health.failed.store(true, Ordering::Relaxed);
     }
 
     /// Updates the session from the result of an operation. Returns whether the session has ended
-    /// with it.
+    /// with it, or is suspended until it is probed: a server that does not answer in time may hang,
+    /// or may be far away.
     pub(super) fn ends_with<T>(&self, result: &Result<T>) -> bool {
-        let timeouts = match result {
-            Err(StoreError::Timeout) => self.timeouts.fetch_add(1, Ordering::Relaxed) + 1,
+        match result {
+            Err(StoreError::Timeout | StoreError::Busy) if !self.health.distance.is_far() => {
+                let timeouts = self.health.timeouts.fetch_add(1, Ordering::Relaxed) + 1;
+                self.health.suspended.fetch_or(timeouts >= TIMEOUTS_IN_A_ROW, Ordering::Relaxed);
+            }
             Err(StoreError::Redirected(Redirect::Down)) => {
-                self.cluster_down.store(true, Ordering::Relaxed);
-                TIMEOUTS_IN_A_ROW
+                self.health.cluster_down.store(true, Ordering::Relaxed);
+                self.fail();
             }
             Err(error) if matches!(error.kind(), StoreErrorKind::Lost | StoreErrorKind::Tls) => {
-                TIMEOUTS_IN_A_ROW
+                self.fail();
             }
-            Err(error) if error.kind() != StoreErrorKind::Refused => 0,
-            Ok(_) | Err(_) => {
-                self.timeouts.store(0, Ordering::Relaxed);
-                0
-            }
-        };
-        let is_over = timeouts >= TIMEOUTS_IN_A_ROW;
-        if is_over {
-            self.fail();
+            Err(error) if error.kind() != StoreErrorKind::Refused => {}
+            Ok(_) | Err(_) => self.health.timeouts.store(0, Ordering::Relaxed),
         }
-        is_over
+        !self.is_usable()
     }
 
     /// The epoch as `shared_keys` marks it: without the config epoch of a cluster, which also
@@ -133,12 +161,13 @@ impl Session {
     }
 
     pub(super) fn requests(&self) -> MultiplexedConnection {
-        self.connection.requests.clone()
+        self.lane.connection.requests.clone()
     }
 
     /// Runs one command.
     pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
-        Ok(command.query_async(&mut self.requests()).await?)
+        let mut requests = self.requests();
+        self.lane.ask(async { Ok(command.query_async(&mut requests).await?) }).await
     }
 
     /// Runs commands in one round trip; each has its own result.
@@ -158,20 +187,15 @@ impl Session {
         Ok(replies.into_iter().map(|reply| Ok(reply.map(drop)?)).collect())
     }
 
-    /// Checks that the server is still the master with which the session was opened.
+    /// Checks that the server is still the master with which the session was opened, and notes how
+    /// long the answer took.
     pub(super) async fn probe(&self) -> Result<()> {
         let sent = clock::now();
-        let calls = async {
-            let mut pipeline = redis::pipe();
-            pipeline.cmd("INFO").arg("replication").cmd("TIME");
-            let reply: (String, (i64, i64)) = pipeline.query_async(&mut self.requests()).await?;
-            let mut claim = None;
-            if self.is_in_cluster {
-                let info: String = self.query(redis::cmd("CLUSTER").arg("INFO")).await?;
-                claim = Some(claimed_epoch(&info)?);
-            }
-            Ok::<_, StoreError>((reply, claim))
-        };
+        let turn = self.lane.turn();
+        let calls = self.probe_over(Arc::clone(&self.lane));
+        // Not behind a large value.
+        let when = (&turn, PROBE_TIMEOUT / 4);
+        let calls = past_large(&self.bulk, when, || true, calls, |lane| self.probe_over(lane));
         let ((info, time), claim) = timeout(PROBE_TIMEOUT, calls).await??;
         let info = ServerInfo(info);
         info.check_role()?;
@@ -185,6 +209,38 @@ impl Session {
         }
         self.clock_ahead_ms.store(clock_ahead_ms(time, sent), Ordering::Relaxed);
         Ok(())
+    }
+
+    async fn probe_over(&self, lane: Arc<Lane>) -> Result<((String, (i64, i64)), Option<u64>)> {
+        let began = Instant::now();
+        let mut requests = lane.connection.requests.clone();
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("INFO").arg("replication").cmd("TIME");
+        let reply = pipeline.query_async(&mut requests).await?;
+        self.health.distance.note(began.elapsed());
+        let mut claim = None;
+        if self.is_in_cluster {
+            let info =
+                redis::cmd("CLUSTER").arg("INFO").query_async::<String>(&mut requests).await?;
+            claim = Some(claimed_epoch(&info)?);
+        }
+        Ok((reply, claim))
+    }
+
+    /// Turns a timeout of an operation that began at this time into one that does not count, if the
+    /// server is far away, has answered something meanwhile, or is sent a large value.
+    pub(super) fn explain<T>(&self, began: Instant, result: Result<T>) -> Result<T> {
+        match result {
+            Err(StoreError::Timeout) if self.is_late_for_a_reason(began) => Err(StoreError::Spent),
+            other => other,
+        }
+    }
+
+    /// Whether there is a reason for a timeout other than that the server hangs.
+    pub(super) fn is_late_for_a_reason(&self, began: Instant) -> bool {
+        self.health.distance.is_far()
+            || self.lane.connection.traffic.has_arrived_since(began)
+            || self.bulk.is_missed()
     }
 
     /// Returns the next cursor, 0 at the end, and some of the names under the prefix. They are bytes: a

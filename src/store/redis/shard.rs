@@ -3,8 +3,9 @@
 //! One task, the supervisor, owns the connection. It connects, checks version and role, and
 //! publishes the session. This is the whole circuit breaker: closed while a session is published,
 //! open while there is none, and half-open while the supervisor connects. A session ends at the
-//! first broken connection, after several timeouts in a row, or when the server is no longer the
-//! master it was, as reported by itself, by sentinels or by the other nodes of its cluster. The
+//! first broken connection, after several timeouts in a row (unless a probe shows that the server is
+//! only far away, `distance.rs`), or when the server is no longer the master it was, as reported by
+//! itself, by sentinels or by the other nodes of its cluster. The
 //! next session has the same epoch only if it is with the same server process, replication history
 //! and term. `master_source` finds the master, and `dial` connects to it.
 //!
@@ -25,6 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     dial::ClusterReplies,
+    large_values,
     master_source::MasterSource,
     state::{SessionHandle, ShardState},
     supervisor::{connect_once, supervise},
@@ -35,7 +37,7 @@ use crate::{
         BarrierWait, Budget, EntryChange, Fill, Grant, Key, KeyReceipt, KeyState, Lease, Seen,
         StoreError, StoredValue, Token,
         barrier::BarrierDown,
-        errors::{DETACHED_TIMEOUT, Result},
+        errors::Result,
         words::LeaseGuard,
         write::{KeyOp, WriteStep},
     },
@@ -61,15 +63,26 @@ impl Shard {
         self.state.with_session(|_| ()).is_ok()
     }
 
+    /// Whether reads pass because the server is too far away.
+    pub(super) fn is_far(&self) -> bool {
+        self.state.with_session(|session| session.health.distance.is_far()).unwrap_or(false)
+    }
+
     /// Whether the tracking connection is up.
     pub(super) fn is_tracked(&self) -> bool {
         self.state.tracked.as_ref().is_some_and(|tracked| tracked.barrier.is_up())
     }
 
-    /// The time by the server's clock, if its epoch is not too new for hits.
+    /// The time by the server's clock, if it is near and its epoch is not too new for hits.
     pub(super) fn trust(&self) -> Result<i64> {
         self.state.with_session(|session| {
-            if session.is_in_grace() { Err(StoreError::Grace) } else { Ok(session.now_ms()) }
+            if session.health.distance.is_far() {
+                Err(StoreError::Far)
+            } else if session.is_in_grace() {
+                Err(StoreError::Grace)
+            } else {
+                Ok(session.now_ms())
+            }
         })?
     }
 
@@ -105,12 +118,12 @@ impl Shard {
 
     pub(crate) async fn read(&self, key: &Key, budget: &mut Budget) -> Result<Seen> {
         let session = self.state.session()?;
-        self.state.judge(&session, budget.spend(session.read(key)).await)
+        self.state.judge(&session, large_values::read(&self.state, &session, key, budget).await)
     }
 
     pub(crate) async fn inspect(&self, key: &Key, budget: &mut Budget) -> Result<KeyState> {
         let session = self.state.session()?;
-        budget.spend(session.inspect(key)).await
+        budget.spend(session.lane.ask(session.inspect(key))).await
     }
 
     pub(crate) async fn lease(
@@ -123,7 +136,9 @@ impl Shard {
         let session = self.state.session()?;
         let held = (key.clone(), token.clone(), self.lease_guard(&session, key, token));
         let lease = session.lease(held, self.state.context.config.lease, refused);
-        self.state.judge(&session, budget.spend(lease).await)
+        let began = Instant::now();
+        let grant = budget.spend(session.lane.ask(lease)).await;
+        self.state.judge(&session, session.explain(began, grant))
     }
 
     /// Releases the lease in the background if it is dropped before it is spent.
@@ -160,8 +175,10 @@ impl Shard {
         } else {
             return Ok(Fill::Revoked);
         };
-        let fill = session.fill(&lease, body, &meta, ttl, self.state.context.config.lease);
-        let result = Budget::new(DETACHED_TIMEOUT).spend(fill).await;
+        let lease_time = self.state.context.config.lease;
+        let fill = |lane| session.fill(lane, &lease, body, &meta, ttl, lease_time);
+        let value = (&lease.key, body.len());
+        let result = large_values::store(&self.state, &session, value, fill).await;
         if result.is_ok() {
             lease.hold.spend();
         }
@@ -180,8 +197,13 @@ impl Shard {
         let is_same = session.epoch.as_str() == seen.epoch.server();
         let stored = seen.stored.as_ref().filter(|_| is_same);
         let Some(stored) = stored else { return Ok(Fill::Revoked) };
-        let changed = session.change(key, stored, generation, seen.now_ms, change);
-        self.state.judge(&session, Budget::new(DETACHED_TIMEOUT).spend(changed).await)
+        let size = match change {
+            EntryChange::Admit(_) => 0,
+            EntryChange::Replace { body, .. } => body.len(),
+        };
+        let changed = |lane| session.change(lane, key, stored, generation, seen.now_ms, change);
+        let changed = large_values::store(&self.state, &session, (key, size), changed).await;
+        self.state.judge(&session, changed)
     }
 
     pub(crate) async fn release(&self, lease: Lease) {
@@ -195,7 +217,7 @@ impl Shard {
     /// Takes one step of a write.
     pub(super) async fn run(&self, op: KeyOp<'_>) -> Result<KeyReceipt> {
         let session = self.state.session()?;
-        let mut result = session.run(op).await;
+        let mut result = session.lane.ask(session.run(op)).await;
         // After a failover this may still be the deposed master, so the session must have outlived
         // the end.
         if op.step == WriteStep::End && result.is_ok() {
@@ -213,12 +235,13 @@ impl Shard {
     /// Runs one command on a key in a slot that is migrating to this master.
     pub(super) async fn asking<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
         let session = self.state.session()?;
-        self.state.judge(&session, session.connection.asking(command).await)
+        self.state.judge(&session, session.lane.connection.asking(command).await)
     }
 
     /// The master's view of the cluster.
     pub(super) async fn cluster_replies(&self) -> Result<ClusterReplies> {
-        self.state.session()?.connection.cluster_replies().await
+        let lane = Arc::clone(&self.state.session()?.lane);
+        lane.ask(lane.connection.cluster_replies()).await
     }
 
     /// Records an invalidation that was confirmed here, or at a node to which this master
@@ -227,9 +250,12 @@ impl Shard {
         self.state.note_confirmed(&*self.state.session()?, key)
     }
 
-    /// Counts operations that did not finish in time as one against the session.
-    pub(super) fn note_timeout(&self) {
-        if let Ok(session) = self.state.session() {
+    /// Counts operations that began at this time and did not finish in time as one against the
+    /// session.
+    pub(super) fn note_timeout(&self, began: Instant) {
+        if let Ok(session) = self.state.session()
+            && !session.is_late_for_a_reason(began)
+        {
             let _ = self.state.judge::<()>(&session, Err(StoreError::Timeout));
         }
     }

@@ -72,7 +72,9 @@ async fn exchange_records(shard: &ShardState, session: &Session) -> Result<()> {
     pipeline.cmd("ZADD").arg(&name).arg(expires_at_ms).arg(records.ours().text()).ignore();
     pipeline.cmd("PEXPIREAT").arg(&name).arg(expires_at_ms).ignore();
     pipeline.add_command(live_records(prefix, now_ms));
-    let (live,) = pipeline.query_async::<(Vec<String>,)>(&mut session.requests()).await?;
+    let mut requests = session.requests();
+    let live = async { Ok(pipeline.query_async::<(Vec<String>,)>(&mut requests).await?) };
+    let (live,) = session.lane.ask(live).await?;
     records.compare(&live);
     Ok(())
 }

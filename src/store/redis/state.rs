@@ -12,8 +12,8 @@ use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    master_source::MasterSource, purge_token::PurgeTokens, recently_confirmed::RecentlyConfirmed,
-    session::Session,
+    large_keys::LargeKeys, master_source::MasterSource, purge_token::PurgeTokens,
+    recently_confirmed::RecentlyConfirmed, session::Session,
 };
 use crate::{
     config::{self, NearTracking},
@@ -53,6 +53,8 @@ pub(crate) struct StoreContext {
     pub(crate) records: SidecarRecords,
     /// Learns of changes, which are tracked in this way.
     pub(super) watcher: Option<(Arc<dyn Watcher>, NearTracking)>,
+    /// Keys whose values are too large for the budget.
+    pub(crate) large: LargeKeys,
     /// Notified when a server becomes trusted or tracked, and when it stops being so.
     pub(super) status_changed: Notify,
     /// Tasks that finish even if nothing waits for them.
@@ -84,6 +86,7 @@ impl StoreContext {
             problems,
             records: SidecarRecords::new(config),
             watcher: watcher.map(|watcher| (watcher, config.cache.near.tracking)),
+            large: LargeKeys::default(),
             status_changed: Notify::new(),
             tasks,
             metrics,
@@ -135,6 +138,7 @@ pub(super) struct ShardWarnings {
     pub(super) tracking: Throttle,
     pub(super) key: Throttle,
     pub(super) eviction: Throttle,
+    pub(super) far: Throttle,
 }
 
 impl ShardState {
@@ -177,7 +181,7 @@ impl ShardState {
     /// would move from core to core.
     pub(super) fn with_session<T>(&self, look: impl Fn(&SessionHandle) -> T) -> Result<T> {
         let session = self.session.read().unwrap_or_else(PoisonError::into_inner);
-        let session = session.as_ref().filter(|session| !session.has_failed());
+        let session = session.as_ref().filter(|session| session.is_usable());
         session.map(look).ok_or(StoreError::Down)
     }
 

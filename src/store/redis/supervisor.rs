@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     thread,
     time::Duration,
@@ -17,11 +17,14 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::{
+    bulk_lane::BulkLane,
+    distance,
+    lane::Lane,
     master_source::MasterSource,
     purge_token::PurgeTokens,
     refusals::{check_serves_all, report_refusals},
     server_info::ServerInfo,
-    session::{Session, clock_ahead_ms},
+    session::{Session, SessionHealth, clock_ahead_ms},
     shared_keys::{grace_end, keep_record, share_credential_key},
     state::{SessionHandle, ShardState, StoreContext},
     tracking::track,
@@ -29,7 +32,7 @@ use super::{
 use crate::{
     clock,
     store::{
-        Redirect, StoreError,
+        FarStore, Redirect, StoreError,
         errors::{BACKOFF, DETACHED_TIMEOUT, Result},
     },
 };
@@ -92,27 +95,42 @@ async fn serve(shard: &ShardState, session: &SessionHandle, backoff: &mut Durati
         never = session.end_grace() => match never {},
         never = track(shard, session) => match never {},
         never = report_refusals(shard, session) => match never {},
+        never = session.bulk.keep(&session.target, &session.server) => match never {},
     }
 }
 
 /// Returns the reason when the session can no longer be trusted.
 async fn watch(shard: &ShardState, session: &Session) -> StoreError {
     let probe_interval = longest_pause(shard).min(PROBE_EVERY);
+    let mut looked_at = Instant::now();
     loop {
         tokio::select! {
             _ = timeout(probe_interval, shard.failed.notified()) => {}
-            () = session.connection.closed.notified() => {
+            () = session.lane.connection.closed.notified() => {
                 return StoreError::Lost("the server closed the connection".into());
             }
         }
-        if session.cluster_down.load(Ordering::Relaxed) {
+        if session.health.cluster_down.load(Ordering::Relaxed) {
             return StoreError::Redirected(Redirect::Down);
         }
+        let too_many = || StoreError::Unusable("too many operations failed".into());
         if session.has_failed() {
-            return StoreError::Unusable("too many operations failed".into());
+            return too_many();
         }
-        if let Err(error) = session.probe().await {
+        let probed = async {
+            session.probe().await?;
+            follow_distance(shard, session, &mut looked_at).await
+        };
+        if let Err(error) = probed.await {
             return error;
+        }
+        if session.is_suspended() {
+            if !session.health.distance.is_far() {
+                return too_many();
+            }
+            session.resume();
+            shard.context.status_changed.notify_one();
+            shard.context.retry_queue.changed.notify_one();
         }
     }
 }
@@ -186,13 +204,13 @@ pub(super) async fn connect_master(
     let target = source.target().await?;
     let open = async {
         let connection = target.connect().await?;
-        let sent = clock::now();
+        let (sent, began) = (clock::now(), Instant::now());
         let commands = redis::pipe().cmd("INFO").cmd("TIME").to_owned();
         let reply = commands.query_async(&mut connection.requests.clone()).await;
         let (info, time): (String, _) = target.first_reply(reply).await?;
-        Ok::<_, StoreError>((connection, info, clock_ahead_ms(time, sent)))
+        Ok::<_, StoreError>((connection, info, clock_ahead_ms(time, sent), began.elapsed()))
     };
-    let (connection, info, clock_ahead_ms) = timeout(DETACHED_TIMEOUT, open).await??;
+    let (connection, info, clock_ahead_ms, round_trip) = timeout(DETACHED_TIMEOUT, open).await??;
     let info = ServerInfo(info);
     info.check()?;
     if info.is_in_cluster() && !matches!(source, MasterSource::Cluster(_)) {
@@ -201,17 +219,18 @@ pub(super) async fn connect_master(
     // The server may have hung until now, and may have been deposed meanwhile.
     let server = info.epoch(source.term(&target, &connection).await?);
     purge_tokens.set_by_slot(info.is_in_cluster());
+    let health = SessionHealth::default();
+    health.distance.note(round_trip);
     let session = Session {
-        connection,
+        lane: Arc::new(Lane::new(connection)),
+        bulk: BulkLane::new(),
         target,
         is_in_cluster: matches!(source, MasterSource::Cluster(_)),
         purge_tokens: Arc::clone(purge_tokens),
         epoch: server.name(),
         server,
         clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
-        timeouts: AtomicU32::new(0),
-        failed: AtomicBool::new(false),
-        cluster_down: AtomicBool::new(false),
+        health,
         grace_end: None,
         in_grace: AtomicBool::new(false),
     };
@@ -244,10 +263,69 @@ async fn open_session(
     if shard.source.take_behind() {
         shard.context.retry_queue.pending.add_all().await;
     }
+    let (first, budget) = (session.health.distance.round_trip(), shard.context.config.budget);
+    if let Some(far) = distance::measure(&session.lane.connection, first, budget).await? {
+        set_far(shard, &session, &far);
+    }
     session.grace_end = grace_end(shard, &session, info).await;
     session.in_grace = AtomicBool::new(session.grace_end.is_some());
     if !shard.context.has_secret && shard.keeps_shared_keys() {
         share_credential_key(shard, &session).await?;
     }
     Ok(Arc::new(session))
+}
+
+/// Measures again after each probe, the round trip of which is noted. A far server is asked less
+/// often.
+async fn follow_distance(
+    shard: &ShardState,
+    session: &Session,
+    looked_at: &mut Instant,
+) -> Result<()> {
+    let budget = shard.context.config.budget;
+    if !session.health.distance.is_far() {
+        let first = session.health.distance.round_trip();
+        if let Some(far) = distance::measure(&session.lane.connection, first, budget).await? {
+            set_far(shard, session, &far);
+            *looked_at = Instant::now();
+        }
+        return Ok(());
+    }
+    if looked_at.elapsed() < distance::LOOK_EVERY {
+        return Ok(());
+    }
+    let mut largest = Duration::ZERO;
+    for _ in 0..distance::MEASUREMENTS {
+        let Some(round_trip) = distance::ping(&session.lane.connection).await? else {
+            return Ok(());
+        };
+        largest = largest.max(round_trip);
+    }
+    *looked_at = Instant::now();
+    if FarStore::of(largest, budget).is_none() {
+        session.health.distance.set_far(false);
+        info!(store = shard.address, round_trip_ms = %millis_of(largest), "the store is near enough again");
+        shard.context.status_changed.notify_one();
+    }
+    Ok(())
+}
+
+/// Lets reads pass.
+fn set_far(shard: &ShardState, session: &Session, far: &FarStore) {
+    session.health.distance.set_far(true);
+    shard.context.status_changed.notify_one();
+    if let Some(suppressed) = shard.warnings.far.admit("far") {
+        warn!(
+            store = shard.address,
+            round_trip_ms = %millis_of(far.round_trip),
+            budget_ms = %millis_of(far.budget),
+            remedy = far.remedy(),
+            suppressed,
+            "Redis is too far away for store.budget; reads go to the API, and writes still invalidate"
+        );
+    }
+}
+
+fn millis_of(time: Duration) -> f64 {
+    (time.as_secs_f64() * 10_000.0).round() / 10.0
 }

@@ -30,6 +30,7 @@ pub(crate) mod promtool;
 pub(crate) mod python;
 pub(crate) mod raw;
 pub(crate) mod redis;
+pub(crate) mod relay;
 pub(crate) mod sentinel;
 pub(crate) mod sidecar;
 pub(crate) mod tls;

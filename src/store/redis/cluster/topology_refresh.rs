@@ -33,10 +33,11 @@ use crate::{
     config::{ClusterSeeds, Config, NearMode},
     observe::metrics::Registry,
     store::{
-        Diagnosis, NodeAddress, Redirect, StoreError,
+        Diagnosis, FarStore, NodeAddress, Redirect, StoreError,
         errors::{DETACHED_TIMEOUT, Result},
         redis::{
             dial::{ClusterReplies, Target},
+            distance,
             refusals::{check_commands, trials},
             server_info::claimed_epoch,
             shared_keys::live_records,
@@ -223,27 +224,31 @@ impl Cluster {
     }
 }
 
-/// Asks the seeds for the masters, one after the other. Tries the commands at the masters that
-/// answer, and reads the records of the sidecars.
+/// Asks the seeds for the masters, one after the other, and measures how far away the first is that
+/// answers. Tries the commands at the masters that answer, and reads the records of the sidecars.
 pub(in crate::store::redis) async fn probe_seeds(
     seeds: &ClusterSeeds,
     config: &Config,
-) -> Result<Vec<String>> {
+) -> Result<(Vec<String>, Option<FarStore>)> {
     let target = Target::of_nodes(seeds, config, &TlsMetrics::shared(&mut Registry::default()))?;
     let mut last_error = StoreError::Down;
     for (host, port) in &seeds.hosts {
         let address = NodeAddress::new(host, *port);
         let view = async {
             let connection = timeout(DETACHED_TIMEOUT, target.at(&address).connect()).await??;
+            let asked = Instant::now();
             let replies = target.at(&address).first_reply(connection.ask_cluster().await).await?;
+            let round_trip = asked.elapsed();
             claimed_epoch(&replies.2)?;
-            NodeView::parse(&address, &replies)
+            let view = NodeView::parse(&address, &replies)?;
+            let far = distance::measure(&connection, round_trip, config.store.budget).await?;
+            Ok((view, far))
         };
         match view.await {
-            Ok(view) => {
+            Ok((view, far)) => {
                 let plan = Plan::of(&[view]);
                 check_masters(config, &target, &plan).await?;
-                return Ok(records(&config.store.prefix, &target, &plan).await);
+                return Ok((records(&config.store.prefix, &target, &plan).await, far));
             }
             Err(error) => last_error = error,
         }

@@ -1,6 +1,9 @@
 //! Operations on one job: plain reads, and scripts that use all keys of a job at once.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use redis::{Pipeline, Script, ScriptInvocation, Value};
@@ -10,6 +13,7 @@ use tokio::time::timeout;
 use super::{super::purge_token::PurgeTokens, Session, companion};
 use crate::{
     mutants,
+    store::redis::lane::Lane,
     store::{
         EntryChange, Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState, RemovedEntry, Seen,
         StoreError, StoredValue, Token,
@@ -50,7 +54,7 @@ type EndReply = (bool, usize, bool, String, String, String);
 
 impl Session {
     /// Reads the value of a key: one round trip, no script.
-    pub(crate) async fn read(&self, key: &Key) -> Result<Seen> {
+    pub(crate) async fn read(&self, lane: &Lane, key: &Key) -> Result<Seen> {
         let mut pipeline = self.read_of(key);
         if self.is_in_cluster {
             // A master that is handing over to its replica (`CLUSTER FAILOVER`) answers writes only
@@ -59,7 +63,8 @@ impl Session {
             pipeline.cmd("PEXPIREAT").arg(key.main()).arg(1).arg("GT").ignore();
         }
         let in_grace = self.is_in_grace();
-        let reply = pipeline.query_async::<ReadReply>(&mut self.requests()).await?;
+        let mut requests = lane.connection.requests.clone();
+        let reply = pipeline.query_async::<ReadReply>(&mut requests).await?;
         Ok(self.seen_in(reply, in_grace))
     }
 
@@ -131,6 +136,7 @@ impl Session {
 
     pub(crate) async fn fill(
         &self,
+        lane: Arc<Lane>,
         lease: &Lease,
         body: &Bytes,
         meta: &str,
@@ -143,7 +149,8 @@ impl Session {
         invocation.key(&*self.purge_tokens.of_key(key));
         invocation.arg(lease.token.as_str()).arg(&body[..]).arg(meta);
         invocation.arg(millis(ttl)).arg(millis(lease_time));
-        Ok(filled(invocation.invoke_async(&mut self.requests()).await?))
+        let mut requests = lane.connection.requests.clone();
+        Ok(filled(invocation.invoke_async(&mut requests).await?))
     }
 
     /// Takes one step of a write. Its end returns what was stored under the key.
@@ -177,6 +184,7 @@ impl Session {
     /// Changes an entry, if it is still the very entry that was seen.
     pub(crate) async fn change(
         &self,
+        lane: Arc<Lane>,
         key: &Key,
         stored: &StoredValue,
         generation: &str,
@@ -198,7 +206,8 @@ impl Session {
                 invocation.arg(&body[..]).arg(meta).arg(expires_at_ms)
             }
         };
-        Ok(filled(invocation.invoke_async(&mut self.requests()).await?))
+        let mut requests = lane.connection.requests.clone();
+        Ok(filled(invocation.invoke_async(&mut requests).await?))
     }
 
     /// Deletes what lies under this name if a purge of all has voided it. The name need not be that of
