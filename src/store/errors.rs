@@ -119,6 +119,17 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Returns the same error for another key of the operation that has failed with it.
+    pub(super) fn of_another_key(&self) -> Self {
+        match self {
+            Self::Timeout => Self::Timeout,
+            Self::Busy => Self::Busy,
+            Self::Spent => Self::Spent,
+            Self::Down => Self::Down,
+            Self::Far => Self::Far,
+            other => Self::Lost(other.to_string()),
+        }
+    }
     /// Returns the label for metrics and operators.
     pub fn kind(&self) -> StoreErrorKind {
         match self {

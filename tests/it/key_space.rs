@@ -100,7 +100,6 @@ async fn a_purge_of_all_among_many_foreign_keys_keeps_nobody_waiting() {
 
     let (scans, step) = (calls(&setup.redis, "scan").await, busy(&setup.redis, "scan").await);
     eprintln!("{pings} PINGs during {scans} SCANs of {step:?} each over {FOREIGN} keys");
-    assert!(scans >= 100, "{scans}");
     // Redis serves other clients between two steps. One PING may take several steps when the
     // machine is slow to wake its sender.
     assert!(pings >= scans / 4, "{pings} PINGs during {scans} SCANs");

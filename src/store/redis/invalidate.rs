@@ -41,7 +41,11 @@ use futures_util::future::join_all;
 use redis::{Cmd, FromRedisValue, cmd};
 use tokio::time::{Instant, timeout};
 
-use super::{engine::RedisEngine, session::companion, shard::Shard};
+use super::{
+    engine::{RedisEngine, Topology},
+    session::companion,
+    shard::Shard,
+};
 use crate::{
     mutants::{self, Mutant},
     store::{
@@ -57,6 +61,9 @@ use crate::{
 const PURGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of keys that are ended at the same time.
 pub(super) const END_BATCH: usize = 64;
+
+/// Most keys of one round trip.
+const CHUNK: usize = 64;
 
 static FENCE: LazyLock<String> =
     LazyLock::new(|| mutants::mutated_script("fence", include_str!("../lua/fence.lua")));
@@ -155,9 +162,14 @@ impl RedisEngine {
         fence: Duration,
         budget: &mut Budget,
     ) -> Vec<Result<KeyReceipt>> {
-        let steps = keys.iter().map(|key| self.run(KeyOp { step, key, write, fence }));
+        let steps = keys.iter().map(|key| KeyOp { step, key, write, fence });
         let began = Instant::now();
-        let results = budget.spend_each(steps).await;
+        let results = match &self.topology {
+            Topology::One(shard) if keys.len() > 1 => {
+                self.run_chunks(shard, &steps.collect::<Vec<_>>(), budget).await
+            }
+            _ => budget.spend_each(steps.map(|op| self.run(op))).await,
+        };
         let is_late = |result: &Result<_, _>| matches!(result, Err(StoreError::Timeout));
         let late = keys.iter().zip(&results).filter(|(_, result)| is_late(result));
         let shards = late.filter_map(|(key, _)| self.owner(key).ok());
@@ -166,6 +178,32 @@ impl RedisEngine {
             shard.note_timeout(began);
         }
         results
+    }
+
+    /// Takes steps on many keys of one server in few round trips: one by one, the thousand jobs that a
+    /// request may name would keep this process busy for long.
+    async fn run_chunks(
+        &self,
+        shard: &Shard,
+        ops: &[KeyOp<'_>],
+        budget: &mut Budget,
+    ) -> Vec<Result<KeyReceipt>> {
+        let chunks = ops.chunks(CHUNK).map(|chunk| self.run_chunk(shard, chunk));
+        let results = budget.spend_each(chunks).await.into_iter().zip(ops.chunks(CHUNK));
+        let each = |(results, ops): (Result<Vec<_>>, &[KeyOp<'_>])| match results {
+            Ok(results) => results,
+            Err(error) => ops.iter().map(|_| Err(error.of_another_key())).collect(),
+        };
+        results.flat_map(each).collect()
+    }
+
+    async fn run_chunk(&self, shard: &Shard, ops: &[KeyOp<'_>]) -> Result<Vec<Result<KeyReceipt>>> {
+        let results = ops.iter().zip(shard.run_all(ops).await?);
+        let each = results.map(async |(op, result)| match result {
+            Some(result) if !matches!(result, Err(StoreError::Redirected(_))) => result,
+            _ => self.run(*op).await,
+        });
+        Ok(join_all(each).await)
     }
 
     /// Takes a step at the owner of the key, and once more if that was out of date. Returns what

@@ -214,6 +214,25 @@ impl Shard {
         lease.hold.spend();
     }
 
+    /// Takes steps of a write in one round trip. The result is `None` where a step has to be taken by
+    /// itself.
+    pub(super) async fn run_all(
+        &self,
+        ops: &[KeyOp<'_>],
+    ) -> Result<Vec<Option<Result<KeyReceipt>>>> {
+        let session = self.state.session()?;
+        let results = session.lane.ask(session.run_all(ops)).await;
+        let results = self.state.judge(&session, results)?;
+        let confirm = |(op, result): (&KeyOp<'_>, Option<Result<KeyReceipt>>)| {
+            let mut result = result?;
+            if op.step == WriteStep::End && result.is_ok() {
+                result = self.state.note_confirmed(&session, op.key).and(result);
+            }
+            Some(self.state.judge(&session, result))
+        };
+        Ok(ops.iter().zip(results).map(confirm).collect())
+    }
+
     /// Takes one step of a write.
     pub(super) async fn run(&self, op: KeyOp<'_>) -> Result<KeyReceipt> {
         let session = self.state.session()?;

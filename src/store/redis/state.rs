@@ -53,7 +53,7 @@ pub(crate) struct StoreContext {
     pub(crate) records: SidecarRecords,
     /// Learns of changes, which are tracked in this way.
     pub(super) watcher: Option<(Arc<dyn Watcher>, NearTracking)>,
-    /// Keys whose values are too large for the budget.
+    /// Keys with values that are too large for the budget.
     pub(crate) large: LargeKeys,
     /// Notified when a server becomes trusted or tracked, and when it stops being so.
     pub(super) status_changed: Notify,

@@ -155,7 +155,7 @@ struct TrackingConnection<'t> {
     /// Keys that it carries, and the packed commands that read them.
     carried: Vec<Key>,
     reads: Vec<u8>,
-    /// The slots of purge tokens that have changed, and whose entries are still to be evicted. A purge of
+    /// The slots of purge tokens that have changed, with entries that are still to be evicted. A purge of
     /// all in a cluster renews thousands, and each eviction looks at every entry.
     purged: Option<Box<SlotSet>>,
 }

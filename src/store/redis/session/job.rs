@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use redis::{Pipeline, Script, ScriptInvocation, Value};
+use redis::{Pipeline, RedisError, RedisResult, Script, ScriptInvocation, Value, from_redis_value};
 use sha1_smol::Sha1;
 use tokio::time::timeout;
 
@@ -155,18 +155,42 @@ impl Session {
 
     /// Takes one step of a write. Its end returns what was stored under the key.
     pub(crate) async fn run(&self, op: KeyOp<'_>) -> Result<KeyReceipt> {
-        let script = match op.step {
-            WriteStep::Begin => &BEGIN,
-            WriteStep::End => &END,
-        };
-        let mut invocation = on_all_keys(script, op.key);
+        let mut invocation = on_all_keys(script_of(op.step), op.key);
         invocation.arg(op.write.as_str()).arg(millis(op.fence));
+        self.receipt(op, invocation.invoke_async(&mut self.requests()).await?)
+    }
+
+    /// Takes steps of a write on several keys in one round trip; each has its own result. It is `None`
+    /// where the server does not know the script yet.
+    pub(crate) async fn run_all(
+        &self,
+        ops: &[KeyOp<'_>],
+    ) -> Result<Vec<Option<Result<KeyReceipt>>>> {
+        let mut pipeline = redis::pipe();
+        for op in ops {
+            let names = pipeline.cmd("EVALSHA").arg(script_of(op.step).get_hash()).arg(4);
+            names.arg(op.key.main());
+            for role in COMPANIONS {
+                names.arg(op.key.companion(role));
+            }
+            names.arg(op.write.as_str()).arg(millis(op.fence));
+        }
+        let replies: Vec<RedisResult<Value>> =
+            pipeline.ignore_errors().query_async(&mut self.requests()).await?;
+        let receipt = |(op, reply): (&KeyOp<'_>, RedisResult<Value>)| match reply {
+            Err(error) if error.code() == Some("NOSCRIPT") => None,
+            Err(error) => Some(Err(error.into())),
+            Ok(reply) => Some(self.receipt(*op, reply)),
+        };
+        Ok(ops.iter().zip(replies).map(receipt).collect())
+    }
+
+    fn receipt(&self, op: KeyOp<'_>, reply: Value) -> Result<KeyReceipt> {
         if op.step == WriteStep::Begin {
-            invocation.invoke_async::<i64>(&mut self.requests()).await?;
             return Ok(KeyReceipt::default());
         }
         let (exists, size, filling, generation, stored_at_ms, age_ms): EndReply =
-            invocation.invoke_async(&mut self.requests()).await?;
+            from_redis_value(reply).map_err(RedisError::from)?;
         let times = [stored_at_ms, age_ms].map(|time| time.parse().ok());
         let entry = || RemovedEntry::new(size, &generation, times, self.now_ms());
         Ok(KeyReceipt { entry: exists.then(entry), filling })
@@ -248,9 +272,19 @@ impl Session {
     }
 }
 
+/// The companions of a job that scripts are given after its main key.
+const COMPANIONS: [&str; 3] = ["meta", "lease", "fence"];
+
+fn script_of(step: WriteStep) -> &'static Script {
+    match step {
+        WriteStep::Begin => &BEGIN,
+        WriteStep::End => &END,
+    }
+}
+
 fn on_all_keys<'s>(script: &'s Script, key: &Key) -> ScriptInvocation<'s> {
     let mut invocation = script.key(key.main());
-    for role in ["meta", "lease", "fence"] {
+    for role in COMPANIONS {
         invocation.key(key.companion(role));
     }
     invocation
