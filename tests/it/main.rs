@@ -26,6 +26,7 @@ mod framing;
 mod fuzz_seeds;
 mod grace;
 mod grpc;
+mod half_close;
 mod history;
 mod hostile;
 mod inputs;

@@ -10,12 +10,13 @@
 //! quarter of it later.
 
 use std::{
+    io,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -30,6 +31,9 @@ use crate::service::FastPathMiss;
 
 /// Checks per limit.
 const CHECKS_PER_LIMIT: u32 = 4;
+
+/// Bytes that are read at most while a stream of events is sent.
+const EARLY_BYTES: usize = 1 << 10;
 
 /// The progress of the requests on a connection. Only the task of the connection reads or changes
 /// it.
@@ -48,6 +52,8 @@ pub(super) struct RequestProgress {
     /// Whether the last write waits for the client. A response may still be on its way after hyper
     /// has dropped its body.
     unsent: AtomicBool,
+    /// Whether the response is a stream of events, which may have nothing to say for hours.
+    is_endless: AtomicBool,
 }
 
 /// The request that a connection waits for; equal while that is the same.
@@ -64,6 +70,11 @@ impl RequestProgress {
         bump(&self.begun);
         self.has_upload.store(has_body.into(), Ordering::Relaxed);
         RequestGuard(Arc::clone(self))
+    }
+
+    /// Records that the response is a stream of events.
+    pub(super) fn begin_endless(&self) {
+        self.is_endless.store(true, Ordering::Relaxed);
     }
 
     /// The number of heads that have arrived.
@@ -125,6 +136,7 @@ pub(super) struct RequestGuard(Arc<RequestProgress>);
 impl Drop for RequestGuard {
     fn drop(&mut self) {
         bump(&self.0.ended);
+        self.0.is_endless.store(false, Ordering::Relaxed);
     }
 }
 
@@ -247,28 +259,72 @@ fn charge_budget(bytes: usize, cx: &mut Context<'_>) {
 pub(super) type ProgressStream<S> = Layered<Progress, S>;
 
 /// The layer of [`ProgressStream`].
-pub(super) struct Progress(pub(super) Arc<RequestProgress>);
+///
+/// A client may close its half of the connection after its request and still gets its answer: hyper
+/// reads nothing while it answers (`half_close`). Whether the client is gone shows when a write to it
+/// fails. A stream of events may have nothing to write, so a client that closes its half ends it.
+pub(super) struct Progress {
+    state: Arc<RequestProgress>,
+    /// Bytes that arrived during a stream of events.
+    early: Vec<u8>,
+}
+
+impl Progress {
+    pub(super) fn new(state: Arc<RequestProgress>) -> Self {
+        Self { state, early: Vec::new() }
+    }
+
+    /// Fails if the client has closed its half during a stream of events. Registers for its end.
+    fn check_end<S: AsyncRead + Unpin>(
+        &mut self,
+        below: &mut S,
+        cx: &mut Context<'_>,
+    ) -> io::Result<()> {
+        if !self.state.is_endless.load(Ordering::Relaxed) || !self.early.is_empty() {
+            return Ok(());
+        }
+        let mut bytes = [0; EARLY_BYTES];
+        let mut buf = ReadBuf::new(&mut bytes);
+        match Pin::new(below).poll_read(cx, &mut buf) {
+            Poll::Ready(Ok(())) if buf.filled().is_empty() => {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            Poll::Ready(Ok(())) => self.early.extend_from_slice(buf.filled()),
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => {}
+        }
+        Ok(())
+    }
+}
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Layer<S> for Progress {
     fn poll_read(&mut self, below: &mut S, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Polled {
         let filled = buf.filled().len();
-        let read = Pin::new(below).poll_read(cx, buf);
+        let read = if self.early.is_empty() {
+            Pin::new(below).poll_read(cx, buf)
+        } else {
+            let count = self.early.len().min(buf.remaining());
+            buf.put_slice(&self.early[..count]);
+            self.early.drain(..count);
+            Poll::Ready(Ok(()))
+        };
         let received = buf.filled().len() - filled;
-        add(&self.0.received_bytes, received as u64);
+        add(&self.state.received_bytes, received as u64);
         charge_budget(received, cx);
         read
     }
 
     fn after_write(&mut self, _cx: &mut Context<'_>, written: Polled<usize>) -> Polled<usize> {
-        self.0.record_write(&written);
+        self.state.record_write(&written);
         written
     }
 
     fn poll_flush(&mut self, below: &mut S, cx: &mut Context<'_>) -> Polled {
         // TLS accepts all bytes at once, and has sent them only after a flush.
-        let flushed = Pin::new(below).poll_flush(cx);
-        self.0.record_write(&flushed);
-        flushed
+        let flushed = Pin::new(&mut *below).poll_flush(cx);
+        self.state.record_write(&flushed);
+        ready!(flushed)?;
+        Poll::Ready(self.check_end(below, cx))
     }
 }
 
@@ -304,7 +360,7 @@ mod tests {
     async fn an_answer_that_is_not_taken_yet_is_no_silence() {
         let turns = Arc::new(RequestProgress::default());
         let (server, mut client) = duplex(16);
-        let mut server = ProgressStream::new(Progress(Arc::clone(&turns)), server);
+        let mut server = ProgressStream::new(Progress::new(Arc::clone(&turns)), server);
         drop(turns.begin(false));
         let send = async { server.write_all(&[0; 17]).await };
         let send = async {
@@ -352,7 +408,7 @@ mod tests {
     #[tokio::test]
     async fn who_sends_without_end_lets_others_have_their_turn() {
         let endless = tokio::io::join(tokio::io::repeat(b'0'), tokio::io::sink());
-        let mut stream = ProgressStream::new(Progress(Arc::default()), endless);
+        let mut stream = ProgressStream::new(Progress::new(Arc::default()), endless);
         let mut part = vec![0; 64 << 10];
         let read_in_a_turn = tokio::spawn(async move {
             std::future::poll_fn(|cx| {
