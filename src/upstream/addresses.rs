@@ -19,7 +19,7 @@ use tokio::{
 /// Time for which an address that failed is tried after all others.
 const AVOIDED_FOR: Duration = Duration::from_secs(10);
 
-/// Whose turn it is, and which addresses have failed lately.
+/// The next turn, and the addresses that have failed lately.
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
     turn: AtomicUsize,
@@ -46,7 +46,7 @@ impl Addresses {
         Err(error)
     }
 
-    /// Orders addresses: first the one whose turn it is, last those that have failed lately.
+    /// Orders addresses: first by turn, and last those that have failed lately.
     fn in_turn(&self, mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
         if addresses.len() < 2 {
             return addresses;

@@ -124,7 +124,9 @@ impl Permits {
         may_refuse: bool,
     ) -> Result<(), UpstreamError> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            stream.into_iter().for_each(|stream| permit.become_stream(stream));
+            if let Some(stream) = stream {
+                permit.become_stream(stream);
+            }
             return Ok(());
         }
         drop(stream);
@@ -166,7 +168,11 @@ impl OpenAnswers {
 
     fn watch(self: &Arc<Self>, permit: &Arc<ConnectionPermit>) {
         let mut watched = self.lock();
-        while watched.answers.pop_front_if(|(_, permit)| permit.strong_count() == 0).is_some() {}
+        while let Some((_, oldest)) = watched.answers.front()
+            && oldest.strong_count() == 0
+        {
+            watched.answers.pop_front();
+        }
         watched.answers.push_back((Instant::now(), Arc::downgrade(permit)));
         if !watched.has_task {
             watched.has_task = true;
@@ -209,7 +215,7 @@ impl OpenAnswers {
 
 #[cfg(test)]
 mod tests {
-    use prometheus_client::metrics::gauge::Gauge;
+    use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
     use super::*;
 
@@ -222,10 +228,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_lasts_a_second_frees_its_connection_while_there_is_a_stream() {
         let connections = Arc::new(Semaphore::new(3));
-        let streams = Quota::new(1, Gauge::default(), Default::default());
+        let streams = Quota::new(1, Gauge::default(), Counter::default());
         let answers = OpenAnswers::new(&streams);
         let [short, first, second] = [(), (), ()].map(|()| permit(&connections));
-        [&short, &first, &second].map(|permit| answers.watch(permit));
+        for permit in [&short, &first, &second] {
+            answers.watch(permit);
+        }
         drop(short);
         assert_eq!(connections.available_permits(), 1);
 

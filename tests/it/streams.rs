@@ -60,12 +60,12 @@ fn is_refused(reply: &Reply) {
 #[tokio::test]
 async fn streams_of_every_kind_leave_reads_and_writes_their_connections() {
     let setup = Setup::with(one_connection).await;
-    let _events = open(&setup, "/events", EVENTS).await;
+    let events = open(&setup, "/events", EVENTS).await;
     let (socket, status) = switch(&setup).await;
     assert_eq!(status, "101");
     streams_are(&setup, 2).await;
     // It has no name that says how long it lasts.
-    let _lines = open(&setup, "/lines", &[("content-type", "application/x-ndjson")]).await;
+    let lines = open(&setup, "/lines", &[("content-type", "application/x-ndjson")]).await;
     streams_are(&setup, 3).await;
 
     assert_eq!(setup.get(X).await.status, StatusCode::OK);
@@ -75,7 +75,7 @@ async fn streams_of_every_kind_leave_reads_and_writes_their_connections() {
     let status = setup.sidecar.admin.get("/status").await.json();
     assert_eq!(status["upstream"]["streams"], 3, "{status}");
     assert_eq!(setup.sidecar.admin.limit_hits("upstream.max_connections").await, 0);
-    drop((socket, _events, _lines));
+    drop((socket, events, lines));
     streams_are(&setup, 0).await;
 }
 

@@ -32,7 +32,7 @@ async fn process(path: &str, file: &NamedTempFile, upstream: &str) -> Option<Pro
     let envs = [("JOBCACHE_UPSTREAM_MAX_AGE", "1ms")];
     let process = Process::seeing((path, file.path()), &args, &envs).await;
     if process.is_none() {
-        println!("skipped: this machine has no mount namespaces for us");
+        eprintln!("skipped: this machine has no mount namespaces for us");
     }
     process
 }
@@ -105,7 +105,7 @@ async fn a_connection_of_some_age_takes_no_further_request() {
 #[tokio::test]
 async fn a_silent_dns_server_does_not_keep_the_process_from_ending() {
     let Ok(dns) = UdpSocket::bind(SocketAddr::from(([127, 0, 0, 97], 53))).await else {
-        return println!("skipped: port 53 is not ours to bind");
+        return eprintln!("skipped: port 53 is not ours to bind");
     };
     let resolv = file("nameserver 127.0.0.97\noptions timeout:20 attempts:3\n");
     let upstream = "http://api-7.example:80";

@@ -33,8 +33,9 @@ use tokio_util::either::Either;
 use super::{
     connection_metrics::{ConnectionError, Result},
     layer::{Layer, Layered, Polled},
+    progress_stream::{Progress, ProgressStream},
     repeat_fast_path::{RepeatIo, RepeatStream},
-    request_progress::{FastPathState, Progress, ProgressStream, RequestProgress},
+    request_progress::{FastPathState, RequestProgress},
     side_task::SideTask,
 };
 use crate::{
@@ -59,7 +60,7 @@ impl Http1Config {
         // one that has none.
         builder
             .header_read_timeout(None)
-            // A client may close its half after its request: `request_progress`.
+            // A client may close its half after its request: `progress_stream`.
             .half_close(true)
             .preserve_header_case(config.preserve_header_case)
             .max_buf_size(config.buffer())
