@@ -254,6 +254,9 @@ labels! {
         Inspected = "max_inspected",
         /// All connections to the upstream were in use, so a request had to wait.
         UpstreamConnections = "upstream.max_connections",
+        /// An upgrade or an event stream was refused, or a long answer stayed counted among the
+        /// connections, because too many streams to the upstream were open.
+        UpstreamStreams = "upstream.max_streams",
         /// A request was refused because too many were waiting for a connection.
         UpstreamWaiting = "upstream.max_waiting",
         /// A purge was refused because too many arrived within a second.

@@ -16,7 +16,7 @@ use cli::{CheckArgs, Command, check, manual_page};
 use jobcache::{
     Listeners, RunError,
     config::{
-        Config, Flags, InvalidConfig, ListenAddress, LoadedConfig, LogFormat, MemoryLimit,
+        self, Config, Flags, InvalidConfig, ListenAddress, LoadedConfig, LogFormat, MemoryLimit,
         ProcessFacts,
     },
     demo::{self, DemoError},
@@ -37,9 +37,11 @@ use tracing::{info, warn};
 const BAD_CONFIG: u8 = 78;
 /// Exit code that a shell reports for a process that SIGINT ended.
 const INTERRUPTED: i32 = 130;
-/// A second SIGINT this soon after the first counts as the same one: `timeout -s INT` sends it to the
-/// process and to its group.
+/// A second signal of a kind this soon after the first counts as the same one: `timeout` sends it to
+/// the process and to its group, and wrappers pass on what the process has got already.
 const ECHO: Duration = Duration::from_millis(100);
+/// Time for the tasks that are left to end, after everything has been served and logged.
+const TASKS_END: Duration = Duration::from_millis(200);
 /// Files for other purposes than connections of clients and upstream: Redis, admin listener, log.
 const SPARE_FILES: u64 = 256;
 /// Log filter of `jobcache demo`.
@@ -139,9 +141,10 @@ fn serve(flags: Flags) -> Result<(), Failure> {
         let defaults = loaded.lowered.join(", ");
         info!(%limit, defaults, "defaults are lower because of the memory limit");
     }
-    let wanted = loaded.config.server.max_connections + loaded.config.upstream.max_connections;
-    raise_open_files(wanted as u64);
-    serving(loaded.config.server.workers)?.block_on(async {
+    let config::UpstreamConfig { max_connections, max_streams, .. } = loaded.config.upstream;
+    let wanted = loaded.config.server.max_connections + max_connections;
+    raise_open_files(wanted as u64, max_streams as u64);
+    run_on(serving(loaded.config.server.workers)?, async {
         let signals = Signals::new()?;
         let hangup = signal(SignalKind::hangup())?;
         let config = &loaded.config;
@@ -170,11 +173,12 @@ fn serve(flags: Flags) -> Result<(), Failure> {
 
 /// Raises the soft limit of open files, of which each connection is one, to what `wanted` connections
 /// need, as far as the hard limit allows. Shells start programs with a soft limit of 1,024 for those
-/// that use `select`. Warns if the result is less than `wanted`.
-fn raise_open_files(wanted: u64) {
+/// that use `select`. Warns if the result is less than `wanted`; there may also be `streams`.
+fn raise_open_files(wanted: u64, streams: u64) {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let Some(soft) = current else { return };
-    let limit = maximum.unwrap_or(u64::MAX).min(wanted.saturating_add(SPARE_FILES)).max(soft);
+    let useful = wanted.saturating_add(streams).saturating_add(SPARE_FILES);
+    let limit = maximum.unwrap_or(u64::MAX).min(useful).max(soft);
     if limit > soft {
         match setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum }) {
             Ok(()) => info!(from = soft, to = limit, "raised the limit of open files"),
@@ -212,7 +216,7 @@ async fn reload_on(mut hangup: Signal, reloader: Reloader) {
 /// Runs the demo. It prints its own figures, so only warnings are logged.
 fn demonstrate(args: demo::Args) -> Result<(), Failure> {
     telemetry::init(DEMO_LOG, LogFormat::Human, None).map_err(io::Error::other)?;
-    runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+    run_on(runtime::Builder::new_multi_thread().enable_all().build()?, async {
         let signals = Signals::new()?;
         Ok(Box::pin(demo::run(args, signals.shutdown())).await?)
     })
@@ -270,12 +274,12 @@ impl Signals {
 
 /// Whether a signal repeats the first one.
 fn is_echo(first: SignalKind, next: SignalKind, after: Duration) -> bool {
-    first == SignalKind::interrupt() && next == first && after < ECHO
+    next == first && after < ECHO
 }
 
 fn check(flags: Flags, args: &CheckArgs) -> Result<(), Failure> {
     let loaded = load(&facts(Vec::new()), flags)?;
-    single_threaded()?.block_on(check::run(&loaded, args))
+    run_on(single_threaded()?, check::run(&loaded, args))
 }
 
 /// Docker only defines 0 and 1, so an invalid configuration is 1 here too.
@@ -283,7 +287,7 @@ fn healthcheck(flags: Flags) -> ExitCode {
     let health =
         load(&facts(Vec::new()), flags).map_err(|error| error.to_string()).and_then(|loaded| {
             let runtime = single_threaded().map_err(|error| error.to_string())?;
-            runtime.block_on(check::health(&loaded.config.admin))
+            run_on(runtime, check::health(&loaded.config.admin))
         });
     health.map_or_else(
         |error| {
@@ -301,6 +305,14 @@ fn serving(workers: usize) -> io::Result<Runtime> {
     runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()
 }
 
+/// Runs `main` to its end. Tasks that are left get [`TASKS_END`], and a thread that waits for the
+/// system, as for a DNS server that does not answer, ends with the process.
+fn run_on<F: Future>(runtime: Runtime, main: F) -> F::Output {
+    let ended = runtime.block_on(main);
+    runtime.shutdown_timeout(TASKS_END);
+    ended
+}
+
 fn single_threaded() -> io::Result<Runtime> {
     runtime::Builder::new_current_thread().enable_all().build()
 }
@@ -310,12 +322,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_sigint_at_once_is_the_first_one() {
+    fn a_second_signal_of_a_kind_at_once_is_the_first_one() {
         let (int, term) = (SignalKind::interrupt(), SignalKind::terminate());
         let soon = Duration::from_millis(1);
         assert!(is_echo(int, int, soon));
         assert!(!is_echo(int, int, ECHO), "a person wants to end the process now");
         assert!(!is_echo(int, term, soon) && !is_echo(term, int, soon));
-        assert!(!is_echo(term, term, soon));
+        assert!(is_echo(term, term, soon));
+        assert!(!is_echo(term, term, ECHO));
     }
 }

@@ -11,10 +11,12 @@
 //! A write that was sent is never repeated, nor is a login that belongs to its connection: `pool`
 //! has those. An extension of a request, its [`ConnectionId`], names the client connection.
 
+mod addresses;
 pub(crate) mod collector;
 mod connect;
 mod error;
 pub(crate) mod metrics;
+mod permits;
 mod pool;
 mod request_body;
 mod response_body;
@@ -23,23 +25,20 @@ mod upload;
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use hyper::{Request, Response, Version, body::Incoming, client::conn::TrySendError};
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use self::{
     connect::{Connector, HttpVersions, UpstreamProtocol, to_absolute_form},
     error::{broken_error, timeout_error},
     metrics::UpstreamMetrics,
+    permits::Permits,
     pool::{BoundConnections, ConnectionChoice, ConnectionHome, Login, Pool, PooledConnection},
     request_body::{announce_body, retry_copy},
     upload::{Expectation, UploadActivity},
 };
 use crate::{
     config::{self, Config},
-    limits::{GaugeGuard, Limit},
     observe::{events::Events, metrics::Registry},
     semantics::headers::is_login,
     tls::{TlsError, TlsMetrics},
@@ -49,7 +48,7 @@ use crate::{
 pub use self::{
     connect::to_origin_form,
     error::{BodyError, PolledFrame, UploadError, UpstreamError},
-    pool::ConnectionPermit,
+    permits::ConnectionPermit,
     request_body::{BodyOutcome, RequestBody, UploadEnd, relay_informational},
     response_body::ResponseBody,
 };
@@ -78,9 +77,7 @@ pub struct Upstream {
     pool: Arc<Pool>,
     /// The client connections, and what is bound to them.
     pub(crate) bound: Arc<BoundConnections>,
-    permits: Arc<Semaphore>,
-    /// Permits to wait for a connection: `upstream.max_waiting`.
-    wait_permits: Semaphore,
+    permits: Permits,
     /// `server.min_upload_rate`.
     min_upload_rate: usize,
     metrics: Arc<UpstreamMetrics>,
@@ -102,8 +99,7 @@ impl Upstream {
             versions: HttpVersions::new(server),
             pool: Arc::new(Pool::new(upstream, metrics.connections.idle.clone())),
             bound: Arc::new(BoundConnections::new(upstream, &metrics.connections)),
-            permits: Arc::new(Semaphore::new(upstream.max_connections)),
-            wait_permits: Semaphore::new(upstream.max_waiting),
+            permits: Permits::new(upstream, &metrics),
             min_upload_rate: server.min_upload_rate,
             metrics,
         })
@@ -147,7 +143,9 @@ impl Upstream {
         protocol: UpstreamProtocol,
         repeat: RetryPolicy,
     ) -> Exchanged {
-        let permit = self.acquire_permit().await?;
+        let stream = self.permits.stream_of(&request)?;
+        let permit = self.permits.acquire().await?;
+        let may_refuse = repeat == RetryPolicy::OnceIfSafe && request.method().is_safe();
         let client = request.extensions_mut().remove::<ConnectionId>();
         let login = if is_login(request.headers()) { Login::Present } else { Login::Absent };
         let mut connection = self.connection(client, login, protocol).await?;
@@ -158,11 +156,12 @@ impl Upstream {
             let may_repeat = reused && repeat == RetryPolicy::OnceIfSafe;
             let copy = may_repeat.then(|| retry_copy(&request)).flatten();
             let home = match &connection.home {
-                ConnectionHome::Pool(pool) => ConnectionHome::Pool(Arc::clone(pool)),
+                ConnectionHome::Pool { pool, .. } => pool.home(),
                 _ => ConnectionHome::NowhereNorClient,
             };
             match self.attempt(connection, request, client).await {
                 Ok(response) => {
+                    self.permits.settle(&permit, stream, &response, may_refuse)?;
                     return Ok(response.map(|body| body.with_permit(permit)));
                 }
                 Err(AttemptError::Unsent(unsent)) if reused => request = *unsent,
@@ -177,27 +176,6 @@ impl Upstream {
             debug!("stale upstream connection; sending the request again over a new one");
             self.metrics.retries.inc();
             connection = self.connect(protocol, home).await?;
-        }
-    }
-
-    async fn acquire_permit(&self) -> Result<ConnectionPermit, UpstreamError> {
-        let metrics = &self.metrics.connections;
-        let in_use = |permit| ConnectionPermit(permit, GaugeGuard::increment(&metrics.in_use));
-        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
-            return Ok(in_use(permit));
-        }
-        let limit = self.config.max_connections;
-        self.metrics.limits.count(Limit::UpstreamConnections);
-        let Ok(_wait_permit) = self.wait_permits.try_acquire() else {
-            self.metrics.limits.count(Limit::UpstreamWaiting);
-            return Err(UpstreamError::Busy { limit, waited: Duration::ZERO });
-        };
-        let _waiting_guard = GaugeGuard::increment(&metrics.waiting);
-        let waited = self.config.connect_timeout;
-        match timeout(waited, Arc::clone(&self.permits).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(in_use(permit)),
-            // The semaphore is never closed, so this is the timeout.
-            _ => Err(UpstreamError::Busy { limit, waited }),
         }
     }
 
@@ -219,13 +197,10 @@ impl Upstream {
         match choice {
             ConnectionChoice::Bound(connection) => Ok(connection),
             ConnectionChoice::New(home) => self.connect(protocol, home).await,
-            ConnectionChoice::Pooled => {
-                let home = ConnectionHome::Pool(Arc::clone(&self.pool));
-                match self.pool.take(protocol) {
-                    Some(sender) => Ok(PooledConnection { sender, reused: true, home }),
-                    None => self.connect(protocol, home).await,
-                }
-            }
+            ConnectionChoice::Pooled => match self.pool.take(protocol) {
+                Some(connection) => Ok(connection),
+                None => self.connect(protocol, self.pool.home()).await,
+            },
         }
     }
 

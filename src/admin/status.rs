@@ -55,7 +55,7 @@ pub(super) struct StatusConfig {
     near: &'static str,
     credentials: &'static str,
     /// Each limit with its value and its current use.
-    limits: [(Limit, usize, ReadUse); 7],
+    limits: [(Limit, usize, ReadUse); 8],
     near_bytes: usize,
     routes: Arc<[String]>,
 }
@@ -86,6 +86,9 @@ impl StatusConfig {
                 }),
                 (Limit::UpstreamConnections, upstream.max_connections, |s, _| {
                     s.upstream.connections.in_use.get()
+                }),
+                (Limit::UpstreamStreams, upstream.max_streams, |s, _| {
+                    s.upstream.connections.streams.get()
                 }),
                 (Limit::UpstreamWaiting, upstream.max_waiting, |s, _| {
                     s.upstream.connections.waiting.get()
@@ -125,6 +128,7 @@ pub(super) fn status(cache: &Cache, state: &AdminState, mode: &StatusConfig) -> 
         "upstream": {
             "up": upstream.up.get() == 1,
             "in_use": upstream.connections.in_use.get(),
+            "streams": upstream.connections.streams.get(),
             "waiting": upstream.connections.waiting.get(),
             "idle": upstream.connections.idle.get(),
         },

@@ -81,9 +81,14 @@ pub struct UpstreamConfig {
     pub idle_timeout: Duration,
     /// Unused connections that are kept.
     pub max_idle: usize,
-    /// Requests to the upstream at a time, each over its own connection, upgrades included; further
+    /// Requests to the upstream at a time, each over its own connection, without streams; further
     /// ones wait for `connect_timeout`.
     pub max_connections: usize,
+    /// Streams at a time: upgrades, event streams, and answers whose body is still open a second
+    /// after their head.
+    pub max_streams: usize,
+    /// Age from which a connection takes no further request, so that names are resolved again.
+    pub max_age: Duration,
     /// Requests that may wait for a connection at a time.
     pub max_waiting: usize,
 }

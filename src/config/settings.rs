@@ -237,6 +237,8 @@ fn upstream(Placeholder { number, time, .. }: Placeholder) -> UpstreamConfig {
         idle_timeout: time,
         max_idle: number,
         max_connections: number,
+        max_streams: number,
+        max_age: time,
         max_waiting: number,
     }
 }

@@ -147,7 +147,9 @@ pub(super) fn upstream_failure(error: &UpstreamError) -> Answer {
             StatusCode::REQUEST_TIMEOUT
         }
         UpstreamError::ClientGone(_) => StatusCode::BAD_REQUEST,
-        UpstreamError::Busy { .. } => return refuse_retryable(error.as_str()),
+        UpstreamError::Busy { .. } | UpstreamError::TooManyStreams { .. } => {
+            return refuse_retryable(error.as_str());
+        }
         _ if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::BAD_GATEWAY,
     };

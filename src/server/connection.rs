@@ -15,7 +15,7 @@
 //!   | InformationalStream             |  puts 1xx responses between two messages
 //!   |                     http1_conn  |
 //!   | ProgressStream                  |  notes what arrives and whether a write has to wait
-//!   |               request_progress  |
+//!   |                progress_stream  |
 //!   | RewoundStream        handshake  |  yields the bytes once more that named the protocol
 //!   +---------------------------------+
 //!   | TlsStream         (if there is) |
@@ -67,6 +67,7 @@ mod handshake;
 mod http1_conn;
 mod http2_conn;
 mod layer;
+mod progress_stream;
 mod proxy_protocol;
 mod repeat_fast_path;
 mod request_progress;

@@ -19,10 +19,7 @@ use hyper::{
     },
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{
-    net::{TcpStream, UnixStream},
-    time::timeout,
-};
+use tokio::{net::UnixStream, time::timeout};
 use tokio_rustls::{
     TlsConnector, TlsStream,
     rustls::{
@@ -33,7 +30,7 @@ use tokio_rustls::{
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
-use super::{error::UpstreamError, request_body::RequestBody};
+use super::{addresses::Addresses, error::UpstreamError, request_body::RequestBody};
 use crate::{
     config::{self, Endpoint, HEADERS_ON_STACK, UpstreamConfig},
     tls::{self, HTTP1, HTTP2, Renewed, TlsError, TlsMetrics},
@@ -63,6 +60,7 @@ pub(super) struct Connector {
     /// Set if the endpoint uses TLS.
     tls: Option<Arc<Renewed<ClientConfig>>>,
     limit: Duration,
+    addresses: Addresses,
     #[expect(dead_code, reason = "held, not read")]
     renewal: Option<AbortOnDropHandle<()>>,
 }
@@ -79,7 +77,13 @@ impl Connector {
             .then(|| tls::renewed_client(config.tls.clone()));
         let tls = tls.transpose()?;
         let renewal = tls.as_ref().map(|tls| tls.spawn_renewal(renew_interval, metrics));
-        Ok(Self { endpoint, tls, limit: config.connect_timeout, renewal })
+        Ok(Self {
+            endpoint,
+            tls,
+            limit: config.connect_timeout,
+            addresses: Addresses::default(),
+            renewal,
+        })
     }
 
     /// The `Host` of requests that have none, and the authority of URLs that lead here.
@@ -118,7 +122,8 @@ impl Connector {
         let connect_error = |source| UpstreamError::Connect { upstream: self.name(), source };
         let socket = match &self.endpoint {
             Endpoint::Tcp(authority) | Endpoint::Tls { authority, .. } => {
-                Socket::Left(TcpStream::connect(authority).await.map_err(connect_error)?)
+                let connected = self.addresses.connect(authority, self.limit).await;
+                Socket::Left(connected.map_err(connect_error)?)
             }
             Endpoint::Unix(path) => {
                 Socket::Right(UnixStream::connect(path).await.map_err(connect_error)?)

@@ -49,6 +49,12 @@ pub enum UpstreamError {
         /// `upstream.connect_timeout`, or zero if `upstream.max_waiting` requests waited already.
         waited: Duration,
     },
+    /// The answer would have been one stream more than there may be.
+    #[error("all {limit} streams to the upstream were open")]
+    TooManyStreams {
+        /// `upstream.max_streams`.
+        limit: usize,
+    },
     /// A new connection was closed before it took the request.
     #[error("the upstream {upstream} closed a new connection at once")]
     Closed {
@@ -142,6 +148,7 @@ impl UpstreamError {
                 | Self::Tls { .. }
                 | Self::Closed { .. }
                 | Self::Busy { .. }
+                | Self::TooManyStreams { .. }
         )
     }
 
@@ -157,6 +164,7 @@ impl UpstreamError {
             Self::Tls { .. } => UpstreamErrorKind::Tls,
             Self::ResponseTimeout { .. } => UpstreamErrorKind::ResponseTimeout,
             Self::Busy { .. } => UpstreamErrorKind::Busy,
+            Self::TooManyStreams { .. } => UpstreamErrorKind::Streams,
             Self::Closed { .. } => UpstreamErrorKind::Closed,
             Self::Broken(error) if error.is_parse_too_large() => UpstreamErrorKind::HeadTooLarge,
             Self::Broken(error) if error.is_parse() => UpstreamErrorKind::Malformed,
@@ -180,6 +188,7 @@ labels! {
         Tls = "upstream-tls",
         ResponseTimeout = "upstream-response-timeout",
         Busy = "upstream-busy",
+        Streams = "upstream-streams",
         Closed = "upstream-closed",
         HeadTooLarge = "upstream-head-too-large",
         Malformed = "upstream-malformed",

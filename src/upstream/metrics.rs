@@ -45,8 +45,10 @@ pub(crate) struct UpstreamMetrics {
 pub(crate) struct ConnectionMetrics {
     /// Connections that were opened.
     pub(super) opened: Counter,
-    /// Connections in use, including those of upgrades.
+    /// Connections in use, without those of streams.
     pub(crate) in_use: Gauge,
+    /// Open streams.
+    pub(crate) streams: Gauge,
     /// Requests that wait for a connection.
     pub(crate) waiting: Gauge,
     /// Idle connections.
@@ -115,7 +117,12 @@ impl ConnectionMetrics {
             opened: r.counter("upstream_connects", "Connections opened to the upstream"),
             in_use: r.gauge(
                 "upstream_connections_in_use",
-                "Connections to the upstream in use, including those of upgrades",
+                "Connections to the upstream in use, without those of streams",
+            ),
+            streams: r.gauge(
+                "upstream_streams",
+                "Open streams: upgrades, event streams, and answers with a body that is still open \
+                 a second after its head",
             ),
             waiting: r.gauge(
                 "upstream_waiting",
@@ -182,7 +189,7 @@ impl Health {
     }
 
     fn failed(&self, error: &UpstreamError) {
-        if !matches!(error, UpstreamError::Busy { .. }) {
+        if !matches!(error, UpstreamError::Busy { .. } | UpstreamError::TooManyStreams { .. }) {
             self.count(|failures| failures.saturating_add(1));
         }
         if let Some(suppressed) = self.warnings.admit(error.as_str()) {

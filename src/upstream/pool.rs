@@ -1,5 +1,6 @@
-//! Connections that wait for their next request: those of the pool, which any request may use, and
-//! those that belong to one client connection, because a login authenticates the connection.
+//! Connections that wait for their next request: those of the pool, which any request may use until
+//! they are `upstream.max_age` old, and those that belong to one client connection, because a login
+//! authenticates the connection.
 //!
 //! A client connection is *bound* from its first login over NTLM, Negotiate or Kerberos, or from
 //! the first answer with `Persistent-Auth`. From then on its requests use a connection that no
@@ -25,10 +26,7 @@ use std::{
 
 use hyper::{Response, Version, header::CONNECTION};
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
@@ -38,7 +36,7 @@ use super::{
 };
 use crate::{
     config::{self, UpstreamConfig},
-    limits::{GaugeGuard, Permit, Quota},
+    limits::{Permit, Quota},
     observe::throttle::HourlyPerName,
     semantics::headers::{ConnectionIdentity, identity_of, list_contains},
     transport::ConnectionId,
@@ -49,42 +47,47 @@ pub(super) struct Pool {
     idle: Mutex<Vec<IdleConnection>>,
     max_idle: usize,
     idle_timeout: Duration,
+    max_age: Duration,
     /// The number of idle connections.
     count: Gauge,
 }
 
 struct IdleConnection {
     sender: RequestSender,
+    opened: Instant,
     since: Instant,
 }
 
 impl Pool {
     /// An empty pool.
     pub(super) fn new(config: &config::UpstreamConfig, count: Gauge) -> Self {
-        let max_idle = config.max_idle;
-        let idle_timeout = config.idle_timeout;
-        Self { idle: Mutex::default(), max_idle, idle_timeout, count }
+        let config::UpstreamConfig { max_idle, idle_timeout, max_age, .. } = *config;
+        Self { idle: Mutex::default(), max_idle, idle_timeout, max_age, count }
     }
 
     /// Takes the connection of this protocol that was used last, if there is one.
-    pub(super) fn take(&self, protocol: UpstreamProtocol) -> Option<RequestSender> {
+    pub(super) fn take(self: &Arc<Self>, protocol: UpstreamProtocol) -> Option<PooledConnection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let mut busy = Vec::new();
         let mut found = None;
-        while let Some(IdleConnection { sender, since }) = idle.pop() {
+        while let Some(IdleConnection { sender, opened, since }) = idle.pop() {
             // All others are older.
             if since.elapsed() > self.idle_timeout {
                 idle.clear();
                 break;
             }
+            if opened.elapsed() >= self.max_age {
+                continue;
+            }
             if sender.protocol() == protocol && sender.is_ready() {
-                found = Some(sender);
+                let home = ConnectionHome::Pool { pool: Arc::clone(self), opened };
+                found = Some(PooledConnection { sender, reused: true, home });
                 break;
             }
             // The connection is of the other protocol, or it still sends a request body that the
             // upstream did not wait for.
             if !sender.is_closed() {
-                busy.push(IdleConnection { sender, since });
+                busy.push(IdleConnection { sender, opened, since });
             }
         }
         idle.extend(busy.into_iter().rev());
@@ -92,14 +95,19 @@ impl Pool {
         found
     }
 
-    /// Keeps a connection for the next request.
-    pub(super) fn put(&self, sender: RequestSender) {
-        if sender.is_closed() {
+    /// The home of a connection that is opened now.
+    pub(super) fn home(self: &Arc<Self>) -> ConnectionHome {
+        ConnectionHome::Pool { pool: Arc::clone(self), opened: Instant::now() }
+    }
+
+    /// Keeps a connection for the next request, unless it is too old for one.
+    fn put(&self, sender: RequestSender, opened: Instant) {
+        if sender.is_closed() || opened.elapsed() >= self.max_age {
             return;
         }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < self.max_idle {
-            idle.push(IdleConnection { sender, since: Instant::now() });
+            idle.push(IdleConnection { sender, opened, since: Instant::now() });
         }
         self.update_gauge(&idle);
     }
@@ -158,8 +166,8 @@ pub(super) struct PooledConnection {
 
 /// The place of a connection after its exchange.
 pub(super) enum ConnectionHome {
-    /// The pool, for any request.
-    Pool(Arc<Pool>),
+    /// The pool, for any request until the connection is too old.
+    Pool { pool: Arc<Pool>, opened: Instant },
     /// The client connection that owns it.
     Client(Box<Owner>),
     /// Nobody; the connection closes.
@@ -167,11 +175,6 @@ pub(super) enum ConnectionHome {
     /// Nobody; the connection closes, and so does the client connection.
     NowhereNorClient,
 }
-
-/// One of `upstream.max_connections`, held as long as an exchange uses its connection.
-#[derive(Debug)]
-#[expect(dead_code, reason = "held, not read")]
-pub struct ConnectionPermit(pub(super) OwnedSemaphorePermit, pub(super) GaugeGuard);
 
 /// How a request gets its connection.
 pub(super) enum ConnectionChoice {
@@ -194,7 +197,7 @@ impl PooledConnection {
     /// Gives the connection to its home. The exchange has ended.
     pub(super) fn release(self) {
         match self.home {
-            ConnectionHome::Pool(pool) => pool.put(self.sender),
+            ConnectionHome::Pool { pool, opened } => pool.put(self.sender, opened),
             ConnectionHome::Client(owner) => owner.put(self.sender),
             ConnectionHome::Nowhere | ConnectionHome::NowhereNorClient => {}
         }
@@ -298,14 +301,16 @@ impl BoundConnections {
         response: &Response<B>,
     ) -> ConnectionHome {
         match (home, identity_of(response.headers())) {
-            (ConnectionHome::Pool(_), ConnectionIdentity::Established) => {
+            (ConnectionHome::Pool { .. }, ConnectionIdentity::Established) => {
                 // A second connection for a client that is bound already belongs to nobody.
                 match client.filter(|_| !self.is_bound(client)) {
                     Some(client) => self.bind(client),
                     None => ConnectionHome::Nowhere,
                 }
             }
-            (ConnectionHome::Pool(_), ConnectionIdentity::Challenged) => ConnectionHome::Nowhere,
+            (ConnectionHome::Pool { .. }, ConnectionIdentity::Challenged) => {
+                ConnectionHome::Nowhere
+            }
             (ConnectionHome::Client(_), _) if announces_close(response) => {
                 ConnectionHome::NowhereNorClient
             }

@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -12,7 +13,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
     error::{BodyError, PolledFrame},
-    pool::{ConnectionHome, ConnectionPermit, PooledConnection},
+    permits::ConnectionPermit,
+    pool::{ConnectionHome, PooledConnection},
     upload::UnrequestedUpload,
 };
 
@@ -26,7 +28,7 @@ pub struct ResponseBody {
     pub(crate) ends_client: bool,
     /// Released together with the connection. An upgrade takes it, because it uses the connection
     /// after the response has ended.
-    pub(crate) permit: Option<ConnectionPermit>,
+    pub(crate) permit: Option<Arc<ConnectionPermit>>,
     /// The upload that the upstream has not asked for, until the connection is dropped for it.
     unrequested: Option<UnrequestedUpload>,
     /// Whether the upstream answered without asking for the upload that the client announced.
@@ -63,7 +65,7 @@ impl ResponseBody {
 
     /// Keeps the permit until the end of the body. A body that is empty from the start keeps it
     /// until it is dropped, because the body of an upgrade is empty.
-    pub(super) fn with_permit(mut self, permit: ConnectionPermit) -> Self {
+    pub(super) fn with_permit(mut self, permit: Arc<ConnectionPermit>) -> Self {
         self.permit = Some(permit);
         self
     }

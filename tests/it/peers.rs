@@ -415,26 +415,6 @@ async fn no_more_than_so_many_upstream_connections_are_in_use() {
 }
 
 #[tokio::test]
-async fn an_upgrade_holds_its_upstream_connection() {
-    let setup = Setup::with(|config| {
-        config.upstream.max_connections = 1;
-        config.upstream.connect_timeout = SHORT;
-    })
-    .await;
-    let mut socket = setup.sidecar.client.connect().await;
-    let head = b"GET /ws HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
-    socket.write_all(head).await.expect("a head written");
-    let mut status = [0; 12];
-    soon(socket.read_exact(&mut status)).await.expect("an answer");
-    assert_eq!(&status, b"HTTP/1.1 101");
-
-    assert_eq!(setup.get("/other").await.status, StatusCode::SERVICE_UNAVAILABLE);
-
-    drop(socket);
-    eventually(SOON, async || setup.get("/other").await.status == StatusCode::NOT_FOUND).await;
-}
-
-#[tokio::test]
 async fn an_upstream_that_is_down_is_one_warning_not_one_a_request() {
     let down = format!("http://127.0.0.1:{}", free_port());
     let args = ["--upstream", &down, "--redis-url", "memory://", "--access-log"];

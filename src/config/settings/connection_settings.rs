@@ -176,8 +176,23 @@ pub(super) const UPSTREAM: SettingSection = SettingSection {
         number("upstream.max_connections", "512", (1, 65_536), |c, v| {
             c.upstream.max_connections = v;
         })
-        .help("Connections in use at a time, upgraded ones (WebSockets) included.")
+        .help("Connections in use at a time, without those of streams.")
         .note("A request for which none becomes free within `connect_timeout` gets 503."),
+        number("upstream.max_streams", "10000", (0, 1_000_000), |c, v| c.upstream.max_streams = v)
+            .help(
+                "Streams at a time: WebSockets and other upgrades, event streams, and responses \
+                 whose body is still open a second after their head.",
+            )
+            .note(
+                "Another upgrade or event stream gets 503; another long response counts among \
+                 `max_connections`.",
+            ),
+        time("upstream.max_age", "60s", (MS, DAY), |c, v| c.upstream.max_age = v)
+            .help("Age from which a connection takes no further request.")
+            .note(
+                "A new connection resolves the API's name again and takes the next one of its \
+                 addresses. A connection that belongs to a login is kept.",
+            ),
         number("upstream.max_waiting", "10000", (0, 1_000_000), |c, v| c.upstream.max_waiting = v)
             .help("Requests that may wait for a free connection at a time.")
             .note(

@@ -33,12 +33,14 @@ use tokio_util::either::Either;
 use super::{
     connection_metrics::{ConnectionError, Result},
     layer::{Layer, Layered, Polled},
+    progress_stream::{Progress, ProgressStream},
     repeat_fast_path::{RepeatIo, RepeatStream},
-    request_progress::{FastPathState, Progress, ProgressStream, RequestProgress},
+    request_progress::{FastPathState, RequestProgress},
     side_task::SideTask,
 };
 use crate::{
     config::{self, HEADERS_ON_STACK},
+    semantics::policy::is_endless,
     service::{Answered, Drain, FirstRequest, Informational, InformationalQueue, Service},
     transport::Peer,
 };
@@ -58,6 +60,8 @@ impl Http1Config {
         // one that has none.
         builder
             .header_read_timeout(None)
+            // A client may close its half after its request: `progress_stream`.
+            .half_close(true)
             .preserve_header_case(config.preserve_header_case)
             .max_buf_size(config.buffer())
             .max_header_size(config.max_header_bytes);
@@ -138,7 +142,7 @@ impl<S: Service> Http1Conn<S> {
         let informational = Arc::new(InformationalQueue::default());
         let fast_path =
             service.is_offered().then(|| Arc::new(FastPathState::new(Arc::clone(&progress))));
-        let stream = Layered::new(Progress(Arc::clone(&progress)), stream);
+        let stream = Layered::new(Progress::new(Arc::clone(&progress)), stream);
         let stream = Layered::new(InformationalIo::new(Arc::clone(&informational)), stream);
         let stream = match &fast_path {
             Some(state) => {
@@ -169,7 +173,9 @@ impl<S: Service> Http1Conn<S> {
         >,
     > + use<S> {
         self.first_request.mark_begun();
-        let guard = self.progress.begin(!request.body().is_end_stream());
+        let has_upload = !request.body().is_end_stream();
+        let guard = self.progress.begin(has_upload);
+        let progress = Arc::clone(&self.progress);
         let number = self.progress.begun();
         let fast_path = self.fast_path.clone();
         let may_switch = request.extensions().get::<OnUpgrade>().is_some();
@@ -186,6 +192,9 @@ impl<S: Service> Http1Conn<S> {
         async move {
             let Answered { response, repeat } = answer.await;
             informational.close().await;
+            if !has_upload && is_endless(response.headers()) {
+                progress.begin_endless();
+            }
             if let (Some(fast_path), Some(repeat)) = (fast_path, repeat) {
                 fast_path.repeat.put((number, repeat));
             }

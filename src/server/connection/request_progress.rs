@@ -1,7 +1,6 @@
 //! The progress of the requests on an HTTP/1 connection. The time limit of a head follows from it,
 //! at no cost per request, and the repeat fast path learns from it what hyper waits for
-//! (`FastPathState`). The layer that counts received bytes also charges them to the budget of the
-//! task.
+//! (`FastPathState`). The layer that records it is `progress_stream`.
 //!
 //! hyper's own limit (`header_read_timeout`) creates a timer for every head, and polls the
 //! connection once more after every response to set it: a tenth of the cost of a hit. Here requests
@@ -10,22 +9,16 @@
 //! quarter of it later.
 
 use std::{
-    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll},
+    task::Poll,
     time::Duration,
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    task::coop,
-    time::sleep,
-};
+use tokio::time::sleep;
 
-use super::layer::{Layer, Layered, Polled};
 use crate::service::FastPathMiss;
 
 /// Checks per limit.
@@ -48,6 +41,8 @@ pub(super) struct RequestProgress {
     /// Whether the last write waits for the client. A response may still be on its way after hyper
     /// has dropped its body.
     unsent: AtomicBool,
+    /// Whether the response is a stream of events, which may have nothing to say for hours.
+    is_endless: AtomicBool,
 }
 
 /// The request that a connection waits for; equal while that is the same.
@@ -64,6 +59,21 @@ impl RequestProgress {
         bump(&self.begun);
         self.has_upload.store(has_body.into(), Ordering::Relaxed);
         RequestGuard(Arc::clone(self))
+    }
+
+    /// Records bytes that have arrived.
+    pub(super) fn record_received(&self, bytes: usize) {
+        add(&self.received_bytes, bytes as u64);
+    }
+
+    /// Whether the response that is being sent is a stream of events.
+    pub(super) fn is_endless(&self) -> bool {
+        self.is_endless.load(Ordering::Relaxed)
+    }
+
+    /// Records that the response is a stream of events.
+    pub(super) fn begin_endless(&self) {
+        self.is_endless.store(true, Ordering::Relaxed);
     }
 
     /// The number of heads that have arrived.
@@ -105,7 +115,7 @@ impl RequestProgress {
         answered.then_some((begun, uploads * (bytes / self.over_max_head.max(1))))
     }
 
-    fn record_write<T>(&self, written: &Poll<T>) {
+    pub(super) fn record_write<T>(&self, written: &Poll<T>) {
         self.unsent.store(written.is_pending(), Ordering::Relaxed);
     }
 }
@@ -125,6 +135,7 @@ pub(super) struct RequestGuard(Arc<RequestProgress>);
 impl Drop for RequestGuard {
     fn drop(&mut self) {
         bump(&self.0.ended);
+        self.0.is_endless.store(false, Ordering::Relaxed);
     }
 }
 
@@ -226,52 +237,6 @@ impl<T> Slot<T> {
     }
 }
 
-/// Bytes that count as one more operation of a task.
-const BYTES_PER_OPERATION: usize = 4 << 10;
-
-/// Charges received bytes to the budget of the task (`tokio::task::coop`), which counts a read as
-/// one operation whatever its size. hyper reads on as long as there are bytes, and they may lead to
-/// nothing: the digits of a chunk's size have no end. A few clients that sent such digits delayed
-/// all others by most of a second.
-fn charge_budget(bytes: usize, cx: &mut Context<'_>) {
-    for _ in 0..bytes / BYTES_PER_OPERATION {
-        match coop::poll_proceed(cx) {
-            Poll::Ready(operation) => operation.made_progress(),
-            // The budget is spent, so the next read ends this turn of the task.
-            Poll::Pending => return,
-        }
-    }
-}
-
-/// A stream that records when bytes arrive and when a write has to wait.
-pub(super) type ProgressStream<S> = Layered<Progress, S>;
-
-/// The layer of [`ProgressStream`].
-pub(super) struct Progress(pub(super) Arc<RequestProgress>);
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Layer<S> for Progress {
-    fn poll_read(&mut self, below: &mut S, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Polled {
-        let filled = buf.filled().len();
-        let read = Pin::new(below).poll_read(cx, buf);
-        let received = buf.filled().len() - filled;
-        add(&self.0.received_bytes, received as u64);
-        charge_budget(received, cx);
-        read
-    }
-
-    fn after_write(&mut self, _cx: &mut Context<'_>, written: Polled<usize>) -> Polled<usize> {
-        self.0.record_write(&written);
-        written
-    }
-
-    fn poll_flush(&mut self, below: &mut S, cx: &mut Context<'_>) -> Polled {
-        // TLS accepts all bytes at once, and has sent them only after a flush.
-        let flushed = Pin::new(below).poll_flush(cx);
-        self.0.record_write(&flushed);
-        flushed
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::future::pending;
@@ -281,7 +246,10 @@ mod tests {
         time::timeout,
     };
 
-    use super::*;
+    use super::{
+        super::progress_stream::{Progress, ProgressStream},
+        *,
+    };
 
     const LIMIT: Duration = Duration::from_millis(80);
 
@@ -304,7 +272,7 @@ mod tests {
     async fn an_answer_that_is_not_taken_yet_is_no_silence() {
         let turns = Arc::new(RequestProgress::default());
         let (server, mut client) = duplex(16);
-        let mut server = ProgressStream::new(Progress(Arc::clone(&turns)), server);
+        let mut server = ProgressStream::new(Progress::new(Arc::clone(&turns)), server);
         drop(turns.begin(false));
         let send = async { server.write_all(&[0; 17]).await };
         let send = async {
@@ -347,27 +315,5 @@ mod tests {
             !busy(|turns| add(&turns.received_bytes, 1), true).await,
             "it may be a head as well"
         );
-    }
-
-    #[tokio::test]
-    async fn who_sends_without_end_lets_others_have_their_turn() {
-        let endless = tokio::io::join(tokio::io::repeat(b'0'), tokio::io::sink());
-        let mut stream = ProgressStream::new(Progress(Arc::default()), endless);
-        let mut part = vec![0; 64 << 10];
-        let read_in_a_turn = tokio::spawn(async move {
-            std::future::poll_fn(|cx| {
-                let mut read = 0;
-                loop {
-                    let mut buf = ReadBuf::new(&mut part);
-                    match Pin::new(&mut stream).poll_read(cx, &mut buf) {
-                        Poll::Ready(_) => read += buf.filled().len(),
-                        Poll::Pending => return Poll::Ready(read),
-                    }
-                }
-            })
-            .await
-        });
-        let read = read_in_a_turn.await.unwrap();
-        assert!(read <= 1 << 20, "{read} bytes");
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead as _, BufReader},
     net::SocketAddr,
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
@@ -218,6 +219,25 @@ impl Process {
     /// Starts with `--listen` and `--admin` on its own ports, and waits until it is live. Without
     /// another value of the variable there is no grace after a start of Redis.
     pub(crate) async fn start(args: &[&str], envs: &[(&str, &str)]) -> Self {
+        Self::start_from(|| command(args, &[&[NO_GRACE], envs].concat())).await
+    }
+
+    /// Like [`start`](Self::start) for a child that sees `file` at `path`, in a mount namespace.
+    /// Returns none if there are no namespaces.
+    pub(crate) async fn seeing(
+        (path, file): (&str, &Path),
+        args: &[&str],
+        envs: &[(&str, &str)],
+    ) -> Option<Self> {
+        let mut probe = Command::new("unshare");
+        let has_namespaces = probe.args(["-rm", "true"]).stderr(Stdio::null()).status();
+        if !has_namespaces.is_ok_and(|status| status.success()) {
+            return None;
+        }
+        Some(Self::start_from(|| seeing((path, file), args, envs)).await)
+    }
+
+    async fn start_from(command: impl Fn() -> Command) -> Self {
         steady_clock();
         for _ in 0..PORT_ATTEMPTS {
             let listen = SocketAddr::from(([127, 0, 0, 1], free_port()));
@@ -228,8 +248,7 @@ impl Process {
             }
             let (proxy, admin) = (listen.to_string(), admin_address.to_string());
             let addresses = ["--listen", &proxy, "--admin", &admin];
-            let envs = [&[NO_GRACE], envs].concat();
-            let mut child = command(args, &envs).args(addresses).spawn().expect("the binary runs");
+            let mut child = command().args(addresses).spawn().expect("the binary runs");
             let stderr = collect(&mut child);
             let (client, admin) = (Client::new(listen), Client::operator(admin_address));
             let mut process = Self { client, admin, child, stderr };
@@ -381,6 +400,25 @@ fn command(args: &[&str], envs: &[(&str, &str)]) -> Command {
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_jobcache")])
+        .args(args)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .envs(envs.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Mounts a file over another, and executes jobcache.
+const MOUNT: &str = r#"mount --bind "$1" "$2" && shift 2 && exec "$@""#;
+
+fn seeing((path, file): (&str, &Path), args: &[&str], envs: &[(&str, &str)]) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "unshare", "-rm", "sh", "-c", MOUNT, "sh"])
+        .arg(file)
+        .args([path, env!("CARGO_BIN_EXE_jobcache")])
         .args(args)
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
