@@ -84,7 +84,7 @@ pub struct UpstreamConfig {
     /// Requests to the upstream at a time, each over its own connection, without streams; further
     /// ones wait for `connect_timeout`.
     pub max_connections: usize,
-    /// Streams at a time: upgrades, event streams, and answers whose body is still open a second
+    /// Streams at a time: upgrades, event streams, and answers that are still open a second
     /// after their head.
     pub max_streams: usize,
     /// Age from which a connection takes no further request, so that names are resolved again.

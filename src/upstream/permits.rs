@@ -2,7 +2,7 @@
 //! stream, one of `upstream.max_streams`. So streams, which may stay open for hours, never keep a
 //! read or a write from the API.
 //!
-//! A stream is an upgrade, an event stream, or an answer whose body is still open
+//! A stream is an upgrade, an event stream, or an answer with a body that is still open
 //! [`LONG_ANSWER`] after its head. The first two are known in time: past the limit they are refused,
 //! unless the answer is that of a write, which has been done. An answer that only lasts longer than
 //! others is never broken off: without a permit for a stream it keeps the one it has.

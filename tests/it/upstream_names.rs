@@ -135,7 +135,7 @@ async fn a_second_sigterm_ends_the_process_at_once() {
 
     process.terminate();
     eventually(SOON, async || process.stderr().contains("draining")).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
     process.terminate();
 
     assert_eq!(process.wait().await.code(), Some(130), "{}", process.stderr());

@@ -181,7 +181,7 @@ pub(super) const UPSTREAM: SettingSection = SettingSection {
         number("upstream.max_streams", "10000", (0, 1_000_000), |c, v| c.upstream.max_streams = v)
             .help(
                 "Streams at a time: WebSockets and other upgrades, event streams, and responses \
-                 whose body is still open a second after their head.",
+                 that are still open a second after their head.",
             )
             .note(
                 "Another upgrade or event stream gets 503; another long response counts among \
