@@ -226,6 +226,7 @@ async fn each_input_gets_what_the_list_in_the_readme_says() {
 const SOURCES: &[&str] = &[
     include_str!("bound_connections.rs"),
     include_str!("framing.rs"),
+    include_str!("half_close.rs"),
     include_str!("hostile.rs"),
     include_str!("invalidation.rs"),
     include_str!("limits.rs"),
@@ -233,6 +234,7 @@ const SOURCES: &[&str] = &[
     include_str!("proxying.rs"),
     include_str!("purge.rs"),
     include_str!("reads.rs"),
+    include_str!("streams.rs"),
 ];
 
 #[test]

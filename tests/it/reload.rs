@@ -178,10 +178,11 @@ async fn a_write_under_way_when_its_route_appears_is_invalidated_before_it_is_an
 
 #[tokio::test]
 async fn a_write_given_up_after_its_route_appeared_is_invalidated_all_the_same() {
-    let (setup, _gate, write) = written_before_its_route().await;
+    let (setup, gate, write) = written_before_its_route().await;
 
     drop(write);
     setup.upstream.commit("x1");
+    gate.release();
 
     setup.dropped(4).await;
     setup.get(X).await.assert(200, &version("x1", 1));

@@ -211,7 +211,7 @@ async fn what_is_not_heard_out_or_has_no_body_is_unchecked() {
     let open = setup.sidecar.client.request(Method::GET, X).open().await;
     feed.data("{").await;
     drop(open);
-    feed.abandoned().await;
+    feed.abandoned_under_way().await;
     counted(&setup, "unchecked", 1).await;
 }
 

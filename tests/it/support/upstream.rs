@@ -292,6 +292,17 @@ impl Feed {
         soon(self.frames.closed()).await;
     }
 
+    /// Sends data until the body is no longer read: the sidecar learns of a client that is gone when it
+    /// writes to it.
+    pub(crate) async fn abandoned_under_way(&self) {
+        let send = async {
+            while self.frames.send(Ok(Frame::data(Bytes::from_static(b" ")))).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon(send).await;
+    }
+
     async fn send(&self, frame: io::Result<Frame<Bytes>>) {
         soon(self.frames.send(frame)).await.expect("a reader of the body");
     }
