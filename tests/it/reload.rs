@@ -181,7 +181,6 @@ async fn a_write_given_up_after_its_route_appeared_is_invalidated_all_the_same()
     let (setup, gate, write) = written_before_its_route().await;
 
     drop(write);
-    setup.upstream.commit("x1");
     gate.release();
 
     setup.dropped(4).await;
