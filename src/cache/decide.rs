@@ -230,7 +230,8 @@ pub(super) fn leased<F>(facts: &Facts, holder: LeaseHolder<F>) -> OtherLease<F> 
         _ if facts.is_solo => {
             OtherLease::Uncached(Uncached::Pass(pass_reason(facts, Bypass::Leased)))
         }
-        None if holder.is_same_reader => OtherLease::Wait,
+        // An entry that comes later may be too old for a request with limits.
+        None if holder.is_same_reader && !facts.directives.limits_age() => OtherLease::Wait,
         _ => OtherLease::Lead,
     }
 }

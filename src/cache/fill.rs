@@ -162,17 +162,18 @@ impl Filler {
 
     /// Gives up the placeholder of a read that has failed, so that the read can be repeated without it:
     /// an application that itself reads the key may fail because of it. Returns false if there is none,
-    /// or if too many reads were repeated lately. The response is not stored.
+    /// if the store does not take it away in time, or if too many reads were repeated lately. The response
+    /// is not stored.
     pub async fn give_up_placeholder(&self, lead: &mut LeaderRead) -> bool {
         if !matches!(lead.target, FillTarget::Lease(_))
             || !self.state.notes.foreign_caches.admits_repeat()
         {
             return false;
         }
-        if let FillTarget::Lease(lease) = mem::replace(&mut lead.target, FillTarget::Nowhere) {
-            self.state.store.release(lease).await;
-        }
-        true
+        let FillTarget::Lease(lease) = mem::replace(&mut lead.target, FillTarget::Nowhere) else {
+            return false;
+        };
+        timeout(self.config.budget().left(), self.state.store.release(lease)).await.is_ok()
     }
 
     /// Steps aside if a read that succeeded without the placeholder has left a value that is not ours.

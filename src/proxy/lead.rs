@@ -4,7 +4,11 @@
 //! task publishes the response or abandons the flight. A panic drops the [`LeaderRead`], which
 //! sends the waiting clients to the upstream on their own.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use hyper::{
     Request, Response, StatusCode,
@@ -34,6 +38,10 @@ use crate::{
 
 /// How long the clients that joined wait for a streaming body.
 const STREAM_WAIT: Duration = Duration::from_millis(250);
+
+/// A read that fails because of the placeholder fails soon. One that fails later is not repeated: the
+/// upstream has trouble of its own.
+const REPEAT_WITHIN: Duration = Duration::from_millis(500);
 
 /// One shared read.
 pub(super) struct LeadTask {
@@ -78,20 +86,10 @@ impl LeadTask {
     /// stored.
     async fn run(mut self, request: Request<RequestBody>) -> FillResult {
         self.lead.leader.start().await;
-        let context = Arc::clone(&self.context);
-        let filler = &context.cache.filler;
-        if let Some(entry) = filler.wait_for_holder(&mut self.lead).await {
-            return self.answer_from_store(&entry);
-        }
-        let mut sent = tokio::select! {
-            sent = context.send(request, RetryPolicy::OnceIfSafe) => sent,
-            entry = filler.entry_of_holder(&self.lead) => return self.answer_from_store(&entry),
+        let sent = match self.ask(request).await {
+            Ok(sent) => sent,
+            Err(entry) => return self.answer_from_store(&entry),
         };
-        if matches!(&sent, Ok(response) if response.status() == StatusCode::INTERNAL_SERVER_ERROR)
-            && filler.give_up_placeholder(&mut self.lead).await
-        {
-            sent = self.repeat().await;
-        }
         let framed = sent.as_ref().is_ok_and(is_framed);
         let response = match sent.and_then(prepare_response) {
             Ok(response) => response,
@@ -110,6 +108,32 @@ impl LeadTask {
             Ok(freshness) if is_sized(&body) => self.take_whole(head, body, freshness).await,
             Ok(freshness) => self.take_streaming(head, body, freshness).await,
         }
+    }
+
+    /// Reads the upstream. Returns the entry of the reader that holds the lease if that comes first.
+    async fn ask(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Result<Response<ResponseBody>, UpstreamError>, Arc<Entry>> {
+        let context = Arc::clone(&self.context);
+        let filler = &context.cache.filler;
+        if let Some(entry) = filler.wait_for_holder(&mut self.lead).await {
+            return Err(entry);
+        }
+        let asked = Instant::now();
+        let sent = tokio::select! {
+            sent = context.send(request, RetryPolicy::OnceIfSafe) => sent,
+            entry = filler.entry_of_holder(&self.lead) => return Err(entry),
+        };
+        let has_failed =
+            |sent: &Response<ResponseBody>| sent.status() == StatusCode::INTERNAL_SERVER_ERROR;
+        if sent.as_ref().is_ok_and(has_failed)
+            && asked.elapsed() < REPEAT_WITHIN
+            && filler.give_up_placeholder(&mut self.lead).await
+        {
+            return Ok(self.repeat().await);
+        }
+        Ok(sent)
     }
 
     /// Repeats a read that has failed while the placeholder of its job stood.

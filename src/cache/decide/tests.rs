@@ -121,6 +121,12 @@ fn how_a_read_goes_on_whose_lease_another_reader_holds() {
         (solo(), (true, true), here, OtherLease::Join(())),
         (PLAIN, (true, true), none, OtherLease::Wait),
         (PLAIN, (true, false), none, OtherLease::Lead),
+        (
+            facts(|f| f.directives.max_age = Some(std::time::Duration::from_secs(5))),
+            (true, true),
+            none,
+            OtherLease::Lead,
+        ),
         (PLAIN, (true, true), late, OtherLease::Lead),
         (solo(), (true, true), none, uncached(pass(Bypass::Leased))),
         (solo(), (true, false), late, uncached(pass(Bypass::Leased))),

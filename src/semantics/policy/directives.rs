@@ -189,6 +189,11 @@ impl RequestDirectives {
         !self.no_cache && young && lasting
     }
 
+    /// Whether the age or the remaining lifetime of an answer matters.
+    pub fn limits_age(&self) -> bool {
+        self.max_age.is_some() || self.min_fresh.is_some()
+    }
+
     fn parse(headers: &HeaderMap) -> Result<Self, Malformed> {
         let mut this = Self::default();
         for directive in directives(headers)? {

@@ -278,15 +278,16 @@ impl RedisEngine {
     /// refuse it one by one. Fences stay, because their writes are still in flight.
     pub(super) async fn sweep(&self) -> Result<()> {
         let events = &self.context.events;
+        events.expect_own_purge_all();
+        let mut result = Ok(());
         for (shard, _) in self.shards_with_slots() {
             for prefix in &self.context.prefixes {
-                events.expect_own_purge_all();
-                let swept = self.sweep_prefix(&*shard.state.session()?, prefix).await;
-                events.end_own_purge_all();
-                swept?;
+                let swept = async { self.sweep_prefix(&*shard.state.session()?, prefix).await };
+                result = swept.await.and(result);
             }
         }
-        Ok(())
+        events.end_own_purge_all();
+        result
     }
 
     async fn sweep_prefix(&self, session: &Session, prefix: &str) -> Result<()> {
