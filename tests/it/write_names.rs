@@ -132,6 +132,28 @@ async fn a_target_that_names_more_than_a_thousand_jobs_counts_for_all() {
     assert!(!keeps_others(&setup, 1001, StatusCode::OK).await);
 }
 
+#[tokio::test]
+async fn a_target_that_is_too_long_to_be_read_in_every_way_counts_for_all() {
+    let setup = Setup::new().await;
+    setup.upstream.respond("/other", |_| Some(json(StatusCode::OK, "{}")));
+    let long = "a".repeat(60_000);
+    for headers in [
+        vec![("x-original-url", format!("/%6aobs/7;{long}"))],
+        vec![("x-1-path", format!("/x;{long}")), ("x-original-url", "/jobs/7/".to_owned())],
+        vec![("x-1-path", format!("/x;\\{long}")), ("x-2-path", "/x/..%2Fjobs/7".to_owned())],
+    ] {
+        eventually(SOON, async || setup.get("/jobs/7").await.is_hit()).await;
+        let before = setup.get("/jobs/7").await.text().to_owned();
+        setup.upstream.commit("7");
+        let mut write = setup.sidecar.client.request(Method::PUT, "/other");
+        for (name, value) in &headers {
+            write = write.header(name, value);
+        }
+        assert_eq!(write.send().await.status, StatusCode::OK);
+        assert_ne!(setup.get("/jobs/7").await.text(), before, "{headers:.40?}");
+    }
+}
+
 /// The variables after `{id}` of the jobs that a write above them changes are not in its path.
 #[tokio::test]
 async fn a_write_above_a_variable_changes_all_jobs_and_one_at_a_job_that_job_whatever_the_answer() {

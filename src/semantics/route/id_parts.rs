@@ -39,18 +39,27 @@ const PART_BYTE_COST: usize = 8;
 
 /// The CPU that was spent on reading one target, in units.
 #[derive(Debug, Default)]
-pub(super) struct Effort(usize);
+pub(super) struct Effort {
+    spent: usize,
+    is_cut_off: bool,
+}
 
 impl Effort {
-    /// Spends some units. Returns whether there were as many.
+    /// Spends some units. Returns whether there were as many; otherwise the reading is cut off.
     pub(super) fn spend(&mut self, units: usize) -> bool {
-        self.0 = self.0.saturating_add(units);
-        self.0 <= MAX_EFFORT
+        self.spent = self.spent.saturating_add(units);
+        self.is_cut_off |= self.spent > MAX_EFFORT;
+        self.spent <= MAX_EFFORT
     }
 
-    /// Whether something was left out because it would have cost too much.
-    pub(super) fn is_spent(&self) -> bool {
-        self.0 >= MAX_EFFORT
+    /// Records that a limit kept something from being read.
+    pub(super) fn cut_off(&mut self) {
+        self.is_cut_off = true;
+    }
+
+    /// Whether something was left unread. It may name any job.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.is_cut_off
     }
 }
 
@@ -314,7 +323,7 @@ mod tests {
         for text in ["1,".repeat(1 << 16), "0a~".repeat(1 << 16), "%2531".repeat(1 << 16)] {
             let mut effort = Effort::default();
             NamedIds::default().add_text(&namer(Ids::Auto), &text, &mut effort);
-            assert!(effort.is_spent());
+            assert!(effort.is_cut_off());
         }
     }
 

@@ -23,7 +23,7 @@ const MAX_READERS: usize = 2;
 
 /// Largest number of texts that one round of readers leaves, the most literal first. Each costs at
 /// most 8 walks, all linear. Only a path made for the purpose has more; other paths have one or
-/// two.
+/// two. A path with more counts as not read to its end.
 const MAX_TEXTS: usize = 36;
 
 /// Largest number of jobs that a path names at the place of the id and that are fenced until
@@ -225,12 +225,13 @@ impl Search<'_, '_> {
         let walked = walks.iter().map(|walk| decoded(walk));
         let texts = encoded.map(decoded).into_iter().chain(walked).chain(walks.iter().cloned());
         for next in texts {
+            if next == text || next_texts.contains(&next) {
+                continue;
+            }
             if next_texts.len() >= MAX_TEXTS {
-                return;
+                return self.effort.cut_off();
             }
-            if next != text && !next_texts.contains(&next) {
-                next_texts.push(next);
-            }
+            next_texts.push(next);
         }
     }
 

@@ -410,3 +410,24 @@ fn the_path_of_a_job_is_not_that_of_another() {
     check("j7", Some("/jobs/7"));
     check("jx7", None);
 }
+
+#[test]
+fn a_target_that_is_too_long_to_be_read_in_every_way_counts_for_all_jobs() {
+    let long = "a".repeat(60_000);
+    for headers in [
+        format!("X-Original-URL: /%6aobs/7;{long}"),
+        format!("X-1-Path: /x;{long}\nX-Original-URL: /jobs/7/"),
+        format!("X-1-Path: /x;\\{long}\nX-2-Path: /x/..%2Fjobs/7"),
+        format!("X-Original-URL: /{}jobs/7", "%2e%2e;\\x/".repeat(6_000)),
+    ] {
+        let mut request = Request::put("/other");
+        for line in headers.lines() {
+            let (name, value) = line.split_once(": ").unwrap();
+            request = request.header(name, value);
+        }
+        let request = request.body(()).unwrap();
+        let Route::Write(scope) = routes().classify(&request) else { panic!("{:.40}", headers) };
+        let names_seven = scope.all_jobs().contains(&JobId::new("7", 0));
+        assert!(scope.too_many || names_seven, "{headers:.40}");
+    }
+}

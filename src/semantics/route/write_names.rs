@@ -135,10 +135,9 @@ impl TargetNames {
 
     pub(super) fn into_scope(self) -> WriteScope {
         let Self { named, by_rules, effort } = self;
-        let NamedJobs { jobs: place, elsewhere, collections, rules, names_job, .. } = named;
-        let is_cut_off = effort.is_spent() && !(collections.is_empty() && rules.is_empty());
+        let NamedJobs { jobs: place, elsewhere, rules, names_job, .. } = named;
         let has_unlisted = elsewhere.has_unlisted || by_rules.has_unlisted;
-        let mut too_many = elsewhere.has_more || by_rules.has_more || is_cut_off;
+        let mut too_many = elsewhere.has_more || by_rules.has_more || effort.is_cut_off();
         let names_job = names_job || !by_rules.ids.is_empty();
         let mut known = HashSet::new();
         let mut new = |jobs: Vec<JobId>| -> Vec<JobId> {
