@@ -426,7 +426,7 @@ fn a_target_that_is_too_long_to_be_read_in_every_way_counts_for_all_jobs() {
             request = request.header(name, value);
         }
         let request = request.body(()).unwrap();
-        let Route::Write(scope) = routes().classify(&request) else { panic!("{:.40}", headers) };
+        let Route::Write(scope) = routes().classify(&request) else { panic!("{headers:.40}") };
         let names_seven = scope.all_jobs().contains(&JobId::new("7", 0));
         assert!(scope.too_many || names_seven, "{headers:.40}");
     }
