@@ -18,6 +18,7 @@ mod foreign_cache;
 mod held_fill;
 mod held_lease;
 mod invalidate;
+mod job_news;
 mod job_notes;
 mod lookup;
 mod reader;
@@ -26,7 +27,9 @@ mod silent_changes;
 
 pub use comparison::{Comparison, ComparisonResult};
 pub use decide::{BeforeLookup, LookupRequest};
+pub use entry::ChangeId;
 pub use fill::{AbandonReason, FillResult, Filler, LeaderRead, PublishedRead};
+pub use job_news::NewsListener;
 pub use invalidate::{
     EndStage, FenceEnd, Invalidator, OUTCOME_UNKNOWN, PurgeAllOutcome, PurgeOutcome, PurgeReceipt,
     RELOAD_WAIT, WriteOutcome,
@@ -178,6 +181,7 @@ impl Cache {
             directives: self.config.directives(headers),
             may_fill: *method == Method::GET,
             solo: false,
+            rechecks: false,
             variant,
         }
     }

@@ -240,6 +240,7 @@ impl Serving {
     /// drain.
     async fn drain(self, warming: JoinHandle<()>, deadline: Duration, live: &Current) {
         info!("draining");
+        live.proxy().release_waiters();
         let deadline_at = Instant::now() + deadline;
         self.start_drain.send_replace(true);
         let _ = (warming.await, self.clients.await);

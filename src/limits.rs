@@ -248,6 +248,8 @@ labels! {
         Streams = "server.max_streams",
         /// A read of a job went to the upstream on its own because too many flights were under way.
         Flights = "max_flights",
+        /// A request for push was answered as if push were off because too many clients were waiting.
+        Waiting = "push.max_waiting",
         /// A response was not stored because too many bytes of responses were held in memory.
         Captured = "max_captured",
         /// A write or a purge was refused because too many bytes of them were held in memory.

@@ -9,7 +9,7 @@
 //!    pass.
 //! 3. `read` answers a read of a job from this process, from the store, or by one upstream read
 //!    that all waiting clients share (`lead`). In shadow mode it answers from the upstream and only
-//!    compares.
+//!    compares. `push` holds a read until the job changes, if the client asks for that.
 //! 4. `write` fences the jobs that a write may change, forwards the write, and invalidates those
 //!    jobs before it answers, and again when the bodies have ended. `body_rules` finds the jobs that
 //!    only a body names.
@@ -34,6 +34,7 @@ pub(crate) mod metrics;
 mod pass;
 mod prefetch;
 mod proxy_context;
+mod push;
 mod read;
 pub mod repeat_hit;
 mod route_advice;
@@ -55,13 +56,15 @@ use self::{
     body_rules::BodyInspector,
     metrics::ProxyMetrics,
     proxy_context::{ProxyConfig, ProxyContext, Requester},
+    push::Topics,
+    read::Arrival,
     repeat_hit::RepeatHit,
 };
 use crate::{
     cache::Cache,
     config::Config,
     limits::{Limit, Quota},
-    observe::{events::HitSample, metrics::Registry, spans},
+    observe::{metrics::Registry, spans},
     semantics::{
         headers,
         route::{Route, Routes},
@@ -119,9 +122,10 @@ impl Proxy {
                 metrics.limits.count(limit);
             }
             refuse_and_close(refusal, request.version())
-        } else if let Some(_permit) = self.requests.take(1) {
+        } else if let Some(permit) = self.requests.take(1) {
             let requester = Requester { client, informational };
-            self.dispatch(request, requester, hit_sample.as_ref()).await
+            let arrival = Arrival { sample: hit_sample.as_ref(), permit: &permit };
+            self.dispatch(request, requester, arrival).await
         } else {
             refuse_retryable("overloaded")
         };
@@ -135,12 +139,10 @@ impl Proxy {
         &self,
         request: Request<Incoming>,
         requester: Requester,
-        hit_sample: Option<&HitSample>,
+        arrival: Arrival<'_>,
     ) -> Answer {
         match self.context.routes.classify(&request) {
-            Route::Read(job) => {
-                read::serve(&self.context, &job, request, requester, hit_sample).await
-            }
+            Route::Read(job) => read::serve(&self.context, &job, request, requester, arrival).await,
             Route::Write(scope) => {
                 Box::pin(write::forward(&self.context, scope, request, requester)).await
             }
@@ -166,6 +168,9 @@ impl Proxy {
         let inspected =
             quota(Limit::Inspected, config.cache.limits.max_inspected, &metrics.inspected);
         let requests = quota(Limit::Requests, config.server.max_requests, &metrics.in_flight);
+        let push_metrics = Arc::clone(&metrics.push);
+        let push = Topics::new(config, push_metrics, &metrics.limits, CancellationToken::new());
+        let push = Arc::new(push);
         let context = ProxyContext {
             routes,
             config: Arc::new(ProxyConfig::of(config)),
@@ -177,6 +182,7 @@ impl Proxy {
             comparisons: verify::quota(&metrics),
             inspector: Arc::new(BodyInspector::new(inspected, registry)),
             advice: Arc::default(),
+            push,
             metrics: Arc::new(metrics),
         };
         Self { context: Arc::new(context), requests }
@@ -199,8 +205,9 @@ impl Proxy {
             old.superseded.cancel();
             CancellationToken::new()
         };
+        let push = Arc::new(old.push.revised(config, &old.metrics.limits));
         let config = Arc::new(ProxyConfig::of(config));
-        let context = ProxyContext { routes, config, superseded, cache, ..old.clone() };
+        let context = ProxyContext { routes, config, superseded, cache, push, ..old.clone() };
         Self { context: Arc::new(context), requests: Arc::clone(&self.requests) }
     }
 
@@ -223,6 +230,11 @@ impl Proxy {
     /// Closes the upstream connection that is bound to a client connection, which is now closed.
     pub(crate) fn close_connection(&self, connection: ConnectionId) {
         self.context.upstream.bound.close(connection);
+    }
+
+    /// Answers the held polls, and ends the streams of events: a drain begins.
+    pub fn release_waiters(&self) {
+        self.context.push.release();
     }
 
     /// Waits until `deadline` for writes and flights that have outlived their clients, and for

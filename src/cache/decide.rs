@@ -23,6 +23,7 @@ use crate::{
 };
 
 /// A read of a job, as the cache sees it.
+#[derive(Clone)]
 pub struct LookupRequest {
     pub(super) key: Key,
     pub(super) place: Place,
@@ -36,6 +37,8 @@ pub struct LookupRequest {
     pub(super) may_fill: bool,
     /// The request never waits for another request's upstream read.
     pub(super) solo: bool,
+    /// The request takes no entry as it is: the upstream shall confirm it.
+    pub(super) rechecks: bool,
     pub(super) variant: Variant,
 }
 
@@ -47,9 +50,26 @@ impl LookupRequest {
         Self { solo: true, ..self }
     }
 
+    /// Makes the upstream confirm an entry before it is the answer. Unlike with `no-cache`, the entry
+    /// stays for its audience if it is confirmed.
+    #[must_use]
+    pub fn rechecking(self) -> Self {
+        Self { rechecks: true, ..self }
+    }
+
+    /// Returns the key of the job.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Returns the key by which reads of the job are shared.
+    pub fn coalesce_key(&self) -> CoalesceKey {
+        self.coalesce_key
+    }
+
     pub(super) fn facts(&self, is_hit_for_miss: bool, yields_key: bool) -> Facts {
-        let Self { directives, may_fill, solo: is_solo, .. } = *self;
-        Facts { directives, may_fill, is_solo, is_hit_for_miss, yields_key }
+        let Self { directives, may_fill, solo: is_solo, rechecks, .. } = *self;
+        Facts { directives, may_fill, is_solo, rechecks, is_hit_for_miss, yields_key }
     }
 }
 
@@ -93,6 +113,8 @@ pub(super) struct Facts {
     pub(super) may_fill: bool,
     /// The request never waits for another request's upstream read.
     pub(super) is_solo: bool,
+    /// The request takes no entry as it is.
+    pub(super) rechecks: bool,
     /// A recent response to such a request could not be stored.
     pub(super) is_hit_for_miss: bool,
     /// Another program keeps storing values under the key.
@@ -180,7 +202,7 @@ pub(super) fn with_entry(facts: &Facts, entry: EntryFacts, in_grace: bool) -> Wi
     if in_grace {
         return WithEntry::Uncached(unconfirmed(facts, Bypass::Grace));
     }
-    if entry.is_hit() {
+    if entry.is_hit() && !facts.rechecks {
         return WithEntry::Hit;
     }
     let refusal = fill_refusal(facts).or(entry.is_closed.then_some(Bypass::Audience));

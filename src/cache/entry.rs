@@ -7,7 +7,7 @@ mod meta;
 #[cfg(test)]
 mod tests;
 
-pub use self::meta::Reject;
+pub use self::meta::{EntryVersion, Reject};
 pub(super) use self::meta::origin_of;
 
 use std::{
@@ -29,11 +29,14 @@ use self::{
     coding::Coding,
     head::{AnswerKind, HIT_STATUS, Head, HeadForm, HeadSeconds, VARY_BY_CODING, numbered},
 };
-use crate::semantics::{
-    audience::{Audience, Caller},
-    headers::VIA_JOBCACHE,
-    identity::IdentityHash,
-    policy::{self, StatedLifetimes, StoredHead, stated_lifetimes},
+use crate::{
+    semantics::{
+        audience::{Audience, Caller},
+        headers::VIA_JOBCACHE,
+        identity::IdentityHash,
+        policy::{self, StatedLifetimes, StoredHead, stated_lifetimes},
+    },
+    store::Token,
 };
 
 /// Tolerance for lifetimes, in ms: HTTP counts seconds, and both `Date` and `Age` are rounded.
@@ -53,8 +56,22 @@ pub struct Entry {
     audience: Audience,
     /// Token under which the entry was stored; empty until it is.
     generation: Box<str>,
+    /// The change since which it was read, if it has replaced an entry.
+    change: Option<Box<str>>,
     /// Hash of the API, route and job that the entry is of; zero until it is stored.
     pub(super) identity: IdentityHash,
+}
+
+/// Names a change of a job: the token of the first lease since the last invalidation. Reads with the
+/// same name have no invalidation between them, although an entry may have replaced another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangeId(Box<str>);
+
+impl ChangeId {
+    /// Returns the change that a lease begins.
+    pub(super) fn of_lease(token: &Token) -> Self {
+        Self(token.as_str().into())
+    }
 }
 
 /// The compressed form of an entry.
@@ -86,6 +103,7 @@ impl Entry {
             expires_at_ms: now_ms.saturating_add(millis(freshness.ttl)),
             audience: Audience::of(caller, freshness.public, now_ms),
             generation: Box::default(),
+            change: None,
             identity: IdentityHash::default(),
         }
     }
@@ -98,6 +116,11 @@ impl Entry {
     /// Returns the token under which the entry was stored.
     pub fn generation(&self) -> &str {
         &self.generation
+    }
+
+    /// Returns the change since which the entry was read.
+    pub fn change(&self) -> ChangeId {
+        ChangeId(self.change.clone().unwrap_or_else(|| self.generation.clone()))
     }
 
     /// Returns the status of the response.
@@ -122,7 +145,8 @@ impl Entry {
         });
         let entry = allocated_bytes(COUNTS + size_of::<Self>());
         let members = allocated_bytes(size_of_val(&self.audience.members[..]));
-        let generation = allocated_bytes(self.generation.len());
+        let change = self.change.as_deref().map_or(0, str::len);
+        let generation = allocated_bytes(self.generation.len()) + allocated_bytes(change);
         entry + members + generation + shared(&self.head.text) + shared(&self.body) + compressed
     }
 
@@ -135,6 +159,11 @@ impl Entry {
     /// conditions apply to.
     pub fn etag(&self) -> Option<HeaderValue> {
         self.head.etag()
+    }
+
+    /// Returns a strong entity tag that is made from the body.
+    pub fn content_tag(&self) -> String {
+        format!("\"{}\"", digest(&self.body))
     }
 
     /// Returns whether a client with these validators already has the entry.
@@ -271,7 +300,7 @@ impl Entry {
     }
 
     /// Returns the head of the response as it is stored.
-    pub(super) fn stored_head(&self) -> StoredHead {
+    pub fn stored_head(&self) -> StoredHead {
         StoredHead {
             status: self.head.status,
             headers: self.head.fields(|_| true).collect(),

@@ -8,7 +8,7 @@ use tokio::{task::spawn_blocking, time::timeout};
 use tracing::debug;
 
 use super::{
-    entry::{Entry, Likeness, Reject},
+    entry::{Entry, EntryVersion, Likeness, Reject},
     flight::{CoalesceKey, Leader},
     held_lease::{ENTRY_WAIT, HeldLease, LeaseEnd},
     job_notes::JobNotes,
@@ -286,8 +286,8 @@ impl Filler {
         let (entry, token, granted_at_ms) = (read.entry, lease.token.clone(), lease.granted_at_ms);
         let compressed = self.compressed(entry).await;
         let members = &entry.audience().members;
-        let names = (&token, &lease.epoch);
-        let meta = entry.meta(members, &read.identity, names, compressed.as_ref());
+        let version = EntryVersion { generation: &token, epoch: &lease.epoch, change: None };
+        let meta = entry.meta(members, &read.identity, version, compressed.as_ref());
         let body = entry.stored_body(compressed.as_ref());
         let filled = self.state.store.fill(lease, body, &meta, ttl).await?;
         if filled == Fill::Stored {
@@ -348,7 +348,10 @@ impl Filler {
         silent_changes.forget(std::slice::from_ref(key));
         let compressed = self.compressed(entry).await;
         let token = store.token(reader);
-        let meta = entry.meta(&members, &identity, (&token, &seen.epoch), compressed.as_ref());
+        let change = known.entry.change();
+        let version =
+            EntryVersion { generation: &token, epoch: &seen.epoch, change: Some(&change) };
+        let meta = entry.meta(&members, &identity, version, compressed.as_ref());
         let body = entry.stored_body(compressed.as_ref());
         let expires_at_ms = entry.expires_at_ms();
         let new = EntryChange::Replace { body, meta: &meta, expires_at_ms };

@@ -326,6 +326,11 @@ impl Flights {
 }
 
 impl Leader {
+    /// Returns the flight, for a follower.
+    pub fn flight(&self) -> Flight {
+        Flight(self.progress.subscribe())
+    }
+
     /// Waits until the read may start. It is valid for every reader that joined before that.
     pub async fn start(&self) {
         while let Some((due, ended)) = self.flights.start(&self.slot) {
@@ -344,7 +349,7 @@ impl Leader {
     pub(super) fn refile(&self, version: JobVersion, coalesce_key: CoalesceKey) {
         let FlightSlot::Confirmed(key, number) = &self.slot else { return };
         self.flights.leave(&self.slot);
-        let (number, flight) = (*number, Flight(self.progress.subscribe()));
+        let (number, flight) = (*number, self.flight());
         let flight = ConfirmedFlight { number, version, coalesce_key, flight };
         lock(&self.flights.confirmed).entry(key.clone()).or_default().push(flight);
     }

@@ -12,7 +12,7 @@ use tracing::debug;
 
 use super::{
     decide::{self, Facts, LeaseHolder, LookupRequest, NoEntry, OtherLease, Uncached, WithEntry},
-    entry::{Entry, Reject},
+    entry::{ChangeId, Entry, Reject},
     fill::{FillTarget, KnownEntry, LeaderRead},
     flight::{Flight, FlightRole, JobVersion},
     held_lease::{HeldLease, Patience},
@@ -41,6 +41,16 @@ labels! {
 }
 
 impl Lookup {
+    /// Returns why the read goes to the upstream, if there is more to say than that there is no entry.
+    pub fn bypass(&self) -> Option<Bypass> {
+        match self {
+            Self::Hit(_) => None,
+            Self::Lead(lead) => lead.why,
+            Self::Join(_, why) => *why,
+            Self::Pass(why) => Some(*why),
+        }
+    }
+
     /// Whether other callers of the job may have an entry that this caller did not get.
     pub(super) fn may_be_split(&self) -> bool {
         match self {
@@ -66,6 +76,17 @@ enum LeaseStep {
 impl CacheReader {
     /// Looks up a job that has no near hit.
     pub async fn lookup(&self, request: &LookupRequest, budget: &mut Budget) -> Lookup {
+        self.lookup_change(request, budget, &mut None).await
+    }
+
+    /// Looks up a job like [`CacheReader::lookup`]. Notes the change since which the job is read, if the
+    /// store has shown it.
+    pub async fn lookup_change(
+        &self,
+        request: &LookupRequest,
+        budget: &mut Budget,
+        change: &mut Option<ChangeId>,
+    ) -> Lookup {
         match self.state.store.trust(&request.key) {
             // During the grace the store is read all the same: its answer shows whether the grace
             // lasts.
@@ -80,11 +101,12 @@ impl CacheReader {
         {
             return Lookup::Join(flight, None);
         }
-        let store_lookup = StoreLookup { reader: self, request, budget };
+        let mut store_lookup = StoreLookup { reader: self, request, budget, change: None };
         let lookup = store_lookup.find().await.unwrap_or_else(|error| {
             debug!(%error, "lookup failed");
             self.answer_without_store(request, &error)
         });
+        *change = store_lookup.change;
         if lookup.may_be_split() {
             self.state.notes.splitting_headers.note_read(&self.config.fingerprinter, request);
         }
@@ -104,7 +126,7 @@ impl CacheReader {
         request: &LookupRequest,
         budget: &mut Budget,
     ) -> Option<Lookup> {
-        let lookup = StoreLookup { reader: self, request, budget };
+        let lookup = StoreLookup { reader: self, request, budget, change: None };
         lookup.find_for_prefetch().await.unwrap_or_else(|error| {
             debug!(%error, "lookup failed");
             Some(Lookup::Pass(bypass_reason(&error)))
@@ -218,7 +240,7 @@ impl CacheReader {
     }
 
     /// Answers a read without a confirmed lookup: only by an upstream read that starts after now.
-    fn lead_next(&self, request: &LookupRequest, why: Bypass) -> Lookup {
+    pub fn lead_next(&self, request: &LookupRequest, why: Bypass) -> Lookup {
         let flights = &self.state.flights;
         let role = flights.join_or_lead_next(request.key.clone(), request.coalesce_key);
         lead_or_join(request, role, Some(why), || FillTarget::Nowhere)
@@ -230,13 +252,18 @@ struct StoreLookup<'r> {
     reader: &'r CacheReader,
     request: &'r LookupRequest,
     budget: &'r mut Budget,
+    /// The change since which the job is read, if the store has shown it.
+    change: Option<ChangeId>,
 }
 
 impl StoreLookup<'_> {
-    async fn find(self) -> Result<Lookup, StoreError> {
-        let Self { reader, request, .. } = self;
+    async fn find(&mut self) -> Result<Lookup, StoreError> {
+        let Self { reader, request, .. } = *self;
         let (reject, seen) = match reader.read_entry(request, self.budget).await? {
-            Found::Entry(known) => return Ok(reader.answer_with_entry(request, known)),
+            Found::Entry(known) => {
+                self.change = Some(known.entry.change());
+                return Ok(reader.answer_with_entry(request, known));
+            }
             Found::NoEntry(reject, seen) => (reject, seen),
         };
         let is_hit_for_miss = reader.notes.is_hit_for_miss(request);
@@ -292,8 +319,8 @@ impl StoreLookup<'_> {
     }
 
     /// Takes the lease of a job that has no entry, and answers by what the store says to that.
-    async fn take_lease(mut self, facts: &Facts, seen: &Seen) -> Result<Lookup, StoreError> {
-        let Self { reader, request, .. } = self;
+    async fn take_lease(&mut self, facts: &Facts, seen: &Seen) -> Result<Lookup, StoreError> {
+        let Self { reader, request, .. } = *self;
         Ok(match self.ask_for_lease(facts, seen).await? {
             LeaseStep::Fill(lease) => reader.lead(request, lease, self.budget).await,
             LeaseStep::Leased(OtherLease::Join(flight), _) => Lookup::Join(flight, None),
@@ -304,7 +331,11 @@ impl StoreLookup<'_> {
                 reader.lead_under_held(request, HeldLease::new(version, seen, Patience::ForEntry))
             }
             LeaseStep::Overtaken(seen) => {
-                reader.answer_overtaken(request, facts, reader.decode(request, seen))
+                let found = reader.decode(request, seen);
+                if let Found::Entry(known) = &found {
+                    self.change = Some(known.entry.change());
+                }
+                reader.answer_overtaken(request, facts, found)
             }
             LeaseStep::Uncached(uncached)
             | LeaseStep::Leased(OtherLease::Uncached(uncached), _) => {
@@ -317,6 +348,7 @@ impl StoreLookup<'_> {
     async fn ask_for_lease(&mut self, facts: &Facts, seen: &Seen) -> Result<LeaseStep, StoreError> {
         Ok(match self.lease(seen).await? {
             Grant::Lease(lease) => {
+                self.change = Some(ChangeId::of_lease(&lease.token));
                 let is_of_other_epoch = lease.epoch.server() != seen.epoch.server();
                 match decide::granted(facts, is_of_other_epoch) {
                     None => LeaseStep::Fill(lease),
@@ -328,6 +360,7 @@ impl StoreLookup<'_> {
             }
             Grant::Stored(seen) => LeaseStep::Overtaken(seen),
             Grant::Leased(token, epoch) => {
+                self.change = Some(ChangeId::of_lease(&token));
                 let version = JobVersion { token, epoch };
                 let holder = self.reader.lease_holder(self.request, &version, &seen.epoch);
                 LeaseStep::Leased(decide::leased(facts, holder), version)
@@ -343,7 +376,7 @@ impl StoreLookup<'_> {
     }
 
     /// Answers a read without a confirmed lookup, but stores the response if the lease is granted.
-    async fn lead_next_with_lease(mut self, why: Bypass, seen: &Seen) -> Lookup {
+    async fn lead_next_with_lease(&mut self, why: Bypass, seen: &Seen) -> Lookup {
         let mut lookup = self.reader.lead_next(self.request, why);
         if let Lookup::Lead(lead) = &mut lookup
             && let Ok(Grant::Lease(lease)) = self.lease(seen).await

@@ -18,13 +18,14 @@ use super::{
     decide::{EntryFacts, Facts, LookupRequest},
     entry::{self, Entry, Reject},
     fill::KnownEntry,
+    job_news::NewsListener,
     job_notes::JobNotes,
     shared_state::{CacheConfig, SharedState},
 };
 use crate::{
     mutants::{self, Mutant},
     observe::spans,
-    store::{BarrierWait, Budget, NearMiss, Seen, StoreError, near::Noted},
+    store::{BarrierWait, Budget, Key, NearMiss, Seen, StoreError, near::Noted},
 };
 
 /// Looks up reads.
@@ -60,6 +61,11 @@ pub(super) enum Found {
 }
 
 impl CacheReader {
+    /// Listens to the news about a job.
+    pub fn listen(&self, key: &Key) -> NewsListener {
+        self.state.news.listen(key)
+    }
+
     /// Looks up a near entry that is a hit for this request. Returns it with the current time in ms
     /// since 1970 by the store's clock, and records the result in the current span.
     pub async fn lookup_near(

@@ -14,11 +14,12 @@ use super::{
     entry::Entry,
     flight::{CoalesceKey, Flights},
     foreign_cache::ForeignCaches,
+    job_news::JobNews,
     job_notes::{SplittingHeaders, WindowedCounts},
     silent_changes::{ChangeWatcher, SilentChanges},
 };
 use crate::{
-    config::{CachingConfig, Config, NearMode, StoreUrl},
+    config::{CachingConfig, Config, NearMode, PushMode, StoreUrl},
     limits::{Limit, LimitHits, Quota},
     observe::{
         events::Events,
@@ -52,6 +53,8 @@ pub(super) struct SharedState {
     pub(super) near: Option<Arc<NearEntries<Arc<Entry>>>>,
     pub(super) flights: Arc<Flights>,
     pub(super) silent_changes: Arc<SilentChanges>,
+    /// Those that wait for jobs to change.
+    pub(super) news: Arc<JobNews>,
     /// Limits the memory of responses that are being read into the cache.
     pub(super) capture_quota: Arc<Quota>,
     /// Entries that a comparison found to differ from the upstream's response.
@@ -92,9 +95,12 @@ impl SharedState {
             Arc::new(NearEntries::new(config.cache.near.max_bytes, weigh, metrics, events))
         });
         let silent_changes = Arc::new(SilentChanges::new(metrics.silent_changes.clone()));
-        let watcher = near.clone().map(|near| {
-            let silent_changes = Arc::clone(&silent_changes);
-            Arc::new(ChangeWatcher { near, silent_changes }) as Arc<dyn Watcher>
+        let news = Arc::<JobNews>::default();
+        let has_news = config.push.mode != PushMode::Off && config.store.url != StoreUrl::Memory;
+        let watcher = (near.is_some() || has_news).then(|| {
+            let near = near.clone().map(|near| near as Arc<dyn Watcher>);
+            let (silent_changes, news) = (Arc::clone(&silent_changes), Arc::clone(&news));
+            Arc::new(ChangeWatcher { near, silent_changes, news }) as Arc<dyn Watcher>
         });
         let store = Store::open(config, registry, Arc::clone(&events), watcher)?;
         let hits = LimitHits::shared(registry);
@@ -107,6 +113,7 @@ impl SharedState {
             near,
             flights: Arc::new(Flights::new(flights)),
             silent_changes,
+            news,
             capture_quota: captured,
             wrong_entries: WindowedCounts::new(WRONG_ENTRY_MEMORY),
             notes: ProcessNotes::default(),
@@ -115,14 +122,17 @@ impl SharedState {
         })
     }
 
-    /// Notes that a key is about to be read; must be called before the store is read. Returns `None`
-    /// while changes are not tracked.
+    /// Notes that a key is about to be read, and asks for reports of its changes; must be called before
+    /// the store is read. Returns `None` without near entries and while changes are not tracked.
     pub(super) async fn note_near(&self, key: &Key, budget: &mut Budget) -> Option<Noted> {
-        let noted = self.near.as_ref()?.note(key);
+        let noted = self.near.as_ref().map(|near| near.note(key));
+        if noted.is_none() && !self.news.is_listened_to(key) {
+            return None;
+        }
         // Tracking is requested only after the note: if it began between the two, the note would be
         // void.
         self.store.follow(key, budget).await.ok()?;
-        Some(noted)
+        noted
     }
 
     /// Returns whether there is a near entry of the job.
@@ -142,6 +152,9 @@ impl SharedState {
                 near.evict(key.main().as_bytes());
             }
         }
+        for key in keys {
+            self.news.report(key.main().as_bytes());
+        }
         flights
     }
 
@@ -152,6 +165,7 @@ impl SharedState {
         if let Some(near) = &self.near {
             near.flush();
         }
+        self.news.report_all();
         flights
     }
 }

@@ -32,7 +32,7 @@ use serde::Serialize;
 use tracing::warn;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-use super::entry::Entry;
+use super::{entry::Entry, job_news::JobNews};
 use crate::{
     observe::throttle::HourlyPerName,
     semantics::audience::Caller,
@@ -379,25 +379,35 @@ fn generation(token: &str) -> Option<u64> {
 /// Passes the changes that the store reports on to the near entries and to the memory of silent
 /// changes.
 pub(super) struct ChangeWatcher {
-    pub(super) near: Arc<dyn Watcher>,
+    pub(super) near: Option<Arc<dyn Watcher>>,
     pub(super) silent_changes: Arc<SilentChanges>,
+    pub(super) news: Arc<JobNews>,
 }
 
 impl Watcher for ChangeWatcher {
     fn evict(&self, name: &[u8]) {
-        self.near.evict(name);
-        if let Ok(name) = std::str::from_utf8(name) {
-            self.silent_changes.changed(name);
+        if let Some(near) = &self.near {
+            near.evict(name);
         }
+        if let Ok(text) = std::str::from_utf8(name) {
+            self.silent_changes.changed(text);
+        }
+        self.news.report(name);
     }
 
     fn flush(&self) {
-        self.near.flush();
+        if let Some(near) = &self.near {
+            near.flush();
+        }
         self.silent_changes.forget_all();
+        self.news.report_all();
     }
 
     fn evict_matching(&self, is_gone: &dyn Fn(&[u8]) -> bool) {
-        self.near.evict_matching(is_gone);
+        if let Some(near) = &self.near {
+            near.evict_matching(is_gone);
+        }
         self.silent_changes.lock().jobs.retain(|key, _| !is_gone(key.main().as_bytes()));
+        self.news.report_matching(is_gone);
     }
 }

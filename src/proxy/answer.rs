@@ -30,6 +30,9 @@ use crate::{
     upstream::UpstreamError,
 };
 
+/// The word for answers that were held.
+const HELD: &str = "held";
+
 /// A response and its verdict.
 pub(super) struct Answer {
     pub(super) response: Response<Body>,
@@ -46,6 +49,9 @@ pub(super) enum Verdict {
     /// the response, if that was known when the head was sent. `why` says why the cache was not
     /// asked, if it was not.
     Miss { filled: Option<FillResult>, collapsed: bool, why: Option<Bypass> },
+    /// Answered after a wait for the job to change, or with a stream of its changes. The first version
+    /// that was sent is from the cache, or else from an upstream read that all waiting clients share.
+    Held { is_hit: bool },
     /// Answered from the upstream, past the cache. With the `setting`, it would be cached.
     Pass { why: Bypass, setting: Option<&'static str> },
     /// Forwarded because it may change a job. Pending while its invalidation is unconfirmed.
@@ -92,6 +98,8 @@ impl Verdict {
     pub(super) fn event(&self) -> (EventKind, &'static str) {
         match self {
             Self::Hit => (EventKind::Hit, ""),
+            Self::Held { is_hit: true } => (EventKind::Hit, HELD),
+            Self::Held { is_hit: false } => (EventKind::Miss, HELD),
             Self::Miss { filled: Some(result @ FillResult::Abandoned(_)), .. } => {
                 (EventKind::Miss, result.as_str())
             }
@@ -107,6 +115,8 @@ impl Verdict {
         let setting = if let Self::Pass { setting, .. } = self { *setting } else { None };
         let (mut why, collapsed, stored) = match self {
             Self::Hit => return None,
+            Self::Held { is_hit: true } => return Some(CacheStatus::Hit { detail: HELD }),
+            Self::Held { is_hit: false } => (Forward::Miss, true, false),
             Self::Refused(detail) => return Some(CacheStatus::Refused { detail }),
             Self::Miss { filled, collapsed, why } => {
                 let stored = why.is_none() && *filled == Some(FillResult::Stored);
@@ -132,6 +142,7 @@ impl Verdict {
             Self::Pass { why, .. } | Self::Miss { why: Some(why), .. } => why.reveals_others(),
             Self::Miss { why: None, .. }
             | Self::Hit
+            | Self::Held { .. }
             | Self::Write { .. }
             | Self::Failed(_)
             | Self::Refused(_) => false,

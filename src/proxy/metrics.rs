@@ -6,6 +6,7 @@ use hyper::Method;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tracing::warn;
 
+use super::push::PushMetrics;
 use crate::{
     cache::ComparisonResult,
     limits::LimitHits,
@@ -40,6 +41,7 @@ pub(crate) struct ProxyMetrics {
     pub(crate) comparisons: ComparisonMetrics,
     pub(super) limits: Arc<LimitHits>,
     pub(super) unclaimed: UnclaimedWrites,
+    pub(crate) push: Arc<PushMetrics>,
 }
 
 /// Requests by what became of them.
@@ -114,6 +116,7 @@ impl ProxyMetrics {
                     "Successful writes at the jobs that named no job and matched no rule",
                 ),
             },
+            push: Arc::new(PushMetrics::register(r)),
         }
     }
 }

@@ -18,7 +18,10 @@ use hyper::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
-use super::{body_rules::BodyInspector, framing, metrics::ProxyMetrics, route_advice::RouteAdvice};
+use super::{
+    body_rules::BodyInspector, framing, metrics::ProxyMetrics, push::Topics,
+    route_advice::RouteAdvice,
+};
 use crate::{
     cache::Cache,
     config::{CacheMode, Config, SampleRate, ServerConfig},
@@ -82,6 +85,8 @@ pub(super) struct ProxyContext {
     pub(super) comparisons: Arc<Quota>,
     pub(super) inspector: Arc<BodyInspector>,
     pub(super) advice: Arc<RouteAdvice>,
+    /// Clients that wait for jobs to change.
+    pub(super) push: Arc<Topics>,
     pub(super) metrics: Arc<ProxyMetrics>,
 }
 

@@ -30,6 +30,7 @@ use super::{
     lead::LeadTask,
     pass,
     proxy_context::{ProxyContext, Requester, relay_informational},
+    push::{self, PushedRead},
     repeat_hit::RepeatHit,
     verify::{self, ComparedBody},
 };
@@ -39,6 +40,7 @@ use crate::{
         entry::Entry, flight::Flight,
     },
     config::CacheMode,
+    limits::Permit,
     observe::{
         events::{EventKind, HitSample},
         spans,
@@ -49,6 +51,15 @@ use crate::{
     transport::Peer,
 };
 
+/// What a read has taken on its arrival.
+#[derive(Clone, Copy)]
+pub(super) struct Arrival<'a> {
+    /// Whether this request becomes an event if it is a hit.
+    pub(super) sample: Option<&'a HitSample>,
+    /// The permit of the `server.max_requests` quota.
+    pub(super) permit: &'a Permit,
+}
+
 /// Answers a read of a job, past the cache if it must. Everything except a hit in this process
 /// is boxed, for the reason given at [`dispatch`](super::Proxy::dispatch).
 pub(super) async fn serve(
@@ -56,12 +67,14 @@ pub(super) async fn serve(
     job: &ReadJob<'_>,
     mut request: Request<Incoming>,
     requester: Requester,
-    sample: Option<&HitSample>,
+    Arrival { sample, permit }: Arrival<'_>,
 ) -> Answer {
     if let Some(why) = bypass(context, job, &request, requester.client) {
         return Box::pin(pass::forward(context, request, requester, why)).await;
     }
     let cache = &context.cache;
+    let method = request.method().clone();
+    let pushed = context.push.admit(&method, request.headers_mut());
     headers::strip_listed(request.headers_mut(), cache.fingerprinter().covered_headers());
     let mut lookup = cache.lookup_request(job, request.method(), request.uri(), request.headers());
     if context.is_shadow() {
@@ -72,7 +85,14 @@ pub(super) async fn serve(
     if let Some(FastPathMiss { waited, .. }) = request.extensions().get() {
         budget.charge(*waited);
     }
-    let near = cache.reader.lookup_near(&lookup, &mut budget).instrument(spans::lookup("near"));
+    let near = async {
+        // A topic looks the job up in the store.
+        if pushed.is_some() {
+            return None;
+        }
+        let near = cache.reader.lookup_near(&lookup, &mut budget);
+        near.instrument(spans::lookup("near")).await
+    };
     let found = match near.await {
         Some(found) if !context.is_shadow() => {
             cache.record_answer(&lookup, EventKind::Hit, "", sample);
@@ -81,7 +101,10 @@ pub(super) async fn serve(
         near => near.map(|(entry, _)| Lookup::Hit(entry)),
     };
     let read = UnansweredRead { context, head: request.into_parts().0, requester, budget };
-    let answer = Box::pin(read.answer(&lookup, found)).await;
+    let answer = match pushed {
+        Some(pushed) => Box::pin(read.answer_pushed(&lookup, pushed, permit)).await,
+        None => Box::pin(read.answer(&lookup, found)).await,
+    };
     let (kind, why) = answer.verdict.event();
     cache.record_answer(&lookup, kind, why, sample);
     answer
@@ -142,6 +165,24 @@ impl UnansweredRead<'_> {
             self.shadow(lookup, found).await
         } else {
             self.serve(lookup, found).await
+        }
+    }
+
+    /// Answers a read that asks for push, or like any other if no version of the job can be shared.
+    async fn answer_pushed(
+        self,
+        lookup: &LookupRequest,
+        pushed: PushedRead,
+        permit: &Permit,
+    ) -> Answer {
+        let from = (&self.head, self.requester.client);
+        match push::answer(self.context, lookup, from, pushed, permit).await {
+            Some(answer) => answer,
+            None => {
+                // A topic that ends sends all its waiters here.
+                let _turn = self.context.push.turn().await;
+                self.answer(lookup, None).await
+            }
         }
     }
 

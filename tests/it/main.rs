@@ -52,6 +52,7 @@ mod pinned_certificates;
 mod proxy_protocol;
 mod proxying;
 mod purge;
+mod push;
 mod query;
 mod reads;
 mod receipts;

@@ -6,7 +6,7 @@ use hyper::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CompressedForm, Entry, coding, digest,
+    ChangeId, CompressedForm, Entry, coding, digest,
     head::{Head, HeadForm, HeadLine, MAX_ADDED_HEADERS},
 };
 use crate::{
@@ -49,6 +49,10 @@ pub(super) struct Meta {
     content: Option<String>,
     /// Token of the lease under which the entry was filled, or a new token if it replaced another one.
     generation: String,
+    /// The generation of the first entry since the last invalidation, if that is not this one. Older
+    /// sidecars ignore this field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    change: Option<String>,
     stored_at_ms: i64,
     /// Age at `stored_at_ms`.
     age_ms: i64,
@@ -97,6 +101,17 @@ impl Meta {
 pub(in crate::cache) fn origin_of(seen: &Seen) -> Option<(String, String)> {
     let meta = serde_json::from_slice::<Meta>(&seen.stored.as_ref()?.meta).ok()?;
     Some((meta.api, meta.route))
+}
+
+/// What an entry is stored as.
+#[derive(Clone, Copy)]
+pub struct EntryVersion<'a> {
+    /// Token under which it is stored.
+    pub generation: &'a Token,
+    /// Epoch of the store.
+    pub epoch: &'a Epoch,
+    /// The change since which the entry that it replaces was read, if it replaces one.
+    pub change: Option<&'a ChangeId>,
 }
 
 /// Why a value in the store is not a hit.
@@ -192,6 +207,7 @@ impl Entry {
             expires_at_ms: meta.expires_at_ms,
             audience: Audience { members: members.into(), public: meta.public },
             generation: meta.generation.into(),
+            change: meta.change.map(Into::into),
             identity,
         })
     }
@@ -221,9 +237,10 @@ impl Entry {
         &self,
         members: &[AudienceMember],
         identity: &Identity<'_>,
-        (generation, epoch): (&Token, &Epoch),
+        version: EntryVersion<'_>,
         compressed: Option<&Bytes>,
     ) -> String {
+        let EntryVersion { generation, epoch, change } = version;
         let latin1 = |bytes: &[u8]| bytes.iter().map(|byte| char::from(*byte)).collect();
         let line = |line: HeadLine<'_>| (latin1(line.name), latin1(line.value));
         let mut meta = Meta {
@@ -237,6 +254,7 @@ impl Entry {
             zstd_of: compressed.map(|_| self.body.len()),
             content: (!self.is_job()).then(|| STANDARD.encode(&self.body)),
             generation: generation.as_str().to_owned(),
+            change: change.map(|change| change.0.to_string()),
             stored_at_ms: self.stored_at_ms,
             age_ms: self.age_ms,
             epoch: epoch.as_str().to_owned(),
@@ -283,6 +301,7 @@ mod tests {
             zstd_of: None,
             content: None,
             generation: String::new(),
+            change: None,
             stored_at_ms: 0,
             age_ms: 0,
             epoch: String::new(),

@@ -63,6 +63,7 @@ fn entry_with(status: StatusCode, lines: &[(HeaderName, &str)]) -> Entry {
         expires_at_ms,
         audience,
         generation,
+        change: None,
         identity: IdentityHash::default(),
     }
 }
@@ -268,7 +269,8 @@ fn a_dropped_modification_survives_the_store() {
     let lines = [now[0], ("last-modified", now[0].1)];
     let entry = answer(0, 60, 0, &lines);
     let (token, epoch) = (Token::named("t"), Epoch::named("e"));
-    let meta = entry.meta(&entry.audience().members, &Identity::default(), (&token, &epoch), None);
+    let version = EntryVersion { generation: &token, epoch: &epoch, change: None };
+    let meta = entry.meta(&entry.audience().members, &Identity::default(), version, None);
     assert!(meta.contains("\"drops_last_modified\":true"), "{meta}");
     let meta = format!("{meta},\"expires_at_ms\":{}}}", entry.expires_at_ms);
     let decoded = Entry::from_meta(serde_json::from_str(&meta).unwrap(), Bytes::from("{}"));

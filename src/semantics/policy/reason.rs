@@ -136,6 +136,11 @@ pub(crate) enum CacheStatus {
         /// Why, as a kebab-case reason of jobcache.
         detail: &'static str,
     },
+    /// Answered from the cache.
+    Hit {
+        /// More about the answer, as a kebab-case word of jobcache.
+        detail: &'static str,
+    },
     /// Sent to the upstream.
     Forwarded {
         /// Why, as a registered value of `fwd`.
@@ -218,6 +223,7 @@ impl fmt::Display for CacheStatus {
         match self {
             // "fwd [..] indicates that the request went forward towards the origin" RFC 9211 2.2
             Self::Refused { detail } => write!(f, "jobcache; detail={detail}"),
+            Self::Hit { detail } => write!(f, "jobcache; hit; detail={detail}"),
             Self::Forwarded { why, collapsed, stored, detail, setting } => {
                 write!(f, "jobcache; fwd={why}")?;
                 if *collapsed {
@@ -322,6 +328,7 @@ mod tests {
     #[test]
     fn cache_status_is_appended_in_registered_words() {
         check_status(CacheStatus::Refused { detail: "connect" }, "jobcache; detail=connect");
+        check_status(CacheStatus::Hit { detail: "held" }, "jobcache; hit; detail=held");
         let forwarded = |why, collapsed, stored, detail| CacheStatus::Forwarded {
             why,
             collapsed,

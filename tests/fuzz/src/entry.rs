@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::{HeaderMap, Method, Request, Response, http::response::Parts};
 use jobcache::{
-    cache::entry::{Entry, Likeness, Reject},
+    cache::entry::{Entry, EntryVersion, Likeness, Reject},
     config::CredentialsConfig,
     semantics::{
         audience::Fingerprinter,
@@ -42,8 +42,9 @@ pub fn run(data: &[u8]) {
 }
 
 fn made_meta(entry: &Entry) -> String {
-    let names = (&Token::named("g"), &Epoch::named("e"));
-    entry.meta(&entry.audience().members, &Identity::default(), names, None)
+    let (generation, epoch) = (&Token::named("g"), &Epoch::named("e"));
+    let version = EntryVersion { generation, epoch, change: None };
+    entry.meta(&entry.audience().members, &Identity::default(), version, None)
 }
 
 fn made(head: &Parts, body: &str, now_ms: i64, age: i64) -> Entry {

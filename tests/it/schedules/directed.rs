@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use hyper::Request;
 use jobcache::{
-    cache::entry::{Entry, Reject},
+    cache::entry::{Entry, EntryVersion, Reject},
     config::{Config, StoreUrl},
     observe::metrics::Registry,
     semantics::identity::Identity,
@@ -60,8 +60,8 @@ pub(super) async fn granted(store: &Store) -> Lease {
 pub(super) fn meta(lease: &Lease) -> String {
     let (head, ()) = Request::new(()).into_parts();
     let entry = entry(OLD, pair(&head));
-    let names = (&lease.token, &lease.epoch);
-    entry.meta(&entry.audience().members, &Identity::default(), names, None)
+    let version = EntryVersion { generation: &lease.token, epoch: &lease.epoch, change: None };
+    entry.meta(&entry.audience().members, &Identity::default(), version, None)
 }
 
 pub(super) async fn fill(store: &Store, lease: Lease) -> Result<Fill, StoreError> {

@@ -5,7 +5,7 @@ use std::{cell::RefCell, time::Duration};
 use bytes::Bytes;
 use hyper::{Request, Response, header::AUTHORIZATION, http::request};
 use jobcache::{
-    cache::entry::{Entry, Reject},
+    cache::entry::{Entry, EntryVersion, Reject},
     config::CredentialsConfig,
     mutants::Mutant,
     semantics::{
@@ -337,7 +337,8 @@ impl Server {
         let generation = Token::named(&new.generation);
         let entry = entry(&new.body, self.pairs[new.who]);
         let members = &entry.audience().members;
-        entry.meta(members, &Identity::default(), (&generation, &epoch), None)
+        let version = EntryVersion { generation: &generation, epoch: &epoch, change: None };
+        entry.meta(members, &Identity::default(), version, None)
     }
 
     fn invoke<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> T {

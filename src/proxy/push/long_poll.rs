@@ -1,0 +1,75 @@
+//! Held polls: `GET` with `Prefer: wait` and `If-None-Match`.
+//!
+//! RFC 7240 4.3: "The 'wait' preference can be used to establish an upper bound on the length of time,
+//! in seconds, the client expects it will take the server to process the request once it has been
+//! received." A poll is held while it would be answered with 304.
+
+use std::{sync::Arc, time::Duration};
+
+use hyper::http::{HeaderMap, HeaderName, HeaderValue, request::Parts};
+use tokio::time::{Instant, sleep_until};
+
+use super::topic::{Update, Version, VersionSource, Waiter};
+use crate::{
+    limits::Permit,
+    proxy::{
+        answer::{Answer, Verdict, entry_response},
+        proxy_context::ProxyContext,
+    },
+};
+
+const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+
+/// Answers a poll: at once if the client does not know the current version, else when the job changes
+/// or the time is over. `None` if there is no version that can be shared.
+pub(super) async fn answer(
+    context: &ProxyContext,
+    head: &Parts,
+    mut waiter: Waiter,
+    wait: Duration,
+    admission: &Permit,
+) -> Option<Answer> {
+    let deadline = Instant::now() + wait;
+    let current = waiter.look().await?;
+    if !current.entry.is_held_by(&head.headers) {
+        return Some(version_answer(context, head, &current));
+    }
+    admission.shrink_to(0);
+    let _held = context.push.metrics.hold_poll();
+    let version = tokio::select! {
+        version = next_unknown(&mut waiter, &head.headers) => version,
+        // A look reads the store, so it sees every change that was acknowledged before it.
+        () = sleep_until(deadline) => waiter.look().await,
+    }?;
+    if !version.entry.is_held_by(&head.headers) {
+        context.push.metrics.count_poll(&version);
+    }
+    let mut answer = version_answer(context, head, &version);
+    answer.verdict = Verdict::Held { is_hit: version.source == VersionSource::Cache };
+    if let Ok(applied) = HeaderValue::try_from(format!("wait={}", wait.as_secs())) {
+        answer.response.headers_mut().insert(PREFERENCE_APPLIED, applied);
+    }
+    Some(answer)
+}
+
+/// Waits for a version that the client does not know; `None` if there will be none.
+async fn next_unknown(waiter: &mut Waiter, headers: &HeaderMap) -> Option<Arc<Version>> {
+    loop {
+        match waiter.next().await {
+            Update::Version(version) if version.entry.is_held_by(headers) => {}
+            Update::Version(version) => return Some(version),
+            Update::Refused(_) | Update::Over => return None,
+        }
+    }
+}
+
+/// Answers with a version.
+fn version_answer(context: &ProxyContext, head: &Parts, version: &Version) -> Answer {
+    let (entry, now_ms) = (&version.entry, context.cache.store().now_ms());
+    if version.source == VersionSource::Cache {
+        return Answer::hit(entry, &head.method, &head.headers, now_ms);
+    }
+    context.metrics.requests.joined.inc();
+    let verdict = Verdict::Miss { filled: None, collapsed: true, why: None };
+    Answer::new(entry_response(entry, head, now_ms), verdict)
+}
