@@ -1,7 +1,7 @@
 //! The text of a stream of events about a job, in the format of `EventSource` (WHATWG HTML, 9.2).
 //!
 //! Each function returns the bytes of one block, which ends with a blank line, so blocks may be sent
-//! in any order. When a block is sent, and to whom, is decided elsewhere.
+//! in any order. When a block is sent is decided elsewhere.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ pub fn error(status: u16) -> Bytes {
     format!("event: error\ndata: {{\"status\": {status}}}\n\n").into()
 }
 
-/// Returns the time after which a client whose connection ends connects again.
+/// Returns the time that a client waits before it connects again.
 pub fn retry(time: Duration) -> Bytes {
     format!("retry: {}\n\n", time.as_millis()).into()
 }

@@ -29,7 +29,7 @@ pub struct PushConfig {
 labels! {
     /// Ways in which a client may wait for the next version of a job.
     pub enum PushMode {
-        /// None: every read is answered at once.
+        /// Every read is answered at once.
         Off = "off",
         /// `Prefer: wait` (RFC 7240) with `If-None-Match`.
         LongPoll = "long-poll",

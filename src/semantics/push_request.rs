@@ -1,7 +1,7 @@
 //! Requests of clients that wait for the next version of a job.
 //!
 //! [`PushRequest::take`] reads such a request from the head of a read and makes an ordinary read of it.
-//! What it takes out neither tells callers apart nor reaches the API. A field that cannot be parsed is
+//! The fields that it removes neither tell callers apart nor reach the API. A field that cannot be parsed is
 //! left as it is: the read is then answered at once.
 //!
 //! Whether the client is held, and for which version, is decided elsewhere.
