@@ -58,9 +58,12 @@ pub use self::{
 };
 pub use crate::semantics::job_id::Ids;
 use crate::semantics::json_pointer::JsonPointer;
-pub use crate::semantics::settings::{
-    ApiConfig, CredentialMode, CredentialsConfig, InvalidateRule, OnMiss, QueryConfig, RouteConfig,
-    Secret, StateTtlConfig,
+pub use crate::semantics::{
+    push_config::{FinalStates, PushConfig, PushMode},
+    settings::{
+        ApiConfig, CredentialMode, CredentialsConfig, InvalidateRule, OnMiss, QueryConfig,
+        RouteConfig, Secret, StateTtlConfig,
+    },
 };
 
 /// A checked configuration: every value is within its limits.
@@ -100,6 +103,8 @@ pub struct Config {
     pub traces: Option<TracesConfig>,
     /// Jobs that are read before a client asks.
     pub warm: WarmConfig,
+    /// Answers that wait for the next version of a job.
+    pub push: PushConfig,
 }
 
 impl Config {

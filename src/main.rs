@@ -144,8 +144,8 @@ fn serve(flags: Flags) -> Result<(), Failure> {
         info!(%limit, defaults, "defaults are lower because of the memory limit");
     }
     let config::UpstreamConfig { max_connections, max_streams, .. } = loaded.config.upstream;
-    let wanted = loaded.config.server.max_connections + max_connections;
-    raise_open_files(wanted as u64, max_streams as u64);
+    let wanted = loaded.config.server.max_connections + max_connections + max_streams;
+    raise_open_files(wanted as u64);
     run_on(serving(loaded.config.server.workers)?, async {
         let signals = Signals::new()?;
         let hangup = signal(SignalKind::hangup())?;
@@ -175,11 +175,11 @@ fn serve(flags: Flags) -> Result<(), Failure> {
 
 /// Raises the soft limit of open files, of which each connection is one, to what `wanted` connections
 /// need, as far as the hard limit allows. Shells start programs with a soft limit of 1,024 for those
-/// that use `select`. Warns if the result is less than `wanted`; there may also be `streams`.
-fn raise_open_files(wanted: u64, streams: u64) {
+/// that use `select`. Warns if the result is less than all of them may need.
+fn raise_open_files(wanted: u64) {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let Some(soft) = current else { return };
-    let useful = wanted.saturating_add(streams).saturating_add(SPARE_FILES);
+    let useful = wanted.saturating_add(SPARE_FILES);
     let limit = maximum.unwrap_or(u64::MAX).min(useful).max(soft);
     if limit > soft {
         match setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum }) {
@@ -191,8 +191,9 @@ fn raise_open_files(wanted: u64, streams: u64) {
         warn!(
             limit,
             wanted,
-            "the limit of open files is less than server.max_connections plus \
-             upstream.max_connections; raise it (ulimit -Hn, LimitNOFILE=) or lower those settings"
+            "the limit of open files is less than server.max_connections, upstream.max_connections \
+             and upstream.max_streams may need; raise it (ulimit -Hn, LimitNOFILE=) or lower those \
+             settings"
         );
     }
 }

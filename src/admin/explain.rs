@@ -59,6 +59,7 @@ use crate::{
         identity::ReadJob,
         job_id::JobId,
         policy::Bypass,
+        push_request::PushRequest,
         route::Route,
     },
     store::KeyState,
@@ -103,6 +104,10 @@ impl Admin {
         let asked = self.routes.job_at(request.uri().path()).map(|job| job.id());
         let id = asked.filter(|asked| asked.as_str() == first.as_str()).unwrap_or(first);
         headers::strip_listed(request.headers_mut(), self.cache.fingerprinter().covered_headers());
+        if let Route::Read(_) = route {
+            let method = request.method().clone();
+            PushRequest::take(&self.status_config.push, &method, request.headers_mut());
+        }
         self.check_job(&id, &request, &route)?;
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
         // The variant of an entry says nothing about the values of unknown headers.

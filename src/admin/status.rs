@@ -51,6 +51,7 @@ type ReadUse = fn(&StatusSources, &Cache) -> i64;
 #[derive(Clone, Debug)]
 pub(super) struct StatusConfig {
     pub(super) cache: config::CacheMode,
+    pub(super) push: config::PushConfig,
     store: &'static str,
     near: &'static str,
     credentials: &'static str,
@@ -65,6 +66,7 @@ impl StatusConfig {
         let (server, upstream) = (&config.server, &config.upstream);
         Self {
             cache: config.cache.mode,
+            push: config.push.clone(),
             store: match config.store.url {
                 StoreUrl::Memory => "memory",
                 StoreUrl::Redis(_) | StoreUrl::Sentinel(_) => "redis",

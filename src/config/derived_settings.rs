@@ -175,6 +175,34 @@ pub(super) fn add_memory_limits(
     lowered
 }
 
+/// Part of the memory limit for a client that is held. Each takes 16 KiB at most, so all of them take a
+/// sixth of it, and no more of them fit than half of the connections that do.
+const BYTES_HELD: usize = 2 * BYTES_EACH;
+
+/// Adds the default of `push.max_waiting` where it follows from other settings or the memory limit.
+pub(super) fn add_push_limit(settings: &mut LayeredSettings, limit: Option<&MemoryLimit>) {
+    let key = "push.max_waiting";
+    let Some(spec) = setting(key).filter(|_| settings.of(key).is_none()) else { return };
+    let (Some(connections), Setter::Number((least, _), _)) =
+        (amount(settings, "server.max_connections"), spec.setter)
+    else {
+        return;
+    };
+    let half = (connections / 2, format!("half of server.max_connections, {connections}"));
+    let share = limit.map(|limit| {
+        let each = show_bytes(BYTES_HELD);
+        (limit.bytes / BYTES_HELD, format!("one for each {each} of the memory limit, {limit}"))
+    });
+    let (number, origin) = match share {
+        Some(share) if share.0 < half.0 => share,
+        _ => half,
+    };
+    let text = number.max(least).to_string();
+    if text != spec.default {
+        settings.0.push(EffectiveSetting { spec, value: RawValue::One(text), origin });
+    }
+}
+
 /// Down to whole MiB, for people.
 fn rounded(bytes: usize) -> usize {
     const MIB: usize = 1 << 20;

@@ -96,6 +96,7 @@ impl Config {
         derived_settings::expand_variables(&mut settings, &variables, &mut problems);
         warnings.extend(derived_settings::add_url_options(&mut settings));
         let lowered = derived_settings::add_memory_limits(&mut settings, process.memory.as_ref());
+        derived_settings::add_push_limit(&mut settings, process.memory.as_ref());
         let mut config = parse(&settings, (file.routes, file.rules), &mut problems);
         config.traces = env.traces;
         if problems.is_empty() {

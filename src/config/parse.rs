@@ -4,7 +4,11 @@
 
 use std::{fmt::Display, net::IpAddr, path::PathBuf, time::Duration};
 
-use hyper::{StatusCode, header::HeaderName, http::Uri};
+use hyper::{
+    StatusCode,
+    header::{HeaderName, HeaderValue},
+    http::Uri,
+};
 use ipnet::IpNet;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tracing_subscriber::{EnvFilter, filter::ParseError};
@@ -173,15 +177,18 @@ fn field(number: usize, text: &str) -> Result<(HeaderName, Secret), String> {
     Ok((name, value.ok_or_else(form)?))
 }
 
-/// The value of a header field.
+/// The value of a header field that may be secret.
 pub(super) fn field_value(text: &str) -> Result<Option<Secret>, String> {
+    header_value(text).map(|_| Some(Secret::new(text)))
+}
+
+/// The value of a header field.
+pub(super) fn header_value(text: &str) -> Result<HeaderValue, String> {
     let visible = text.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
-    if !visible || text.trim() != text || text.is_empty() {
-        return Err(
-            "must be visible ASCII characters; spaces are allowed only between them".to_owned()
-        );
-    }
-    Ok(Some(Secret::new(text)))
+    let value = HeaderValue::try_from(text).ok();
+    value.filter(|_| visible && text.trim() == text && !text.is_empty()).ok_or_else(|| {
+        "must be visible ASCII characters; spaces are allowed only between them".to_owned()
+    })
 }
 
 /// Path and query of a request to the upstream.
@@ -278,7 +285,7 @@ pub(super) fn times(
     let mut states: Vec<(String, Duration)> = Vec::with_capacity(pairs.len());
     for (state, text) in pairs {
         if state.len() > MAX_STATE {
-            return Err(format!("{state:?} must be at most {MAX_STATE} bytes long"));
+            return Err(too_long(state));
         }
         if states.iter().any(|(other, _)| other == state) {
             return Err(format!("{state:?} is named twice"));
@@ -288,6 +295,16 @@ pub(super) fn times(
         states.push((state.clone(), ttl));
     }
     Ok(states)
+}
+
+/// States of a job.
+pub(super) fn states(items: &[String]) -> Result<Vec<String>, String> {
+    let long = items.iter().find(|state| state.len() > MAX_STATE);
+    long.map_or_else(|| Ok(items.to_vec()), |state| Err(too_long(state)))
+}
+
+fn too_long(state: &str) -> String {
+    format!("{state:?} must be at most {MAX_STATE} bytes long")
 }
 
 /// Final statuses that may be stored besides 200.

@@ -10,23 +10,27 @@ mod cache_settings;
 mod connection_settings;
 mod credential_settings;
 mod process_settings;
+mod push_settings;
 mod store_settings;
 
 use std::{net::SocketAddr, time::Duration};
 
+use hyper::http::HeaderValue;
+
 use super::{
     ApiConfig, CacheLimits, CacheMode, CachingConfig, ClientTls, Config, CredentialMode,
-    CredentialsConfig, DrainConfig, Ids, KeyPair, LifetimeConfig, LogConfig, LogFormat, NearConfig,
-    NearMode, NearTracking, PendingConfig, ResponsesConfig, SampleRate, SentinelConfig,
-    ServerConfig, SettingSpec, StateTtlConfig, StoreConfig, StoreLogin, StoreUrl, UpstreamConfig,
-    WarmConfig, WebhookConfig, setting_spec::SettingSection,
+    CredentialsConfig, DrainConfig, FinalStates, Ids, KeyPair, LifetimeConfig, LogConfig,
+    LogFormat, NearConfig, NearMode, NearTracking, PendingConfig, PushConfig, PushMode,
+    ResponsesConfig, SampleRate, SentinelConfig, ServerConfig, SettingSpec, StateTtlConfig,
+    StoreConfig, StoreLogin, StoreUrl, UpstreamConfig, WarmConfig, WebhookConfig,
+    setting_spec::SettingSection,
 };
 use crate::semantics::json_pointer::JsonPointer;
 
 pub(super) use self::credential_settings::IDENTITY_HEADERS;
 
 /// All settings, by section.
-pub static SECTIONS: [SettingSection; 20] = [
+pub static SECTIONS: [SettingSection; 22] = [
     process_settings::LISTENERS,
     process_settings::WEBHOOK,
     cache_settings::CACHE,
@@ -47,6 +51,8 @@ pub static SECTIONS: [SettingSection; 20] = [
     credential_settings::CREDENTIALS,
     cache_settings::RESPONSES,
     cache_settings::WARM,
+    push_settings::PUSH,
+    push_settings::FINAL_STATES,
 ];
 
 /// Every setting, in the order of the documents.
@@ -161,6 +167,7 @@ fn unset(placeholder @ Placeholder { number, time, switch }: Placeholder) -> Con
         pending: PendingConfig { limit: number, journal: None },
         traces: None,
         warm: warm(placeholder),
+        push: push(placeholder),
     }
 }
 
@@ -281,6 +288,18 @@ fn warm(Placeholder { number, .. }: Placeholder) -> WarmConfig {
         authorization: None,
         rate: number,
         max: number,
+    }
+}
+
+fn push(Placeholder { number, time, switch }: Placeholder) -> PushConfig {
+    PushConfig {
+        mode: if switch { PushMode::All } else { PushMode::Sse },
+        accept: HeaderValue::from_static(""),
+        max_wait: time,
+        max_reads: number,
+        recheck: time,
+        max_waiting: number,
+        final_states: FinalStates { pointer: JsonPointer::members([]), values: Vec::new() },
     }
 }
 

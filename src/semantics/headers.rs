@@ -136,21 +136,28 @@ pub(crate) fn strip_listed(headers: &mut HeaderMap, keep: &[HeaderName]) {
     remove_all(headers, |name| listed.contains(name));
 }
 
-/// Removes the fields that `removed` selects and keeps the order of the others. `HeaderMap::remove`
-/// would move the last field into the gap.
+/// Removes the fields that `removed` selects and keeps the order of the others.
 fn remove_all(headers: &mut HeaderMap, removed: impl Fn(&HeaderName) -> bool) {
-    if !headers.keys().any(&removed) {
-        return;
+    if headers.keys().any(&removed) {
+        rewrite(headers, |name, value| (!removed(name)).then_some(value));
     }
+}
+
+/// Replaces each line by what `line` returns and keeps the order of the fields. `HeaderMap::remove`
+/// would move the last field into the gap.
+pub(super) fn rewrite(
+    headers: &mut HeaderMap,
+    mut line: impl FnMut(&HeaderName, HeaderValue) -> Option<HeaderValue>,
+) {
     let fields = std::mem::take(headers);
     headers.reserve(fields.keys_len());
     // The iterator yields a name only with the first of its lines.
     let mut current = None;
     for (name, value) in fields {
-        if let Some(name) = name {
-            current = (!removed(&name)).then_some(name);
-        }
-        if let Some(name) = &current {
+        current = name.or(current);
+        if let Some(name) = &current
+            && let Some(value) = line(name, value)
+        {
             headers.append(name, value);
         }
     }

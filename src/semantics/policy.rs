@@ -86,12 +86,12 @@ fn http_date(value: &HeaderValue) -> Option<SystemTime> {
 fn lists(line: &[u8], etag: &HeaderValue) -> bool {
     // "If the field value is '*', the condition is false if the origin server has a current
     // representation for the target resource." RFC 9110 13.1.2
-    line.trim_ascii() == b"*" || entity_tags(line).any(|tag| tag == opaque(etag.as_bytes()))
+    line.trim_ascii() == b"*" || entity_tags(line).any(|tag| tag == opaque_tag(etag.as_bytes()))
 }
 
 /// Strips the weakness prefix. "A recipient MUST use the weak comparison function when comparing
 /// entity tags for If-None-Match" RFC 9110 13.1.2
-fn opaque(tag: &[u8]) -> &[u8] {
+pub(super) fn opaque_tag(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
@@ -100,7 +100,7 @@ fn opaque(tag: &[u8]) -> &[u8] {
 fn entity_tags(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let start = list.iter().position(|&b| !matches!(b, b',' | b' ' | b'\t'))?;
-        let rest = opaque(&list[start..]);
+        let rest = opaque_tag(&list[start..]);
         let quoted = rest.strip_prefix(b"\"");
         // RFC 9110 8.8.3: an opaque tag may contain commas, and it has no escapes.
         let end = match quoted.and_then(|tag| tag.iter().position(|&b| b == b'"')) {

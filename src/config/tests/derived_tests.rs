@@ -129,3 +129,41 @@ fn a_given_value_wins_over_the_memory_limit_and_a_body_fits_into_the_memory_stor
     assert_eq!(config.cache.near.max_bytes, 128 << 20);
     assert_eq!(config.store.memory_max, 32 << 20);
 }
+
+#[test]
+fn half_of_the_connections_may_wait_unless_memory_or_a_value_says_otherwise() {
+    let waiting = |loaded: LoadedConfig| loaded.config.push.max_waiting;
+    let given = |text: &str| load(&[], &[], text).unwrap();
+    assert_eq!(waiting(given("")), 5000);
+    assert_eq!(waiting(given("server.max_connections = 300")), 150);
+    assert_eq!(waiting(given("server.max_connections = 90000")), 45_000);
+    assert_eq!(waiting(given("server.max_connections = 1")), 1);
+    assert_eq!(waiting(given("server.max_connections = 300\npush.max_waiting = 299")), 299);
+    let toml = given("server.max_connections = 300").to_toml();
+    let line = toml.lines().find(|line| line.starts_with("push.max_waiting")).unwrap();
+    assert!(line.ends_with("# half of server.max_connections, 300"), "{line}");
+
+    assert_eq!(waiting(limited(96, &[])), 1024);
+    let many = limited(96, &[("JOBCACHE_SERVER_MAX_CONNECTIONS", "10000")]);
+    let toml = many.to_toml();
+    let line = toml.lines().find(|line| line.starts_with("push.max_waiting")).unwrap();
+    assert!(line.ends_with("# one for each 96KiB of the memory limit, 96MiB in /limit"), "{line}");
+    assert_eq!(waiting(many), 1024);
+    assert_eq!(waiting(limited(96, &[("JOBCACHE_PUSH_MAX_WAITING", "9000")])), 9000);
+}
+
+#[test]
+fn final_states_are_an_inline_table_a_table_or_variables() {
+    let inline = "[push]\nmode = \"all\"\nfinal = { pointer = \"/a\", values = [\"x\", \"y\"] }";
+    let table = "push.mode = \"all\"\n[push.final]\npointer = \"/a\"\nvalues = [\"x\", \"y\"]";
+    let vars = [
+        ("JOBCACHE_PUSH", "all"),
+        ("JOBCACHE_PUSH_FINAL_POINTER", "/a"),
+        ("JOBCACHE_PUSH_FINAL_VALUES", "x,y"),
+    ];
+    let inline = load(&[], &[], inline).unwrap().config;
+    assert_eq!(inline, load(&[], &[], table).unwrap().config);
+    assert_eq!(inline, load(&[], &vars, "").unwrap().config);
+    assert_eq!(inline.push.final_states.values, ["x", "y"]);
+    assert_eq!(load(&[("push", "all")], &[], "").unwrap().config.push.mode, inline.push.mode);
+}

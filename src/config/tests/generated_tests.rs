@@ -133,7 +133,8 @@ fn every_other_setting_is_one_value() {
             "credentials.ignore",
             "credentials.cookies",
             "responses.volatile",
-            "warm.headers"
+            "warm.headers",
+            "push.final.values"
         ]
     );
 }

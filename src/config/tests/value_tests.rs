@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 
-use super::super::{CacheMode, Config, Endpoint, ListenAddress, LogFormat, setting};
+use super::super::{CacheMode, Config, Endpoint, ListenAddress, LogFormat, PushMode, setting};
 use crate::semantics::json_pointer::JsonPointer;
 
 /// Expects the value to be refused with `why`, the part of the message between origin and default.
@@ -334,4 +334,40 @@ fn a_share_is_a_part_of_one() {
 fn a_mode_is_one_of_three() {
     assert_eq!(good("mode", "shadow").cache.mode, CacheMode::Shadow);
     bad("mode", "dry-run", "must be on, shadow or off");
+}
+
+#[test]
+fn push_is_a_word_and_its_limits_are_named() {
+    let modes = ["off", "long-poll", "sse", "all"].map(|word| good("push.mode", word).push.mode);
+    assert_eq!(modes, PushMode::ALL);
+    assert_eq!(Config::default().push.mode, PushMode::Off);
+    bad("push.mode", "on", "must be off, long-poll, sse or all");
+    bad("push.max_wait", "61m", "must be between 1s and 1h");
+    bad("push.recheck", "999ms", "must be between 1s and 1h");
+    bad("push.max_reads", "0", "must be between 1 and 10000");
+    bad("push.max_waiting", "0", "must be between 1 and 1000000");
+    bad(
+        "push.final.pointer",
+        "status",
+        "is not a JSON pointer (RFC 6901); begin it with '/', as in '/job/id'",
+    );
+    let long = "a".repeat(129);
+    bad("push.final.values", &long, &format!("{long:?} must be at most 128 bytes long"));
+    let states = good("push.final.values", "done, gone").push.final_states;
+    assert_eq!(states.values, ["done", "gone"]);
+}
+
+#[test]
+fn the_reads_for_streams_do_not_ask_for_a_stream() {
+    let accept = good("push.accept", "application/json, */*;q=0.1").push.accept;
+    assert_eq!(accept, "application/json, */*;q=0.1");
+    let endless = "must not name text/event-stream, because such an answer of the API never ends: name \
+                   the type of a job, such as application/json";
+    for text in ["text/event-stream", "a/b, TEXT/Event-Stream;q=0.1"] {
+        bad("push.accept", text, endless);
+    }
+    let visible = "must be visible ASCII characters; spaces are allowed only between them";
+    for text in ["", " a/b", "a/b\n", "a/\u{e9}", "a\tb"] {
+        bad("push.accept", text, visible);
+    }
 }
