@@ -211,7 +211,8 @@ impl fmt::Display for FarStore {
         let Self { round_trip, budget } = self;
         write!(
             f,
-            "Redis is too far away: a round trip takes {}ms, and a read needs {} of them within              store.budget ({}ms), so reads go to the API; {}",
+            "Redis is too far away: a round trip takes {}ms, and a read needs {} of them within \
+             store.budget ({}ms), so reads go to the API; {}",
             round_trip.as_millis(),
             Self::TRIPS_OF_READ,
             budget.as_millis(),
@@ -426,7 +427,7 @@ mod tests {
         };
         assert_eq!([far(0), far(16), far(25)], [None, None, None]);
         let told = far(40).unwrap();
-        for word in ["40ms", "(50ms)", "set store.budget to 130ms"] {
+        for word in ["40ms", "within store.budget (50ms)", "set store.budget to 130ms"] {
             assert!(told.contains(word), "{word}: {told}");
         }
     }
