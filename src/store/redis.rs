@@ -60,7 +60,8 @@ use self::{
 };
 pub(super) use self::{engine::RedisEngine, shard::Shard};
 use super::{
-    errors::{DETACHED_TIMEOUT, FarStore, Result, StoreError},
+    FarStore,
+    errors::{DETACHED_TIMEOUT, Result, StoreError},
     metrics::StoreMetrics,
     near::Watcher,
     pending::PendingItem,
