@@ -4,8 +4,8 @@
 //! Each server is a shard (`redis/shard.rs`) with a supervisor, a session, an epoch, a tracking
 //! connection and its rounds. The topology (`redis/engine.rs`) tells which shard owns a key: one
 //! owns all, or each master of a cluster (`redis/cluster.rs`) owns some of the slots. Invalidations
-//! (`redis/invalidate.rs`) and purges of all ask the topology, and are the same for any number of
-//! shards.
+//! (`redis/invalidate.rs`) and purges of all (`redis/purge_all.rs`) ask the topology, and are the
+//! same for any number of shards.
 //!
 //! The retry worker repeats what was not confirmed. The process has one retry queue. An item goes
 //! to the current owner of its key each time it is repeated. A purge of all goes to every master
@@ -24,6 +24,7 @@ mod lane;
 mod large_keys;
 mod large_values;
 mod master_source;
+mod purge_all;
 mod purge_token;
 mod recently_confirmed;
 mod refusals;
