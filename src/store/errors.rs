@@ -142,14 +142,14 @@ impl StoreError {
             Self::Refused(_) | Self::Journal { .. } => StoreErrorKind::Refused,
             Self::Redirected(_) => StoreErrorKind::Redirected,
             Self::Denied(diagnosis, _) => match diagnosis.extent() {
-                Extent::Refuses => StoreErrorKind::Refused,
+                Extent::SomeCommands | Extent::AllCommands => StoreErrorKind::Refused,
                 Extent::Unusable => StoreErrorKind::Lost,
                 Extent::Tls => StoreErrorKind::Tls,
             },
         }
     }
 
-    /// What is wrong, if that is known.
+    /// Returns the diagnosis, if there is one.
     pub fn diagnosis(&self) -> Option<Diagnosis> {
         match self {
             Self::Denied(diagnosis, _) => Some(*diagnosis),
@@ -162,7 +162,7 @@ impl StoreError {
 /// The beginning of the text of an error.
 fn intro(diagnosis: Diagnosis) -> &'static str {
     match diagnosis.extent() {
-        Extent::Refuses => "the store refused: ",
+        Extent::SomeCommands | Extent::AllCommands => "the store refused: ",
         Extent::Unusable => "the store cannot be used: ",
         Extent::Tls => "TLS to the store failed: ",
     }
@@ -219,10 +219,10 @@ pub(super) const BACKOFF: (Duration, Duration) =
 const NON_LOCAL: &str = "non local key";
 
 /// Classifies errors by how they are handled: `Lost` and `Unusable` end the session, `Refused` does
-/// not. What the words of the server tell is `Denied`.
+/// not. An error message with a known diagnosis is `Denied`.
 impl From<RedisError> for StoreError {
     fn from(error: RedisError) -> Self {
-        let words = words(&error);
+        let message = server_message(&error);
         match error.kind() {
             // The `redis` crate has no kind for BUSY: a script has been running for too long, and
             // the server answers no commands.
@@ -235,27 +235,27 @@ impl From<RedisError> for StoreError {
             Server(TryAgain) => Self::Redirected(Redirect::TryAgain),
             Server(ClusterDown) => Self::Redirected(Redirect::Down),
             // A script in a migrating slot has deleted a key and then accesses it.
-            Server(_) if words.contains(NON_LOCAL) => Self::Redirected(Redirect::TryAgain),
-            Server(_) | Extension => match Diagnosis::of(&words) {
-                Some(diagnosis) => Self::Denied(diagnosis, words),
-                None => Self::Refused(words),
+            Server(_) if message.contains(NON_LOCAL) => Self::Redirected(Redirect::TryAgain),
+            Server(_) | Extension => match Diagnosis::of(&message) {
+                Some(diagnosis) => Self::Denied(diagnosis, message),
+                None => Self::Refused(message),
             },
             // The first two are replies that cannot be decoded. If the stream itself is corrupt, the
             // connection ends with it, and the next operation reports that. The last one is
             // permanent: the settings do not fit together.
-            UnexpectedReturnType | Parse | InvalidClientConfig => Self::Refused(words),
-            AuthenticationFailed => Self::Denied(Diagnosis::WrongLogin, words),
-            Io => Self::Lost(words),
+            UnexpectedReturnType | Parse | InvalidClientConfig => Self::Refused(message),
+            AuthenticationFailed => Self::Denied(Diagnosis::WrongLogin, message),
+            Io => Self::Lost(message),
             // Most are `Client`: found before the command was sent, or in the replies to a login.
             // They say nothing about the operation, so it is safe to begin anew.
-            _ => Self::Unusable(words),
+            _ => Self::Unusable(message),
         }
     }
 }
 
-/// What the server said, as it said it. Of several errors of a pipeline the first counts that tells
-/// something.
-pub(super) fn words(error: &RedisError) -> String {
+/// The error message of a server, as sent. A pipeline may have several: the first with a known diagnosis
+/// counts.
+pub(super) fn server_message(error: &RedisError) -> String {
     let Some(errors) = error.clone().into_server_errors() else { return error.to_string() };
     let said = errors.iter().map(|(_, error)| {
         let said = format!("{} {}", error.code(), error.details().unwrap_or_default());

@@ -54,7 +54,7 @@ use self::{
     invalidate::END_BATCH,
     master_source::MasterSource,
     purge_token::PurgeTokens,
-    refusals::{check_commands, trials},
+    refusals::{TrialScope, check_commands},
     shared_keys::live_records,
     state::{ShardState, StoreContext},
     supervisor::connect_master,
@@ -123,8 +123,9 @@ pub(super) async fn probe(config: &Config) -> Result<(Vec<String>, Option<FarSto
     let purge_tokens = Arc::new(PurgeTokens::new(&config.prefixes()));
     let (session, _) = connect_master(&source, prefix, &purge_tokens).await?;
     let connection = &session.lane.connection;
-    let trials =
-        trials(&format!("{{{prefix}}}:trial"), false, config.cache.near.mode != NearMode::Off);
+    let name = &format!("{{{prefix}}}:trial");
+    let is_tracked = config.cache.near.mode != NearMode::Off;
+    let trials = TrialScope { name, is_in_cluster: false, is_tracked };
     check_commands(connection, &session.target, trials).await?;
     let round_trip = session.health.distance.round_trip();
     let far = distance::measure(connection, round_trip, config.store.budget).await?;
