@@ -102,7 +102,7 @@ async fn serve(shard: &ShardState, session: &SessionHandle, backoff: &mut Durati
 /// Returns the reason when the session can no longer be trusted.
 async fn watch(shard: &ShardState, session: &Session) -> StoreError {
     let probe_interval = longest_pause(shard).min(PROBE_EVERY);
-    let mut looked_at = Instant::now();
+    let mut measured_at = Instant::now();
     loop {
         tokio::select! {
             _ = timeout(probe_interval, shard.failed.notified()) => {}
@@ -119,7 +119,7 @@ async fn watch(shard: &ShardState, session: &Session) -> StoreError {
         }
         let probed = async {
             session.probe().await?;
-            follow_distance(shard, session, &mut looked_at).await
+            follow_distance(shard, session, &mut measured_at).await
         };
         if let Err(error) = probed.await {
             return error;
@@ -280,18 +280,18 @@ async fn open_session(
 async fn follow_distance(
     shard: &ShardState,
     session: &Session,
-    looked_at: &mut Instant,
+    measured_at: &mut Instant,
 ) -> Result<()> {
     let budget = shard.context.config.budget;
     if !session.health.distance.is_far() {
         let first = session.health.distance.round_trip();
         if let Some(far) = distance::measure(&session.lane.connection, first, budget).await? {
             set_far(shard, session, &far);
-            *looked_at = Instant::now();
+            *measured_at = Instant::now();
         }
         return Ok(());
     }
-    if looked_at.elapsed() < distance::LOOK_EVERY {
+    if measured_at.elapsed() < distance::FAR_PROBE_INTERVAL {
         return Ok(());
     }
     let mut largest = Duration::ZERO;
@@ -301,7 +301,7 @@ async fn follow_distance(
         };
         largest = largest.max(round_trip);
     }
-    *looked_at = Instant::now();
+    *measured_at = Instant::now();
     if FarStore::of(largest, budget).is_none() {
         session.health.distance.set_far(false);
         info!(store = shard.address, round_trip_ms = %millis_of(largest), "the store is near enough again");
