@@ -374,8 +374,8 @@ impl Invalidator {
     }
 }
 
-/// Lets concurrent writes share one purge of all jobs, so that a burst of them does not walk through
-/// the store once each.
+/// Lets concurrent writes share one purge of all jobs. A purge of all is one round trip, but it drops every
+/// entry that was filled since the last one, and a sweep of the whole store follows it.
 #[derive(Default)]
 pub(super) struct SharedPurgeAll {
     /// Number of purges requested so far.
