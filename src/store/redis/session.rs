@@ -12,7 +12,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use redis::{Cmd, FromRedisValue, RedisResult, Value, aio::MultiplexedConnection};
+use redis::{
+    Cmd, FromRedisValue, Pipeline, RedisResult, ScriptInvocation, Value, aio::MultiplexedConnection,
+};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
@@ -160,14 +162,32 @@ impl Session {
         now_ms() + self.clock_ahead_ms.load(Ordering::Relaxed)
     }
 
-    pub(super) fn requests(&self) -> MultiplexedConnection {
-        self.lane.connection.requests.clone()
-    }
-
     /// Runs one command.
     pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
-        let mut requests = self.requests();
-        self.lane.ask(async { Ok(command.query_async(&mut requests).await?) }).await
+        self.send(async |requests| command.query_async(requests).await).await
+    }
+
+    /// Runs a pipeline.
+    pub(super) async fn query_all<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T> {
+        self.send(async |requests| pipeline.query_async(requests).await).await
+    }
+
+    /// Runs a script.
+    pub(super) async fn invoke<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<T> {
+        self.send(async |requests| script.invoke_async(requests).await).await
+    }
+
+    /// Sends an operation over the common connection, in its turn: one that the lane did not count would
+    /// make its answer look like that of another operation.
+    async fn send<T>(
+        &self,
+        operation: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
+    ) -> Result<T> {
+        let mut requests = self.lane.connection.requests.clone();
+        self.lane.ask(async { Ok(operation(&mut requests).await?) }).await
     }
 
     /// Runs commands in one round trip; each has its own result.
@@ -182,8 +202,7 @@ impl Session {
         if pipeline.is_empty() {
             return Ok(Vec::new());
         }
-        let replies: Vec<RedisResult<Value>> =
-            pipeline.ignore_errors().query_async(&mut self.requests()).await?;
+        let replies: Vec<RedisResult<Value>> = self.query_all(pipeline.ignore_errors()).await?;
         Ok(replies.into_iter().map(|reply| Ok(reply.map(drop)?)).collect())
     }
 
