@@ -129,7 +129,7 @@ use crate::{
     observe::{events::Events, metrics::Registry},
 };
 
-/// What a look at the configured store has found, apart from that it can be used.
+/// The findings of a probe of a store that can be used.
 #[derive(Debug, Default)]
 pub struct ProbedStore {
     /// How other sidecars there are configured differently.
