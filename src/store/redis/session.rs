@@ -57,9 +57,30 @@ pub(super) struct Session {
     /// The server's clock minus ours, in ms.
     pub(super) clock_ahead_ms: AtomicI64,
     pub(super) health: SessionHealth,
-    /// When the grace of a new epoch is over; `None` if there is none.
-    pub(super) grace_end: Option<Instant>,
-    pub(super) in_grace: AtomicBool,
+    pub(super) grace: Grace,
+}
+
+/// The time after a new epoch in which nothing is a hit.
+#[derive(Default)]
+pub(super) struct Grace {
+    end: Option<Instant>,
+    is_on: AtomicBool,
+}
+
+impl Grace {
+    /// Makes a grace that is on until this time; `None` for an epoch that has been known for longer.
+    pub(super) fn until(end: Option<Instant>) -> Self {
+        Self { end, is_on: AtomicBool::new(end.is_some()) }
+    }
+
+    /// Ends the grace when it is over; never returns.
+    pub(super) async fn keep(&self) -> Infallible {
+        if let Some(end) = self.end {
+            sleep_until(end).await;
+            self.is_on.store(false, Ordering::Release);
+        }
+        future::pending().await
+    }
 }
 
 /// Whether a session can be used.
@@ -100,16 +121,7 @@ impl Session {
     /// Whether the epoch is too new for hits. Check it before a value is read: a value that was
     /// read during the grace does not count after the grace either.
     pub(super) fn is_in_grace(&self) -> bool {
-        self.in_grace.load(Ordering::Acquire)
-    }
-
-    /// Ends the grace when it is over; never returns.
-    pub(super) async fn end_grace(&self) -> Infallible {
-        if let Some(end) = self.grace_end {
-            sleep_until(end).await;
-            self.in_grace.store(false, Ordering::Release);
-        }
-        future::pending().await
+        self.grace.is_on.load(Ordering::Acquire)
     }
 
     /// Fails if the session has been given up.

@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
     thread,
     time::Duration,
@@ -24,7 +24,7 @@ use super::{
     purge_token::PurgeTokens,
     refusals::{check_serves_all, report_refusals},
     server_info::ServerInfo,
-    session::{Session, SessionHealth, clock_ahead_ms},
+    session::{Grace, Session, SessionHealth, clock_ahead_ms},
     shared_keys::{grace_end, keep_record, share_credential_key},
     state::{SessionHandle, ShardState, StoreContext},
     tracking::track,
@@ -92,7 +92,7 @@ async fn serve(shard: &ShardState, session: &SessionHandle, backoff: &mut Durati
     tokio::select! {
         error = end => error,
         never = keep_record(shard, session) => match never {},
-        never = session.end_grace() => match never {},
+        never = session.grace.keep() => match never {},
         never = track(shard, session) => match never {},
         never = report_refusals(shard, session) => match never {},
         never = session.bulk.keep(&session.target, &session.server) => match never {},
@@ -231,8 +231,7 @@ pub(super) async fn connect_master(
         server,
         clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
         health,
-        grace_end: None,
-        in_grace: AtomicBool::new(false),
+        grace: Grace::default(),
     };
     Ok((session, info))
 }
@@ -267,8 +266,7 @@ async fn open_session(
     if let Some(far) = distance::measure(&session.lane.connection, first, budget).await? {
         set_far(shard, &session, &far);
     }
-    session.grace_end = grace_end(shard, &session, info).await;
-    session.in_grace = AtomicBool::new(session.grace_end.is_some());
+    session.grace = Grace::until(grace_end(shard, &session, info).await);
     if !shard.context.has_secret && shard.keeps_shared_keys() {
         share_credential_key(shard, &session).await?;
     }
