@@ -12,6 +12,7 @@ mod comparison;
 mod decide;
 pub mod entry;
 mod fill;
+mod fill_result;
 pub mod flight;
 pub mod forecast;
 mod foreign_cache;
@@ -22,18 +23,20 @@ mod job_news;
 mod job_notes;
 mod lookup;
 mod reader;
+mod shared_purge_all;
 mod shared_state;
 mod silent_changes;
 
 pub use comparison::{Comparison, ComparisonResult};
 pub use decide::{BeforeLookup, LookupRequest};
 pub use entry::ChangeId;
-pub use fill::{AbandonReason, FillResult, Filler, LeaderRead, PublishedRead};
-pub use job_news::NewsListener;
+pub use fill::{Filler, LeaderRead, PublishedRead};
+pub use fill_result::{AbandonReason, FillResult};
 pub use invalidate::{
     EndStage, FenceEnd, Invalidator, OUTCOME_UNKNOWN, PurgeAllOutcome, PurgeOutcome, PurgeReceipt,
     RELOAD_WAIT, WriteOutcome,
 };
+pub use job_news::NewsListener;
 pub use lookup::Lookup;
 pub use reader::{CacheReader, NearLookup};
 pub use shared_state::InvalidationSource;
@@ -44,8 +47,8 @@ use std::{sync::Arc, time::Duration};
 use hyper::http::{HeaderMap, Method, Uri, response};
 
 use self::{
-    invalidate::SharedPurgeAll,
     job_notes::JobNotes,
+    shared_purge_all::SharedPurgeAll,
     shared_state::{CacheConfig, CacheMetrics, SharedState},
 };
 use crate::{

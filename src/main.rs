@@ -116,7 +116,7 @@ fn remedy(error: &io::Error, address: &ListenAddress, flag: &str) -> String {
     format!("{advice} with {flag}")
 }
 
-/// What is known about this process.
+/// Collects the facts about this process.
 fn facts(sockets: Vec<(&'static str, SocketAddr)>) -> ProcessFacts {
     ProcessFacts { sockets, memory: MemoryLimit::read(Path::new("/")) }
 }

@@ -74,6 +74,7 @@
 //! | the pending set overflows | hits, except in the slots of keys that did not fit | those jobs are not cached here until all is purged |
 
 pub mod barrier;
+mod budget;
 mod diagnosis;
 mod errors;
 pub mod journal;
@@ -92,8 +93,9 @@ mod write;
 
 pub use self::{
     barrier::BarrierWait,
+    budget::{Budget, FarStore, WriteBudget},
     diagnosis::Diagnosis,
-    errors::{Budget, FarStore, NodeAddress, Redirect, StoreError, StoreErrorKind, WriteBudget},
+    errors::{NodeAddress, Redirect, StoreError, StoreErrorKind},
     metrics::{NearMetrics, NearMiss},
     pending::JournalStatus,
     problems::Problem,
@@ -127,7 +129,7 @@ use crate::{
     observe::{events::Events, metrics::Registry},
 };
 
-/// What a look at the configured store has found, apart from that it can be used.
+/// The findings of a probe of a store that can be used.
 #[derive(Debug, Default)]
 pub struct ProbedStore {
     /// How other sidecars there are configured differently.

@@ -32,7 +32,7 @@ use self::{
     connect::{Connector, HttpVersions, UpstreamProtocol, to_absolute_form},
     error::{broken_error, timeout_error},
     metrics::UpstreamMetrics,
-    permits::Permits,
+    permits::{Permits, RequestSafety},
     pool::{BoundConnections, ConnectionChoice, ConnectionHome, Login, Pool, PooledConnection},
     request_body::{announce_body, retry_copy},
     upload::{Expectation, UploadActivity},
@@ -145,7 +145,8 @@ impl Upstream {
     ) -> Exchanged {
         let stream = self.permits.stream_of(&request)?;
         let permit = self.permits.acquire().await?;
-        let may_refuse = repeat == RetryPolicy::OnceIfSafe && request.method().is_safe();
+        let is_safe = repeat == RetryPolicy::OnceIfSafe && request.method().is_safe();
+        let safety = if is_safe { RequestSafety::Safe } else { RequestSafety::Unsafe };
         let client = request.extensions_mut().remove::<ConnectionId>();
         let login = if is_login(request.headers()) { Login::Present } else { Login::Absent };
         let mut connection = self.connection(client, login, protocol).await?;
@@ -161,7 +162,7 @@ impl Upstream {
             };
             match self.attempt(connection, request, client).await {
                 Ok(response) => {
-                    self.permits.settle(&permit, stream, &response, may_refuse)?;
+                    self.permits.count_answer(&permit, stream, &response, safety)?;
                     return Ok(response.map(|body| body.with_permit(permit)));
                 }
                 Err(AttemptError::Unsent(unsent)) if reused => request = *unsent,

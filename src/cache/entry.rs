@@ -7,8 +7,8 @@ mod meta;
 #[cfg(test)]
 mod tests;
 
-pub use self::meta::{EntryVersion, Reject};
 pub(super) use self::meta::origin_of;
+pub use self::meta::{EntryVersion, Reject};
 
 use std::{
     iter,

@@ -1,14 +1,18 @@
 //! Turns an upstream response into an entry: shares it with the readers that wait, and stores it.
+//!
+//! Where it may be stored depends on the lookup ([`FillTarget`]): under a lease, beside the entry of
+//! another reader ([`held_fill`](super::held_fill)), in place of a known entry, or nowhere.
 
 use std::{mem, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use hyper::{StatusCode, http::response};
+use hyper::http::response;
 use tokio::{task::spawn_blocking, time::timeout};
 use tracing::debug;
 
 use super::{
     entry::{Entry, EntryVersion, Likeness, Reject},
+    fill_result::{AbandonReason, FillResult},
     flight::{CoalesceKey, Leader},
     held_lease::{ENTRY_WAIT, HeldLease, LeaseEnd},
     job_notes::JobNotes,
@@ -89,48 +93,6 @@ pub struct PublishedRead {
     pub entry: Arc<Entry>,
     ttl: Duration,
     lead: LeaderRead,
-}
-
-/// The result of a shared read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FillResult {
-    /// The response is in the store.
-    Stored,
-    /// The job changed during the read. The client of this read asked before the write was answered,
-    /// so it may have this response. No later reader may.
-    Revoked,
-    /// The store did not take the response.
-    Failed,
-    /// The response was shared but not stored, because the lookup was not confirmed.
-    Unconfirmed,
-    /// The response is not stored, and was shared at most with the readers that waited for it.
-    Abandoned(AbandonReason),
-}
-
-/// Why a flight has ended without a response that may be stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AbandonReason {
-    /// The response, with this status, may not be stored.
-    Unstorable(NoStore, StatusCode),
-    /// The upstream gave no response or an incomplete one.
-    Unanswered,
-    /// The upstream was not asked, because other routes or rules have come into force.
-    Superseded,
-}
-
-impl FillResult {
-    /// Returns the word for metrics, events and spans.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stored => "stored",
-            Self::Revoked => "revoked",
-            Self::Failed => "failed",
-            Self::Unconfirmed => "not-stored",
-            Self::Abandoned(AbandonReason::Unstorable(why, _)) => why.as_str(),
-            Self::Abandoned(AbandonReason::Unanswered) => "no-answer",
-            Self::Abandoned(AbandonReason::Superseded) => "superseded",
-        }
-    }
 }
 
 /// Shares and stores the responses of reads.

@@ -5,8 +5,9 @@
 //! jobs would begin with an error. So jobcache steps aside for a while: reads of the prefix pass, no
 //! placeholder is set, and writes and purges still delete the keys.
 //!
-//! There are two signs. Values that are not ours are found for several jobs. Or a read fails while the
-//! placeholder stands, succeeds without it, and leaves a value that is not ours.
+//! There are two signs. Values that are not ours are found for several jobs (`reader.rs` notes them). Or a
+//! read fails while the placeholder stands, succeeds without it, and leaves a value that is not ours
+//! (`proxy/lead.rs` repeats the read, and `fill.rs` looks at the value).
 
 use std::{
     collections::HashMap,
@@ -22,15 +23,16 @@ use tracing::warn;
 use super::job_notes::WindowedCounts;
 use crate::store::Key;
 
-/// Number of jobs with values that are not ours, within the same time, after which jobcache steps aside.
-const JOBS: usize = 3;
+/// Number of jobs with values that are not ours, within [`ASIDE_TIME`], after which jobcache steps aside.
+const MIN_JOBS: usize = 3;
 /// How long jobcache steps aside.
-const ASIDE: Duration = Duration::from_mins(10);
-/// Most reads that are repeated without the placeholder, within [`REPEATS_WITHIN`].
-const REPEATS: u32 = 3;
-const REPEATS_WITHIN: Duration = Duration::from_secs(10);
+const ASIDE_TIME: Duration = Duration::from_mins(10);
+/// Most reads that are repeated without the placeholder, within [`REPEAT_WINDOW`]: an API that is broken
+/// answers every read with 500, and must not get each of them twice.
+const MAX_REPEATS: u32 = 3;
+const REPEAT_WINDOW: Duration = Duration::from_secs(10);
 
-/// What was seen of other caches under our keys, and the prefixes that are left to them.
+/// Signs of other caches under our keys, and the prefixes that are left to them.
 pub(super) struct ForeignCaches {
     /// Jobs with values that are not ours.
     jobs: WindowedCounts<Key>,
@@ -44,8 +46,8 @@ pub(super) struct ForeignCaches {
 impl Default for ForeignCaches {
     fn default() -> Self {
         Self {
-            jobs: WindowedCounts::new(ASIDE),
-            repeats: WindowedCounts::new(REPEATS_WITHIN),
+            jobs: WindowedCounts::new(ASIDE_TIME),
+            repeats: WindowedCounts::new(REPEAT_WINDOW),
             is_any_aside: AtomicBool::new(false),
             aside: Mutex::default(),
         }
@@ -70,26 +72,26 @@ impl ForeignCaches {
     /// Notes that a value which is not ours was found under a key with this prefix.
     pub(super) fn note_value(&self, prefix: &str, key: &Key) {
         self.jobs.add(key.clone());
-        if self.jobs.keys(|job| job.main().starts_with(prefix)).len() >= JOBS {
+        if self.jobs.keys(|job| job.main().starts_with(prefix)).len() >= MIN_JOBS {
             self.step_aside(prefix);
         }
     }
 
     /// Whether another read may be repeated without the placeholder.
     pub(super) fn admits_repeat(&self) -> bool {
-        self.repeats.count(&()) < REPEATS && self.repeats.add(()) <= REPEATS
+        self.repeats.count(&()) < MAX_REPEATS && self.repeats.add(()) <= MAX_REPEATS
     }
 
     /// Leaves the jobs of this prefix to the application for a while.
     pub(super) fn step_aside(&self, prefix: &str) {
         let mut aside = self.aside();
-        let is_new = aside.insert(prefix.to_owned(), Instant::now() + ASIDE).is_none();
+        let is_new = aside.insert(prefix.to_owned(), Instant::now() + ASIDE_TIME).is_none();
         self.is_any_aside.store(true, Ordering::Relaxed);
         drop(aside);
         if is_new {
             warn!(
                 prefix,
-                for_s = ASIDE.as_secs(),
+                for_s = ASIDE_TIME.as_secs(),
                 "the application caches its jobs itself under the keys of this cache, so for now their \
                  reads pass; switch off the application's own cache, but keep its DELs"
             );
@@ -120,7 +122,7 @@ mod tests {
         caches.note_value("p:", &Key::new("p:", "3"));
         assert!(caches.is_aside("p:") && !caches.is_aside("q:"));
         let left = caches.prefixes();
-        assert!(matches!(&left[..], [(prefix, left)] if prefix == "p:" && *left > ASIDE / 2));
+        assert!(matches!(&left[..], [(prefix, left)] if prefix == "p:" && *left > ASIDE_TIME / 2));
     }
 
     #[test]

@@ -4,21 +4,18 @@
 //! The callers in `proxy` and `admin` decide which jobs a write changes and who may purge.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures_util::future::join;
-use tokio::{
-    sync::Mutex,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, error, warn};
 
-use super::shared_state::{CacheConfig, InvalidationSource, SharedState};
+use super::{
+    shared_purge_all::SharedPurgeAll,
+    shared_state::{CacheConfig, InvalidationSource, SharedState},
+};
 use crate::{
     observe::events::{EventKind, Initiator},
     semantics::job_id::JobId,
@@ -371,32 +368,5 @@ impl Invalidator {
                 "an invalidation was not confirmed in time; its jobs bypass the cache until it is"
             );
         }
-    }
-}
-
-/// Lets concurrent writes share one purge of all jobs, so that a burst of them does not walk through
-/// the store once each.
-#[derive(Default)]
-pub(super) struct SharedPurgeAll {
-    /// Number of purges requested so far.
-    requested: AtomicU64,
-    /// Last request that the latest purge covers, and its result. Locked while a purge runs.
-    last_result: Mutex<Option<(u64, Ended)>>,
-}
-
-impl SharedPurgeAll {
-    /// Returns the result of a purge that begins after the call: `purge`, or that of another caller.
-    async fn join_or_run(&self, purge: impl Future<Output = Ended>) -> Ended {
-        let request = self.requested.fetch_add(1, Ordering::SeqCst) + 1;
-        let mut last_result = self.last_result.lock().await;
-        if let Some((covered, ended)) = *last_result
-            && covered >= request
-        {
-            return ended;
-        }
-        let covered = self.requested.load(Ordering::SeqCst);
-        let ended = purge.await;
-        *last_result = Some((covered, ended));
-        ended
     }
 }

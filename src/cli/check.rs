@@ -42,7 +42,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// Text for everything that works.
 const REACHABLE: &str = "reachable";
 
-/// What was found at something that the configuration names, or why that cannot be reached.
+/// The finding at an address or file of the configuration, or why it cannot be reached.
 type Finding = Result<String, String>;
 
 /// Keywords of everything that a strict check could not reach.

@@ -163,11 +163,11 @@ pub struct ClientTls {
     pub identity: KeyPair,
     /// Name that the server's certificate must have; none = the host of the URL.
     pub server_name: Option<String>,
-    /// What is verified.
+    /// Extent of the verification.
     pub verify: TlsVerify,
 }
 
-/// What of a server's certificate is verified.
+/// Extent to which a server's certificate is verified.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TlsVerify {
     /// The authority that signed it, and its name.

@@ -1,8 +1,9 @@
-//! What is changed in the values that the sources give, and what is added to them: variables in
-//! addresses, options of the store's URL, and defaults that have to fit the memory limit.
+//! Derived settings: changes to the values that the sources give, and additions to them.
 //!
-//! What is added is a setting like any other, with an origin, so that messages, `jobcache check` and
-//! reloads need to know nothing about it. A value that a source gives always wins.
+//! Variables in addresses are replaced, options of the store's URL become settings, and defaults are
+//! lowered until they fit the memory limit. An addition is a setting like any other, with an origin, so
+//! that messages, `jobcache check` and reloads need to know nothing about it. A value that a source gives
+//! always wins.
 
 use std::{collections::BTreeMap, fs::File};
 
@@ -68,10 +69,10 @@ fn expanded(text: &str, env: &BTreeMap<String, String>) -> Result<String, String
 
 /// Adds the settings that options of the store's URL stand for, and returns warnings.
 pub(super) fn add_url_options(settings: &mut LayeredSettings) -> Vec<String> {
-    let Some(given) = settings.of("store.url") else { return Vec::new() };
-    let RawValue::One(text) = &given.value else { return Vec::new() };
+    let Some(setting_of_url) = settings.of("store.url") else { return Vec::new() };
+    let RawValue::One(text) = &setting_of_url.value else { return Vec::new() };
     let Ok((url, options)) = store_url::parse(text) else { return Vec::new() };
-    let origin = given.origin.clone();
+    let origin = setting_of_url.origin.clone();
     let mut warnings = options.warnings;
     if !url.is_tls() && !options.tls.is_empty() {
         let names: Vec<_> = options.tls.iter().map(|tls| &*tls.option).collect();
@@ -80,11 +81,11 @@ pub(super) fn add_url_options(settings: &mut LayeredSettings) -> Vec<String> {
             names.join(", ")
         ));
     }
-    let mut given = options.tls;
+    let mut added = options.tls;
     let is_set = |key: &str| settings.0.iter().any(|own| are_together(own.spec.key, key));
-    given.retain(|tls| url.is_tls() && !is_set(tls.key));
-    warnings.extend(drop_unreadable(&mut given));
-    for TlsOption { key, value, option } in given {
+    added.retain(|tls| url.is_tls() && !is_set(tls.key));
+    warnings.extend(drop_unreadable(&mut added));
+    for TlsOption { key, value, option } in added {
         let Some(spec) = setting(key) else { continue };
         let origin = format!("{option} of {origin}");
         settings.0.push(EffectiveSetting { spec, value: RawValue::One(value), origin });
@@ -130,8 +131,8 @@ const SIZES: [(&str, usize); 4] = [
     ("max_inspected", 24),
 ];
 
-/// Settings that bound how many there are of what takes some 24 KiB: a connection that is kept open,
-/// and a request that waits.
+/// Settings that bound numbers of things that take about 24 KiB each: open connections, and requests that
+/// wait.
 const COUNTS: [&str; 2] = ["server.max_connections", "server.max_requests"];
 /// Part of the limit for one of them, so that all of them take half of it.
 const BYTES_EACH: usize = 48 << 10;
@@ -143,8 +144,8 @@ pub(super) fn add_memory_limits(
     limit: Option<&MemoryLimit>,
 ) -> Vec<String> {
     let Some(limit) = limit else { return Vec::new() };
-    let is_memory = |given: &EffectiveSetting| given.value == RawValue::One("memory://".to_owned());
-    let is_memory = settings.of("store.url").is_some_and(is_memory);
+    let memory_url = RawValue::One("memory://".to_owned());
+    let is_memory = settings.of("store.url").is_some_and(|given| given.value == memory_url);
     // A configuration in which a body does not fit into `memory://` is refused.
     let body = amount(settings, "max_body").unwrap_or(0);
     let sizes = SIZES.into_iter().filter(|(key, _)| is_memory || *key != "store.memory_max");
@@ -203,13 +204,13 @@ pub(super) fn add_push_limit(settings: &mut LayeredSettings, limit: Option<&Memo
     }
 }
 
-/// Down to whole MiB, for people.
+/// Rounds down to whole MiB, so that people can read the value.
 fn rounded(bytes: usize) -> usize {
     const MIB: usize = 1 << 20;
     if bytes > MIB { bytes - bytes % MIB } else { bytes }
 }
 
-/// The value of a size or number, given or by default.
+/// Returns the value of a size or number, given or by default.
 fn amount(settings: &LayeredSettings, key: &str) -> Option<usize> {
     let spec = setting(key)?;
     let text = match settings.of(key).map(|setting| &setting.value) {

@@ -1,7 +1,8 @@
 //! The memory limit of the cgroup in which this process runs, of version 1, version 2 or both.
 //!
-//! A limit of any group above counts too. In a container the path of `/proc/self/cgroup` may be seen
-//! from outside the container; then only the mount of the hierarchy itself is looked at.
+//! A limit of any group above counts too. In a container, `/proc/self/cgroup` may give the path of the group
+//! on the host, which does not exist inside; then only the mount of the hierarchy itself is read.
+//! `derived_settings.rs` lowers the defaults that do not fit.
 
 use std::{
     fmt, fs,
@@ -93,13 +94,12 @@ impl Version {
             Self::Two => id == "0" && controllers.is_empty(),
         };
         // A group outside of what this process may see begins with `/..`.
-        is_own
-            .then_some(Path::new(group))
-            .filter(|group| !group.starts_with("/.."))
-            .or(is_own.then_some(Path::new("/")))
+        let visible = if Path::new(group).starts_with("/..") { "/" } else { group };
+        is_own.then_some(Path::new(visible))
     }
 
-    /// Above `memory.high` a process is slowed down until it hardly runs.
+    /// Returns the names of the files with limits. `memory.high` counts as one, because a process above it
+    /// is slowed down until it hardly runs.
     fn files(self) -> &'static [&'static str] {
         match self {
             Self::One => &["memory.limit_in_bytes"],
@@ -108,7 +108,7 @@ impl Version {
     }
 }
 
-/// A line of `/proc/self/mountinfo`: id, parent, device, mounted group, mount, options, `-`, type,
+/// Parses a line of `/proc/self/mountinfo`: id, parent, device, mounted group, mount, options, `-`, type,
 /// source, options of the file system.
 fn hierarchy(line: &str) -> Option<Hierarchy> {
     let (mount, file_system) = line.split_once(" - ")?;
@@ -123,7 +123,7 @@ fn hierarchy(line: &str) -> Option<Hierarchy> {
     Some(Hierarchy { version, group, mount })
 }
 
-/// An absolute path in another root.
+/// Returns an absolute path as it is below another root.
 fn below(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }

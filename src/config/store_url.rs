@@ -1,5 +1,9 @@
 //! The URL of the store, parsed into kind, hosts and login.
 //!
+//! The query of the URL is parsed by `url_options.rs`, because it is the same for every kind of store. What it
+//! says of the database and the login ends up in [`StoreUrl`]; what it says of TLS becomes settings
+//! (`derived_settings.rs`).
+//!
 //! The parsed values keep passwords; `Debug` and `Display` hide them. Nothing here connects or resolves.
 
 use std::{fmt, str::FromStr};
@@ -9,7 +13,7 @@ use url::{Host, Url};
 
 use super::{Secret, StoreLogin, address::redacted, url_options::UrlOptions};
 
-const STORE: &str = "must be redis://[user:password@]host[:port][/db] (rediss:// over TLS), \
+const EXPECTED: &str = "must be redis://[user:password@]host[:port][/db] (rediss:// over TLS), \
                      redis-sentinel://[user:password@]host[:port],host[:port]/master[/db], \
                      redis-cluster://[user:password@]host[:port],host[:port], \
                      unix:///path/to/socket or memory://";
@@ -103,7 +107,7 @@ const NOT_A_URL: &str = "this is not a URL; percent-encode special characters of
 /// Parses a URL. What its options say of the database and of the login is in the URL that is returned,
 /// which has no other option.
 pub(super) fn parse(text: &str) -> Result<(StoreUrl, UrlOptions), String> {
-    let why = |why: &str| format!("{STORE}; {why}");
+    let why = |why: &str| format!("{EXPECTED}; {why}");
     let (scheme, rest) =
         text.trim().split_once("://").ok_or_else(|| why("the scheme is missing"))?;
     let scheme = &*scheme.to_ascii_lowercase();
@@ -112,7 +116,8 @@ pub(super) fn parse(text: &str) -> Result<(StoreUrl, UrlOptions), String> {
         let is_alone = rest.is_empty().then(|| (StoreUrl::Memory, UrlOptions::default()));
         return is_alone.ok_or_else(|| why("nothing may follow memory://"));
     }
-    // Of `user:12?more@host`, the host would be `user`, and of `user:a@b?more@host` it would be `b`.
+    // The password has a `?`: `user:12?more@host` would give the host `user`, and `user:a@b?more@host` the
+    // host `b`.
     let is_cut = query.contains('@') && (place.contains('@') || !place.contains('/'));
     if is_cut || query.contains('#') {
         return Err(why(NOT_A_URL));
@@ -130,8 +135,7 @@ pub(super) fn parse(text: &str) -> Result<(StoreUrl, UrlOptions), String> {
     Ok((url.map_err(why)?, options))
 }
 
-/// `[user:password@][host][:port][/db]`. Without a host it is this one, as for the clients whose URLs
-/// have options.
+/// `[user:password@][host][:port][/db]`. A missing host is `localhost`, as in redis-py and ioredis.
 fn tcp(scheme: &str, place: &str, options: &UrlOptions) -> Result<StoreUrl, &'static str> {
     let (authority, path) = place.split_at(place.find('/').unwrap_or(place.len()));
     let database = path.trim_matches('/');

@@ -4,7 +4,7 @@
 //! jobcache does not know must not keep it from starting: it is ignored, and a warning names it.
 //! Values never show: one of them may be a password, or a part of one that was not encoded.
 //!
-//! Names are compared without case and underscores, so one list serves `socket_timeout` and
+//! Names are compared without case, underscores and hyphens, so one list serves `socket_timeout` and
 //! `socketTimeout`.
 
 use url::form_urlencoded;
@@ -47,7 +47,7 @@ const WITHOUT_EFFECT: &str = "\
     updatesentinels usedisconnectedreplicas usesrvrecords visibilitytimeout writebuffersize \
     writetimeout";
 
-/// Options that mean something jobcache has to be told in another way.
+/// Options without effect that have a counterpart here, each with the remedy.
 const ELSEWHERE: [(&str, &str); 11] = [
     ("addr startupnodes", "list the nodes in a redis-cluster:// URL"),
     ("credentialprovider", "set store.username and store.password_file"),
@@ -111,7 +111,8 @@ impl UrlOptions {
     /// as for kombu, ioredis and go-redis. Fails only if the database is not a number: another one
     /// would hold the keys of somebody else.
     pub(super) fn parse(query: &str) -> Result<Self, &'static str> {
-        // Then a part of a password may look like a query.
+        // An `@` here may be the end of a password with a `?` in it, so what follows the `?` may be a
+        // part of the password.
         let is_suspicious = query.contains('@');
         let mut options = Self::default();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -178,7 +179,8 @@ impl UrlOptions {
     /// verifies least wins, because it says which server there is.
     fn set_verify(&mut self, verify: TlsVerify, option: &str) {
         const KEY: &str = "store.tls.verify";
-        let is_none = |other: &TlsOption| other.key == KEY && other.value == "none";
+        let none = TlsVerify::None.as_str();
+        let is_none = |other: &TlsOption| other.key == KEY && other.value == none;
         if verify != TlsVerify::Full && !self.tls.iter().any(is_none) {
             self.set_tls(KEY, option, Some(verify.as_str().to_owned()));
         }
@@ -217,7 +219,7 @@ impl UrlOptions {
 const YES: &str = "true 1 t y yes";
 const NO: &str = "false 0 f n no";
 
-/// What a client verifies with an option and one of its values, in lower case.
+/// Options about certificates, their values in lower case, and what is then verified.
 const VERIFY: [(&str, &str, TlsVerify); 10] = [
     ("sslcertreqs", "none cert_none", TlsVerify::None),
     ("sslcertreqs", "required optional cert_required cert_optional", TlsVerify::Full),
@@ -231,7 +233,7 @@ const VERIFY: [(&str, &str, TlsVerify); 10] = [
     ("verifypeer", YES, TlsVerify::Full),
 ];
 
-/// What a client verifies with an option; none if the value is not known.
+/// Returns what is verified with an option; `None` if the value is not known.
 fn verify(option: &str, value: &str) -> Option<TlsVerify> {
     let is_it = |(name, values, _): &(&str, &str, TlsVerify)| {
         *name == option && values.split(' ').any(|known| known == value)
@@ -240,7 +242,7 @@ fn verify(option: &str, value: &str) -> Option<TlsVerify> {
     known.or_else(|| value.is_empty().then_some(TlsVerify::Full))
 }
 
-/// The name without case and underscores.
+/// Returns a name without case, underscores and hyphens.
 fn plain(name: &str) -> String {
     name.chars().filter(|c| !matches!(c, '_' | '-')).map(|c| c.to_ascii_lowercase()).collect()
 }

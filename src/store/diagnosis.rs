@@ -1,8 +1,8 @@
-//! What is wrong with a server, from what it says, and the remedy. The log, `jobcache check` and
-//! `/status` show the same.
+//! Diagnoses: the known faults of a server, with the words that show each, its extent and its remedy.
 //!
-//! [`TABLE`] is the only place for both. What a server says while it is dialled is heard in
-//! `redis/first_contact.rs`; what it says to a command comes as an error of the `redis` crate.
+//! [`TABLE`] is the only place for these, so the log, `jobcache check` and `/status` say the same.
+//! Errors of commands are looked up here by `errors.rs`. Faults without words of Redis (an HTTP server,
+//! a certificate) are found by `redis/first_contact.rs`, and have only their remedy here.
 
 #[cfg(test)]
 mod tests;
@@ -10,7 +10,7 @@ mod tests;
 use crate::semantics::labels::labels;
 
 labels! {
-    /// What is wrong with a server.
+    /// A fault of a server.
     pub enum Diagnosis {
         /// A command was renamed.
         UnknownCommand = "unknown-command",
@@ -87,22 +87,24 @@ labels! {
     }
 }
 
-/// How much of the server works.
+/// How much of the server a fault affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
-    /// It answers, and refuses some commands or all.
-    Refuses,
-    /// It answers, and is not one to use.
+    /// The server serves this client, and refuses some commands.
+    SomeCommands,
+    /// The server answers, and refuses whatever this client sends.
+    AllCommands,
+    /// The server is not one to use, whatever it answers.
     Unusable,
     /// TLS cannot be set up.
     Tls,
 }
 
-/// One thing that can be wrong.
+/// One fault.
 struct Row {
     diagnosis: Diagnosis,
-    /// What a server says; any of them tells. In capitals the code of an error, else a part of its
-    /// text in lower case.
+    /// Parts of an error message, one of which is enough: in capitals the code of the error, in lower
+    /// case a part of its text.
     said: &'static [&'static str],
     extent: Extent,
     remedy: &'static str,
@@ -118,102 +120,107 @@ const fn row(
 }
 
 use Diagnosis as Is;
-use Extent::{Refuses, Tls, Unusable};
+use Extent::{AllCommands, SomeCommands, Tls, Unusable};
 
 /// The first row that fits counts. A renamed command comes first: its error repeats what was sent.
 const TABLE: [Row; Diagnosis::WORDS.len()] = [
     row(
         Is::UnknownCommand,
-        Refuses,
+        SomeCommands,
         &["unknown command", "command called from script"],
         "remove its rename-command from redis.conf, and connect to Redis itself instead of a proxy",
     ),
     row(
         Is::Acl,
-        Refuses,
+        SomeCommands,
         &["NOPERM", "can't run this command", "acl failure"],
         "give the user the rights in docs/redis.md (ACL SETUSER)",
     ),
     row(
         Is::ClusterNode,
-        Refuses,
+        SomeCommands,
         &["MOVED", "CROSSSLOT", "not allowed in cluster mode"],
         "this is a node of a Redis Cluster: use a redis-cluster:// URL (rediss-cluster:// over TLS)",
     ),
     row(
         Is::ClusterDown,
-        Refuses,
+        SomeCommands,
         &["CLUSTERDOWN"],
         "the cluster has no majority, or slots without a master: `redis-cli --cluster check` says which; with \
          cluster-require-full-coverage no the other slots are served",
     ),
     row(
         Is::NoCluster,
-        Refuses,
+        AllCommands,
         &["cluster support disabled"],
         "this is not a cluster: use a redis:// URL (rediss:// over TLS)",
     ),
-    row(Is::Memory, Refuses, &["OOM"], "Redis is full: raise its maxmemory, or store less in it"),
-    row(Is::Disk, Refuses, &["MISCONF"], "Redis cannot save its data: see the log of Redis"),
+    row(
+        Is::Memory,
+        SomeCommands,
+        &["OOM"],
+        "Redis is full: raise its maxmemory, or store less in it",
+    ),
+    row(Is::Disk, SomeCommands, &["MISCONF"], "Redis cannot save its data: see the log of Redis"),
     row(
         Is::Replicas,
-        Refuses,
+        SomeCommands,
         &["NOREPLICAS"],
         "Redis has fewer replicas than its min-replicas-to-write: see `redis-cli info replication`",
     ),
     row(
         Is::MaxClients,
-        Refuses,
+        AllCommands,
         &["max number of clients"],
         "raise maxclients of Redis, or close connections of other programs",
     ),
     row(
         Is::ProtectedMode,
-        Refuses,
+        AllCommands,
         &["protected mode"],
         "without a password Redis takes local clients only: set requirepass in redis.conf and \
          store.password_file here, or `protected-mode no` where no stranger reaches Redis",
     ),
     row(
         Is::NoLogin,
-        Refuses,
+        AllCommands,
         &["NOAUTH"],
         "Redis wants a password: set store.password_file or store.password, or put it into store.url",
     ),
     row(
         Is::WrongLogin,
-        Refuses,
+        AllCommands,
         &["WRONGPASS", "invalid password", "invalid username"],
         "check the user and the password in store.url, store.username and store.password",
     ),
     row(
         Is::NoPassword,
-        Refuses,
+        AllCommands,
         &["without any password configured", "no password is set"],
         "this Redis has no password: remove it from store.url, store.password and store.password_file",
     ),
     row(
         Is::SentinelLogin,
-        Refuses,
+        AllCommands,
         &[],
         "check store.sentinel.username and store.sentinel.password_file: the login of Redis is not sent to \
          sentinels",
     ),
     row(
         Is::Sentinel,
-        Refuses,
+        AllCommands,
         &[],
         "this is a sentinel: use a redis-sentinel://host:port/master URL",
     ),
     row(
         Is::NoSentinel,
-        Refuses,
+        AllCommands,
         &[],
         "this is not a sentinel: sentinels listen on port 26379; for Redis itself use a redis:// URL",
     ),
     row(
         Is::NoDatabase,
-        Refuses,
+        AllCommands,
         &["db index is out of range"],
         "name a database that Redis has: see its setting databases",
     ),
@@ -313,10 +320,10 @@ const TABLE: [Row; Diagnosis::WORDS.len()] = [
 ];
 
 impl Diagnosis {
-    /// What the words of a server tell.
-    pub(super) fn of(words: &str) -> Option<Self> {
-        let text = words.to_lowercase();
-        let code = words.split(' ').next().unwrap_or_default();
+    /// Returns the diagnosis that an error message of a server shows.
+    pub(super) fn of(message: &str) -> Option<Self> {
+        let text = message.to_lowercase();
+        let code = message.split(' ').next().unwrap_or_default();
         let tells = |row: &&Row| row.said.iter().any(|said| *said == code || text.contains(said));
         TABLE.iter().find(tells).map(|row| row.diagnosis)
     }
@@ -325,7 +332,7 @@ impl Diagnosis {
         TABLE.iter().find(|row| row.diagnosis == self)
     }
 
-    /// What to do about it.
+    /// Returns the remedy, as a part of a sentence.
     pub fn remedy(self) -> &'static str {
         self.row().map_or("", |row| row.remedy)
     }
@@ -334,17 +341,8 @@ impl Diagnosis {
         self.row().map_or(Unusable, |row| row.extent)
     }
 
-    /// Whether the server serves clients and refuses some commands.
+    /// Whether the server serves this client, and refuses some commands.
     pub fn refuses_commands(self) -> bool {
-        matches!(
-            self,
-            Self::UnknownCommand
-                | Self::Acl
-                | Self::ClusterNode
-                | Self::ClusterDown
-                | Self::Memory
-                | Self::Disk
-                | Self::Replicas
-        )
+        self.extent() == SomeCommands
     }
 }

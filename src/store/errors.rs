@@ -1,9 +1,7 @@
-//! Errors of the store and of its cluster nodes, and the budget: how long a request waits for an
-//! answer.
+//! Errors of the store and of its cluster nodes, and how the replies of a server become such errors.
 
-use std::{fmt, future::Future, io, time::Duration};
+use std::{fmt, io, time::Duration};
 
-use futures_util::future::join_all;
 use redis::{
     ErrorKind::{
         AuthenticationFailed, Extension, InvalidClientConfig, Io, Parse, Server,
@@ -12,7 +10,7 @@ use redis::{
     RedisError,
     ServerErrorKind::{Ask, ClusterDown, Moved, TryAgain},
 };
-use tokio::time::{Instant, error::Elapsed};
+use tokio::time::error::Elapsed;
 
 use super::diagnosis::{Diagnosis, Extent};
 use crate::semantics::labels::labels;
@@ -130,6 +128,7 @@ impl StoreError {
             other => Self::Lost(other.to_string()),
         }
     }
+
     /// Returns the label for metrics and operators.
     pub fn kind(&self) -> StoreErrorKind {
         match self {
@@ -143,14 +142,14 @@ impl StoreError {
             Self::Refused(_) | Self::Journal { .. } => StoreErrorKind::Refused,
             Self::Redirected(_) => StoreErrorKind::Redirected,
             Self::Denied(diagnosis, _) => match diagnosis.extent() {
-                Extent::Refuses => StoreErrorKind::Refused,
+                Extent::SomeCommands | Extent::AllCommands => StoreErrorKind::Refused,
                 Extent::Unusable => StoreErrorKind::Lost,
                 Extent::Tls => StoreErrorKind::Tls,
             },
         }
     }
 
-    /// What is wrong, if that is known.
+    /// Returns the diagnosis, if there is one.
     pub fn diagnosis(&self) -> Option<Diagnosis> {
         match self {
             Self::Denied(diagnosis, _) => Some(*diagnosis),
@@ -163,7 +162,7 @@ impl StoreError {
 /// The beginning of the text of an error.
 fn intro(diagnosis: Diagnosis) -> &'static str {
     match diagnosis.extent() {
-        Extent::Refuses => "the store refused: ",
+        Extent::SomeCommands | Extent::AllCommands => "the store refused: ",
         Extent::Unusable => "the store cannot be used: ",
         Extent::Tls => "TLS to the store failed: ",
     }
@@ -176,47 +175,6 @@ impl Redirect {
             Self::Down => format!("; {}", Diagnosis::ClusterDown.remedy()),
             Self::Moved | Self::Ask(_) | Self::TryAgain => String::new(),
         }
-    }
-}
-
-/// A server that is too far away for the budget of a read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FarStore {
-    /// The smallest of several round trips.
-    pub round_trip: Duration,
-    /// `store.budget`.
-    pub budget: Duration,
-}
-
-impl FarStore {
-    /// Round trips of a read that misses, or that waits for two rounds of the read barrier.
-    const TRIPS_OF_READ: u32 = 2;
-    /// The same, with one more for the fill.
-    const TRIPS_OF_MISS: u32 = 3;
-
-    /// Returns `None` if the round trip fits into the budget.
-    pub(super) fn of(round_trip: Duration, budget: Duration) -> Option<Self> {
-        (round_trip * Self::TRIPS_OF_READ > budget).then_some(Self { round_trip, budget })
-    }
-
-    /// The setting with which the round trip fits, with time to spare.
-    pub(super) fn remedy(&self) -> String {
-        let millis = (self.round_trip * Self::TRIPS_OF_MISS).as_millis();
-        format!("set store.budget to {}ms", (millis / 10 + 1) * 10)
-    }
-}
-
-impl fmt::Display for FarStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { round_trip, budget } = self;
-        write!(
-            f,
-            "Redis is too far away: a round trip takes {}ms, and a read needs {} of them within              store.budget ({}ms), so reads go to the API; {}",
-            round_trip.as_millis(),
-            Self::TRIPS_OF_READ,
-            budget.as_millis(),
-            self.remedy()
-        )
     }
 }
 
@@ -251,89 +209,6 @@ impl fmt::Display for NodeAddress {
     }
 }
 
-/// The time that one request may still spend on the store, over all its operations.
-#[derive(Debug)]
-pub struct Budget {
-    whole: Duration,
-    left: Duration,
-}
-
-impl Budget {
-    /// Makes a budget of this much waiting.
-    pub fn new(left: Duration) -> Self {
-        Self { whole: left, left }
-    }
-
-    /// Returns the time that is left.
-    pub fn left(&self) -> Duration {
-        self.left
-    }
-
-    /// Deducts time that was spent elsewhere.
-    pub fn charge(&mut self, spent: Duration) {
-        self.left = self.left.saturating_sub(spent);
-    }
-
-    /// Waits for `operation` while the budget lasts, and deducts the time it took.
-    pub(super) async fn spend<T>(
-        &mut self,
-        operation: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        let started = Instant::now();
-        let given = self.left;
-        let result = tokio::time::timeout(given, operation).await;
-        self.left = self.left.saturating_sub(started.elapsed());
-        result.unwrap_or_else(|_| Err(self.timeout_error(given)))
-    }
-
-    /// Returns the error of an operation that did not finish within `given`. If that was less than
-    /// half of the budget, the timeout says little about the store.
-    pub(super) fn timeout_error(&self, given: Duration) -> StoreError {
-        if given * 2 < self.whole { StoreError::Spent } else { StoreError::Timeout }
-    }
-
-    /// As [`Budget::spend`], for several operations at once; each has its own result.
-    pub(super) async fn spend_each<T>(
-        &mut self,
-        operations: impl Iterator<Item = impl Future<Output = Result<T, StoreError>>>,
-    ) -> Vec<Result<T, StoreError>> {
-        let started = Instant::now();
-        let given = self.left;
-        let results = operations.map(|operation| tokio::time::timeout(given, operation));
-        let results = join_all(results).await;
-        self.left = self.left.saturating_sub(started.elapsed());
-        let result =
-            |result: Result<_, _>| result.unwrap_or_else(|_| Err(self.timeout_error(given)));
-        results.into_iter().map(result).collect()
-    }
-}
-
-/// The time that one write may still spend on the store: two budgets, over its begin and all its
-/// ends, and at most one for each of them.
-#[derive(Debug)]
-pub struct WriteBudget {
-    step: Duration,
-    left: Duration,
-}
-
-impl WriteBudget {
-    /// Makes two budgets of this much waiting each.
-    pub fn new(step: Duration) -> Self {
-        Self { step, left: 2 * step }
-    }
-
-    /// Returns the budget of the next step. A step that has no time left is sent all the same, and
-    /// counts as unconfirmed.
-    pub fn next_step(&self) -> Budget {
-        Budget { whole: self.step, left: self.step.min(self.left) }
-    }
-
-    /// Deducts the time of a step.
-    pub fn charge(&mut self, spent: Duration) {
-        self.left = self.left.saturating_sub(spent);
-    }
-}
-
 /// Timeout for connecting, and for operations that no client waits for: fills, releases, repeated
 /// ends.
 pub(super) const DETACHED_TIMEOUT: Duration = Duration::from_secs(1);
@@ -344,10 +219,10 @@ pub(super) const BACKOFF: (Duration, Duration) =
 const NON_LOCAL: &str = "non local key";
 
 /// Classifies errors by how they are handled: `Lost` and `Unusable` end the session, `Refused` does
-/// not. What the words of the server tell is `Denied`.
+/// not. An error message with a known diagnosis is `Denied`.
 impl From<RedisError> for StoreError {
     fn from(error: RedisError) -> Self {
-        let words = words(&error);
+        let message = server_message(&error);
         match error.kind() {
             // The `redis` crate has no kind for BUSY: a script has been running for too long, and
             // the server answers no commands.
@@ -360,27 +235,27 @@ impl From<RedisError> for StoreError {
             Server(TryAgain) => Self::Redirected(Redirect::TryAgain),
             Server(ClusterDown) => Self::Redirected(Redirect::Down),
             // A script in a migrating slot has deleted a key and then accesses it.
-            Server(_) if words.contains(NON_LOCAL) => Self::Redirected(Redirect::TryAgain),
-            Server(_) | Extension => match Diagnosis::of(&words) {
-                Some(diagnosis) => Self::Denied(diagnosis, words),
-                None => Self::Refused(words),
+            Server(_) if message.contains(NON_LOCAL) => Self::Redirected(Redirect::TryAgain),
+            Server(_) | Extension => match Diagnosis::of(&message) {
+                Some(diagnosis) => Self::Denied(diagnosis, message),
+                None => Self::Refused(message),
             },
             // The first two are replies that cannot be decoded. If the stream itself is corrupt, the
             // connection ends with it, and the next operation reports that. The last one is
             // permanent: the settings do not fit together.
-            UnexpectedReturnType | Parse | InvalidClientConfig => Self::Refused(words),
-            AuthenticationFailed => Self::Denied(Diagnosis::WrongLogin, words),
-            Io => Self::Lost(words),
+            UnexpectedReturnType | Parse | InvalidClientConfig => Self::Refused(message),
+            AuthenticationFailed => Self::Denied(Diagnosis::WrongLogin, message),
+            Io => Self::Lost(message),
             // Most are `Client`: found before the command was sent, or in the replies to a login.
             // They say nothing about the operation, so it is safe to begin anew.
-            _ => Self::Unusable(words),
+            _ => Self::Unusable(message),
         }
     }
 }
 
-/// What the server said, as it said it. Of several errors of a pipeline the first counts that tells
-/// something.
-pub(super) fn words(error: &RedisError) -> String {
+/// The error message of a server, as sent. A pipeline may have several: the first with a known diagnosis
+/// counts.
+pub(super) fn server_message(error: &RedisError) -> String {
     let Some(errors) = error.clone().into_server_errors() else { return error.to_string() };
     let said = errors.iter().map(|(_, error)| {
         let said = format!("{} {}", error.code(), error.details().unwrap_or_default());
@@ -416,43 +291,5 @@ mod tests {
         assert!(matches!(error(ErrorKind::InvalidClientConfig), StoreError::Refused(_)));
         assert!(matches!(error(ErrorKind::Client), StoreError::Unusable(_)));
         assert!(matches!(error(ErrorKind::Io), StoreError::Lost(_)));
-    }
-
-    #[test]
-    fn a_far_server_is_told_with_the_time_the_budget_and_the_value_to_set() {
-        let far = |millis| {
-            let round_trip = Duration::from_millis(millis);
-            FarStore::of(round_trip, Duration::from_millis(50)).map(|far| far.to_string())
-        };
-        assert_eq!([far(0), far(16), far(25)], [None, None, None]);
-        let told = far(40).unwrap();
-        for word in ["40ms", "(50ms)", "set store.budget to 130ms"] {
-            assert!(told.contains(word), "{word}: {told}");
-        }
-    }
-
-    #[test]
-    fn a_write_has_two_budgets_for_its_begin_and_all_its_ends() {
-        let (step, short) = (Duration::from_millis(50), Duration::from_millis(1));
-        let mut hung = WriteBudget::new(step);
-        for left in [step, step, Duration::ZERO] {
-            assert_eq!(hung.next_step().left(), left);
-            hung.charge(left);
-        }
-        let mut well = WriteBudget::new(step);
-        for _ in 0..3 {
-            assert_eq!(well.next_step().left(), step);
-            well.charge(short);
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_timeout_counts_against_the_store_only_if_it_had_most_of_the_budget() {
-        let mut budget = Budget::new(Duration::from_millis(20));
-        let never = || std::future::pending::<Result<(), StoreError>>();
-        assert!(matches!(budget.spend(never()).await, Err(StoreError::Timeout)));
-        assert!(matches!(budget.spend(never()).await, Err(StoreError::Spent)));
-        let each = budget.spend_each([never()].into_iter()).await;
-        assert!(matches!(each[..], [Err(StoreError::Spent)]));
     }
 }

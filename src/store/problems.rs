@@ -1,4 +1,4 @@
-//! What is wrong with the store at present, for `/status`, and how often the log says so.
+//! The present problem of the store, for `/status`, and the throttle of the warnings about it.
 //!
 //! A command that Redis refuses fails with every request that needs it, on each of its masters, and
 //! in several parts of the store. All of them share one warning a minute.
@@ -16,10 +16,10 @@ use crate::observe::throttle::Throttle;
 /// How long a refusal is shown after the last one. Without requests there is no other sign of it.
 const SHOWN_FOR: Duration = Duration::from_mins(2);
 
-/// What is wrong with the store.
+/// A problem of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// What is wrong.
+    /// The fault of the server.
     pub diagnosis: Diagnosis,
     /// The commands that are refused, as far as known.
     pub commands: Vec<&'static str>,
@@ -91,6 +91,7 @@ impl RefusedCommand {
         }
     }
 
+    /// Waits for a refused command, and takes it.
     pub(super) async fn next(&self) -> (Diagnosis, String) {
         loop {
             let noted = self.error.lock().unwrap_or_else(PoisonError::into_inner).take();

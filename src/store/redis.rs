@@ -4,8 +4,8 @@
 //! Each server is a shard (`redis/shard.rs`) with a supervisor, a session, an epoch, a tracking
 //! connection and its rounds. The topology (`redis/engine.rs`) tells which shard owns a key: one
 //! owns all, or each master of a cluster (`redis/cluster.rs`) owns some of the slots. Invalidations
-//! (`redis/invalidate.rs`) and purges of all ask the topology, and are the same for any number of
-//! shards.
+//! (`redis/invalidate.rs`) and purges of all (`redis/purge_all.rs`) ask the topology, and are the
+//! same for any number of shards.
 //!
 //! The retry worker repeats what was not confirmed. The process has one retry queue. An item goes
 //! to the current owner of its key each time it is repeated. A purge of all goes to every master
@@ -24,6 +24,7 @@ mod lane;
 mod large_keys;
 mod large_values;
 mod master_source;
+mod purge_all;
 mod purge_token;
 mod recently_confirmed;
 mod refusals;
@@ -53,14 +54,15 @@ use self::{
     invalidate::END_BATCH,
     master_source::MasterSource,
     purge_token::PurgeTokens,
-    refusals::{check_commands, trials},
+    refusals::{TrialScope, check_commands},
     shared_keys::live_records,
     state::{ShardState, StoreContext},
     supervisor::connect_master,
 };
 pub(super) use self::{engine::RedisEngine, shard::Shard};
 use super::{
-    errors::{DETACHED_TIMEOUT, FarStore, Result, StoreError},
+    FarStore,
+    errors::{DETACHED_TIMEOUT, Result, StoreError},
     metrics::StoreMetrics,
     near::Watcher,
     pending::PendingItem,
@@ -121,8 +123,9 @@ pub(super) async fn probe(config: &Config) -> Result<(Vec<String>, Option<FarSto
     let purge_tokens = Arc::new(PurgeTokens::new(&config.prefixes()));
     let (session, _) = connect_master(&source, prefix, &purge_tokens).await?;
     let connection = &session.lane.connection;
-    let trials =
-        trials(&format!("{{{prefix}}}:trial"), false, config.cache.near.mode != NearMode::Off);
+    let name = &format!("{{{prefix}}}:trial");
+    let is_tracked = config.cache.near.mode != NearMode::Off;
+    let trials = TrialScope { name, is_in_cluster: false, is_tracked };
     check_commands(connection, &session.target, trials).await?;
     let round_trip = session.health.distance.round_trip();
     let far = distance::measure(connection, round_trip, config.store.budget).await?;

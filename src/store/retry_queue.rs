@@ -175,7 +175,7 @@ async fn watch_siblings(queue: Weak<RetryQueue>, mut siblings: Siblings) {
             let states = siblings.scan();
             (siblings, states)
         });
-        // It fails only if the process is about to end.
+        // The task fails only if the process is about to end.
         let Ok((back, mut states)) = scan.await else { return };
         siblings = back;
         let Some(queue) = queue.upgrade() else { return };

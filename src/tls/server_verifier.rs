@@ -26,7 +26,7 @@ use crate::config::TlsVerify;
 #[error("the server does not sign with the key of its certificate")]
 pub(crate) struct StrangeKey;
 
-/// What a server is verified by.
+/// The certificates by which a server is verified.
 pub(super) struct Trusted {
     pub(super) roots: RootCertStore,
     /// The certificates of the file, each trusted as it is if a server has it.

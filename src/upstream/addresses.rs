@@ -1,5 +1,8 @@
-//! The addresses of the upstream's name: resolved for each new connection and used in turn. One
-//! that fails is passed over for the next, and for [`AVOIDED_FOR`] it is tried last.
+//! The addresses of the upstream's name, used round robin.
+//!
+//! The name is resolved for each new connection, so that a change of DNS needs no restart; how long an
+//! answer is cached is left to the system's resolver. An address that fails is passed over for the next
+//! one, and is tried last for [`AVOIDED_FOR`].
 
 use std::{
     io,
@@ -19,7 +22,7 @@ use tokio::{
 /// Time for which an address that failed is tried after all others.
 const AVOIDED_FOR: Duration = Duration::from_secs(10);
 
-/// The next turn, and the addresses that have failed lately.
+/// The next turn, and the addresses that have failed lately, each once.
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
     turn: AtomicUsize,
@@ -41,9 +44,16 @@ impl Addresses {
                 Ok(Err(refused)) => error = refused,
                 Err(_) => error = io::ErrorKind::TimedOut.into(),
             }
-            self.lock().push((address, Instant::now()));
+            self.note_failure(address);
         }
         Err(error)
+    }
+
+    /// Replaces what is known about this address, so that an upstream that stays down adds nothing.
+    fn note_failure(&self, address: SocketAddr) {
+        let mut failed = self.lock();
+        failed.retain(|(other, at)| *other != address && at.elapsed() < AVOIDED_FOR);
+        failed.push((address, Instant::now()));
     }
 
     /// Orders addresses: first by turn, and last those that have failed lately.
@@ -79,12 +89,23 @@ mod tests {
         assert_eq!(addresses.in_turn(vec![a, b, c]), [a, b, c]);
         assert_eq!(addresses.in_turn(vec![c, b, a]), [b, c, a], "in whatever order");
 
-        addresses.lock().push((c, Instant::now()));
+        addresses.note_failure(c);
         assert_eq!(addresses.in_turn(vec![a, b, c]), [a, b, c], "not c");
         assert_eq!(addresses.in_turn(vec![a, b, c]), [a, b, c]);
         assert_eq!(addresses.in_turn(vec![a, b, c]), [b, a, c]);
 
         tokio::time::advance(AVOIDED_FOR).await;
         assert_eq!(addresses.in_turn(vec![a, b, c]), [c, a, b]);
+    }
+
+    #[tokio::test]
+    async fn an_upstream_that_stays_down_is_noted_once() {
+        let addresses = Addresses::default();
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        for _ in 0..3 {
+            let connected = addresses.connect(&closed.to_string(), Duration::from_secs(5)).await;
+            connected.unwrap_err();
+        }
+        assert_eq!(addresses.lock().len(), 1);
     }
 }

@@ -44,6 +44,14 @@ pub(super) struct Permits {
     metrics: Arc<UpstreamMetrics>,
 }
 
+/// Whether a request may have changed something (RFC 9110 9.2.1), so that its response must be
+/// passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RequestSafety {
+    Safe,
+    Unsafe,
+}
+
 /// The permit of one exchange, held as long as it uses its connection.
 #[derive(Debug)]
 pub struct ConnectionPermit(Mutex<Held>);
@@ -114,14 +122,15 @@ impl Permits {
         asks.then(|| self.streams.take(1).ok_or_else(|| self.too_many_streams())).transpose()
     }
 
-    /// Counts an answer as what it is, from its head on. `stream` is the permit for the stream that
-    /// its request asked for; `may_refuse` says that the request has changed nothing.
-    pub(super) fn settle<B: Body>(
+    /// Counts an exchange as a stream or not, from the head of its answer on. `stream` is the permit for
+    /// the stream that the request asked for. Past the limit, only the answer of a safe request is
+    /// refused.
+    pub(super) fn count_answer<B: Body>(
         &self,
         permit: &Arc<ConnectionPermit>,
         stream: Option<Permit>,
         response: &Response<B>,
-        may_refuse: bool,
+        safety: RequestSafety,
     ) -> Result<(), UpstreamError> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             if let Some(stream) = stream {
@@ -135,7 +144,7 @@ impl Permits {
         }
         match is_endless(response.headers()).then(|| self.streams.take(1)) {
             Some(Some(stream)) => permit.become_stream(stream),
-            Some(None) if may_refuse => return Err(self.too_many_streams()),
+            Some(None) if safety == RequestSafety::Safe => return Err(self.too_many_streams()),
             Some(None) => {}
             None => self.answers.watch(permit),
         }

@@ -192,7 +192,7 @@ impl Twemproxy {
 
 impl Drop for Twemproxy {
     fn drop(&mut self) {
-        // It may have ended.
+        // The process may have ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

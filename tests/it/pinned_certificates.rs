@@ -226,7 +226,7 @@ async fn each_remedy_for_a_certificate_works() {
     let (ca, other_ca) =
         (authority.ca().display().to_string(), stranger.ca().display().to_string());
 
-    // Of an unknown authority: the authority, or the certificate.
+    // An unknown authority: the remedy is the authority or the certificate.
     let pair = authority.issue("good", &["127.0.0.1"]);
     let (_redis, url) = redis_with(&pair, &[]).await;
     let parts = [

@@ -7,11 +7,7 @@ use hyper::{Method, Response, StatusCode, body::Incoming};
 use jobcache::config::{Config, PushMode};
 
 use crate::support::{
-    Reply, SOON, Setup, eventually,
-    redis::key,
-    sidecar::Sidecar,
-    soon,
-    upstream::version,
+    Reply, SOON, Setup, eventually, redis::key, sidecar::Sidecar, soon, upstream::version,
 };
 
 const X: &str = "/jobs/x1";

@@ -90,7 +90,7 @@ async fn options_and_quotes_of_other_clients_do_no_harm_and_an_unknown_one_is_on
         redis.run::<i64>(command.arg(script).arg(0).arg(args)).await
     };
     assert_eq!(run(&["EXISTS", &key("x1")]).await, 1, "it is in the database of the option");
-    // That of the commands, and that of tracking.
+    // The connection of the commands, and that of tracking.
     eventually(SOON, async || {
         let clients: String = redis.run(redis::cmd("CLIENT").arg("LIST")).await;
         if clients.matches(" name=jobs-7 ").count() == 2 { Ok(()) } else { Err(clients) }

@@ -64,7 +64,7 @@ async fn streams_of_every_kind_leave_reads_and_writes_their_connections() {
     let (socket, status) = switch(&setup).await;
     assert_eq!(status, "101");
     streams_are(&setup, 2).await;
-    // It has no name that says how long it lasts.
+    // Nothing in the head of this answer says that it is a stream.
     let lines = open(&setup, "/lines", &[("content-type", "application/x-ndjson")]).await;
     streams_are(&setup, 3).await;
 
@@ -91,7 +91,7 @@ async fn past_so_many_streams_a_new_one_is_refused_and_everything_else_is_not() 
     is_refused(&setup.get("/more").await);
     assert_eq!(setup.sidecar.admin.limit_hits("upstream.max_streams").await, 2);
 
-    // What a write has done cannot be refused any more.
+    // A write has been done, so its answer is not refused.
     let feed = setup.upstream.feed("/tasks", EVENTS);
     feed.data("data: 1\n\n").await;
     let written = setup.sidecar.client.request(Method::POST, "/tasks").open().await;

@@ -22,7 +22,7 @@ const NEXT: Duration = Duration::from_millis(50);
 /// Most that a read that never answers delays another one.
 const HANG: Duration = Duration::from_secs(1);
 
-/// What a busy machine may add to a bound.
+/// Time that a busy machine may add to a bound.
 const SLACK: Duration = Duration::from_millis(200);
 
 async fn timed(sidecar: &Sidecar, path: &str, who: &str) -> (Reply, Duration) {

@@ -50,7 +50,7 @@ fn a_variable_that_is_not_set_is_a_mistake_that_names_it() {
         error.contains("listen = \"0.0.0.0:tcp://10.0.0.1:80\" (from JOBCACHE_LISTEN as "),
         "{error}"
     );
-    // What loses is not looked at.
+    // A source that loses is not expanded.
     let vars = [("JOBCACHE_LISTEN", "127.0.0.1:$PORT")];
     assert!(load(&[("listen", "127.0.0.1:80")], &vars, "").is_ok());
 }

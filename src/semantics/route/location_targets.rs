@@ -4,7 +4,8 @@
 //! code in response to an unsafe request method", and "A cache MAY invalidate other URIs [..]. In
 //! particular, the URI(s) in the Location and Content-Location response header fields (if present)
 //! are candidates for invalidation". The target URI is invalidated elsewhere, whatever the status.
-//! This module finds the other two.
+//! This module finds the other two, and further headers by which APIs name what a write has changed, such as
+//! the address of a long-running operation.
 //!
 //! The scheme and the authority are ignored, although the same section forbids to invalidate URIs of
 //! other origins: an API behind gateways does not know by which name its clients call it. Here the
@@ -13,7 +14,7 @@
 use hyper::{HeaderMap, Request, StatusCode, header::HeaderValue};
 use url::{ParseError, Position, Url};
 
-/// Headers by which an answer names another resource. The last two name a long-running operation.
+/// Headers by which a response names another resource. The last two name a long-running operation.
 const LOCATIONS: [&str; 4] =
     ["location", "content-location", "operation-location", "azure-asyncoperation"];
 

@@ -46,7 +46,7 @@ pub(super) struct Named<'p> {
     pub(super) variables: Option<Box<str>>,
 }
 
-/// What follows the collection of a template in a path at or below it.
+/// The rest of a path at or below the collection of a template.
 pub(super) struct BelowCollection<'s, 'p> {
     /// The texts of the variables before `{id}`.
     pub(super) before: Vec<&'p str>,
@@ -375,7 +375,7 @@ fn encoded(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, SEGMENT).to_string()
 }
 
-/// What RFC 3986 3.3 does not allow in a segment.
+/// Characters that RFC 3986 3.3 does not allow in a segment.
 const SEGMENT: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS
     .add(b' ')
     .add(b'"')

@@ -1,5 +1,7 @@
-//! The layer that records when bytes arrive and when a write has to wait. It charges received bytes
-//! to the budget of the task, and notices that the client of a stream of events has left.
+//! The layer that records when bytes arrive and when a write has to wait.
+//!
+//! The records are those of `request_progress.rs`, which decides about timeouts. The layer also charges
+//! received bytes to the budget of the task, and notices that the client of a stream of events has left.
 
 use std::{
     io,
@@ -116,7 +118,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_sends_without_end_lets_others_have_their_turn() {
+    async fn a_client_that_sends_without_end_lets_others_have_their_turn() {
         let endless = tokio::io::join(tokio::io::repeat(b'0'), tokio::io::sink());
         let mut stream = ProgressStream::new(Progress::new(Arc::default()), endless);
         let mut part = vec![0; 64 << 10];

@@ -1,5 +1,8 @@
-//! The bulk lane: a further connection of a session, for large values. It is opened when it is first
-//! wanted.
+//! The bulk lane: a further connection of a session, for large values and for what waits behind them.
+//!
+//! Most sidecars never see a large value, so the connection is opened when it is first wanted. It must
+//! be to the server of the session: behind a name there may be another one by now. Its failures say
+//! nothing about the session. `large_values.rs` decides what goes over it.
 
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 

@@ -5,7 +5,9 @@
 //! budget is too small is *far*: every read would spend its budget for nothing, so reads pass, as with a
 //! server that is down. Its session stays, and invalidations are sent and repeated as ever.
 //!
-//! One slow answer does not make a server far, nor does one fast answer make it near again.
+//! One slow answer does not make a server far, nor does one fast answer make it near again: the smallest
+//! of [`MEASUREMENTS`] round trips decides the first, and the largest decides the second. `supervisor.rs`
+//! measures at connect and at each probe.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -25,8 +27,8 @@ use crate::store::{
 const PING_TIMEOUT: Duration = Duration::from_millis(500);
 /// Measurements that decide.
 pub(super) const MEASUREMENTS: usize = 3;
-/// Interval between two looks whether a far server is near again.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Interval between two measurements of a far server.
+pub(super) const FAR_PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The distance of the server of a session.
 #[derive(Debug, Default)]

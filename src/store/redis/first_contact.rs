@@ -1,9 +1,12 @@
-//! What is wrong with a server whose first exchange has failed.
+//! The diagnosis of a server whose first exchange has failed.
 //!
-//! The error of that exchange seldom tells: most such servers say a word and close the connection,
-//! and a client that is writing at that moment sees only that it was closed. So a second connection
-//! listens first, then asks little by little, and hears the words themselves. Nothing here is
-//! retried, and no server that works is asked twice.
+//! The error of that exchange seldom shows the reason: most such servers send one line and close the
+//! connection, and a client that is writing at that moment sees only that it was closed. So a second
+//! connection waits for the server to speak first, then sends small requests one by one, and reads the
+//! replies itself. Nothing here is retried, and a server that works never gets a second connection.
+//!
+//! `dial.rs`, the supervisor and the sentinel client pass their first reply, or the error of the
+//! handshake, through here. The remedies are in `diagnosis.rs`.
 
 use std::{io, time::Duration};
 
@@ -31,9 +34,9 @@ use crate::{
 /// does so after the handshake.
 const GREETING: Duration = Duration::from_millis(50);
 const REJECTION: Duration = Duration::from_millis(300);
-/// Time for the answer to a question.
+/// Time for the reply to a request.
 const ANSWER: Duration = Duration::from_millis(200);
-/// Bytes of an answer that are read; `INFO` has its mode among them.
+/// Bytes of an answer that are read; those of `INFO` include its mode.
 const MAX_ANSWER: usize = 2048;
 /// Characters of an answer that are shown.
 const MAX_SHOWN: usize = 80;
@@ -43,21 +46,15 @@ const INFO: &[u8] = b"*1\r\n$4\r\nINFO\r\n";
 /// Ends the head of a request to an HTTP server; nothing to Redis.
 const EMPTY_LINE: &[u8] = b"\r\n\r\n";
 
-/// What was heard on a connection.
-enum Heard {
-    Words(Vec<u8>),
-    Silence,
+/// The result of one attempt to receive something.
+enum Received {
+    Bytes(Vec<u8>),
+    /// Nothing came in time.
+    Nothing,
+    /// The server closed the connection.
     Closed,
     /// The TLS connection broke.
-    Broken(io::Error),
-}
-
-/// What the words mean.
-enum Meaning {
-    /// A reply of Redis that is no error.
-    Reply,
-    /// An error, or another server.
-    Wrong(StoreError),
+    TlsFailed(io::Error),
 }
 
 impl Target {
@@ -73,13 +70,13 @@ impl Target {
         let is_vague = error.is_io_error()
             || error.is_connection_dropped()
             || matches!(error.kind(), Parse | AuthenticationFailed);
-        let told = StoreError::from(error);
+        let known = StoreError::from(error);
         // A sentinel does not know the command.
-        let may_be_sentinel = matches!(told, StoreError::Denied(Diagnosis::UnknownCommand, _));
+        let may_be_sentinel = matches!(known, StoreError::Denied(Diagnosis::UnknownCommand, _));
         if is_vague || may_be_sentinel {
-            return self.with_user(self.second_look().await.unwrap_or(told));
+            return self.with_user(self.probe().await.unwrap_or(known));
         }
-        self.with_user(told)
+        self.with_user(known)
     }
 
     /// Names the user of a login that failed.
@@ -97,27 +94,28 @@ impl Target {
         }
     }
 
-    /// Listens to the server on a new connection; `None` if nothing is wrong with what it says.
-    async fn second_look(&self) -> Option<StoreError> {
+    /// Diagnoses the server over a new connection; `None` if it answers as Redis does.
+    async fn probe(&self) -> Option<StoreError> {
         let mut stream = match self.open().await {
             Ok(stream) => stream,
             Err(error) => return Some(error),
         };
         let greeting = if self.tls.is_some() { REJECTION } else { GREETING };
-        let mut heard = hear(&mut stream, greeting).await;
+        let mut received = receive(&mut stream, greeting).await;
         let mut has_replied = false;
-        for question in self.questions().await {
-            match self.wrong(heard, has_replied).await {
+        for request in self.requests().await {
+            match self.check_received(received, has_replied).await {
                 Ok(replied) => has_replied |= replied,
                 Err(error) => return Some(error),
             }
-            heard = ask(&mut stream, &question).await;
+            received = exchange(&mut stream, &request).await;
         }
-        self.wrong(heard, has_replied).await.err()
+        self.check_received(received, has_replied).await.err()
     }
 
-    /// What is sent one by one; the password after the server has answered as Redis does.
-    async fn questions(&self) -> Vec<Vec<u8>> {
+    /// Returns the requests to send one by one. The password comes after the server has answered as Redis
+    /// does.
+    async fn requests(&self) -> Vec<Vec<u8>> {
         let login = self.login.connection_info().await.ok();
         let auth = login.as_ref().and_then(|login| {
             let mut auth = cmd("AUTH");
@@ -127,49 +125,49 @@ impl Target {
         [Some(PING.to_vec()), auth, Some(INFO.to_vec())].into_iter().flatten().collect()
     }
 
-    /// Returns whether the server has replied, or what is wrong.
-    async fn wrong(&self, heard: Heard, has_replied: bool) -> Result<bool> {
+    /// Fails if the server is not one to use. Returns whether it has replied.
+    async fn check_received(&self, received: Received, has_replied: bool) -> Result<bool> {
         let closed = |diagnosis, said: &str| {
             Err(StoreError::Denied(diagnosis, format!("{self} closes the connection {said}")))
         };
-        match heard {
-            Heard::Silence => Ok(false),
-            Heard::Closed if has_replied => {
+        match received {
+            Received::Nothing => Ok(false),
+            Received::Closed if has_replied => {
                 closed(Diagnosis::Proxy, "at a command that every Redis knows")
             }
-            Heard::Closed if self.tls.is_none() && self.speaks_tls().await => {
+            Received::Closed if self.tls.is_none() && self.speaks_tls().await => {
                 closed(Diagnosis::TlsServer, "at a command in plain text")
             }
-            Heard::Closed => closed(Diagnosis::Closes, "without an answer"),
-            Heard::Broken(error) => Err(self.tls_error(&error).await),
-            Heard::Words(words) => match self.meaning(&words) {
-                Meaning::Reply => Ok(true),
-                // The password comes with the next question.
-                Meaning::Wrong(StoreError::Denied(Diagnosis::NoLogin, _))
+            Received::Closed => closed(Diagnosis::Closes, "without an answer"),
+            Received::TlsFailed(error) => Err(self.tls_error(&error).await),
+            Received::Bytes(reply) => match self.check_reply(&reply) {
+                // The password comes with the next request.
+                Err(StoreError::Denied(Diagnosis::NoLogin, _))
                     if !has_replied && self.login.has_password() =>
                 {
                     Ok(true)
                 }
-                Meaning::Wrong(error) => Err(error),
+                checked => checked.map(|()| true),
             },
         }
     }
 
-    fn meaning(&self, words: &[u8]) -> Meaning {
-        let text = String::from_utf8_lossy(words);
+    /// Fails unless these bytes begin a reply of Redis that is no error.
+    fn check_reply(&self, reply: &[u8]) -> Result<()> {
+        let text = String::from_utf8_lossy(reply);
         let line: String =
             text.lines().next().unwrap_or_default().chars().take(MAX_SHOWN).collect();
         let other = |diagnosis| {
             let shown = line.escape_debug();
-            Meaning::Wrong(StoreError::Denied(diagnosis, format!("{self} answers \"{shown}\"")))
+            Err(StoreError::Denied(diagnosis, format!("{self} answers \"{shown}\"")))
         };
-        match words {
+        match reply {
             [b'-', ..] => {
                 let said = text.lines().next().unwrap_or_default().trim_start_matches('-');
                 // The error of protected mode has a thousand characters.
                 let said = said.split(". ").next().unwrap_or_default();
                 let said = said.trim_end_matches('.').to_owned();
-                Meaning::Wrong(match Diagnosis::of(&said) {
+                Err(match Diagnosis::of(&said) {
                     Some(diagnosis) => StoreError::Denied(diagnosis, said),
                     None => StoreError::Refused(said),
                 })
@@ -177,14 +175,14 @@ impl Target {
             [b'+' | b'$' | b':' | b'*' | b'_' | b'%' | b'=', ..] => {
                 if text.contains("_mode:sentinel") {
                     let said = format!("{self} answers as a sentinel");
-                    return Meaning::Wrong(StoreError::Denied(Diagnosis::Sentinel, said));
+                    return Err(StoreError::Denied(Diagnosis::Sentinel, said));
                 }
-                Meaning::Reply
+                Ok(())
             }
             // An alert or a handshake (RFC 8446 5.1).
             [0x15 | 0x16, 0x03, ..] => {
                 let said = format!("{self} does not accept plain text");
-                Meaning::Wrong(StoreError::Denied(Diagnosis::TlsServer, said))
+                Err(StoreError::Denied(Diagnosis::TlsServer, said))
             }
             [b'<', ..] | [b'H', b'T', b'T', b'P', b'/', ..] => other(Diagnosis::Http),
             _ => other(Diagnosis::NotRedis),
@@ -238,47 +236,47 @@ impl Target {
         let Ok(mut stream) = Box::pin(plain.open()).await else {
             return StoreError::Denied(PlainServer, said);
         };
-        match ask(&mut stream, PING).await {
-            Heard::Words(words) => match plain.meaning(&words) {
-                // Redis writes these two in plain text, also where it speaks TLS.
-                Meaning::Wrong(StoreError::Denied(
+        match exchange(&mut stream, PING).await {
+            Received::Bytes(reply) => match plain.check_reply(&reply) {
+                // Redis writes the last two in plain text, also where it speaks TLS.
+                Err(StoreError::Denied(
                     is @ (Http | NotRedis | MaxClients | ProtectedMode),
                     said,
                 )) => StoreError::Denied(is, said),
                 _ => StoreError::Denied(PlainServer, said),
             },
-            Heard::Silence => StoreError::Denied(PlainServer, said),
-            Heard::Closed | Heard::Broken(_) => StoreError::Denied(Closes, said),
+            Received::Nothing => StoreError::Denied(PlainServer, said),
+            Received::Closed | Received::TlsFailed(_) => StoreError::Denied(Closes, said),
         }
     }
 }
 
-async fn hear(stream: &mut ClientStream, patience: Duration) -> Heard {
-    let mut words = vec![0; MAX_ANSWER];
-    match timeout(patience, stream.read(&mut words)).await {
-        Err(_) => Heard::Silence,
-        Ok(Ok(0)) => Heard::Closed,
+async fn receive(stream: &mut ClientStream, limit: Duration) -> Received {
+    let mut reply = vec![0; MAX_ANSWER];
+    match timeout(limit, stream.read(&mut reply)).await {
+        Err(_) => Received::Nothing,
+        Ok(Ok(0)) => Received::Closed,
         Ok(Ok(length)) => {
-            words.truncate(length);
-            Heard::Words(words)
+            reply.truncate(length);
+            Received::Bytes(reply)
         }
-        Ok(Err(error)) if tls_reason(&error).is_some() => Heard::Broken(error),
-        Ok(Err(_)) => Heard::Closed,
+        Ok(Err(error)) if tls_reason(&error).is_some() => Received::TlsFailed(error),
+        Ok(Err(_)) => Received::Closed,
     }
 }
 
-/// Asks a question. A server that has closed the connection may still have said something, so an
-/// error of the write is none.
-async fn ask(stream: &mut ClientStream, question: &[u8]) -> Heard {
-    let _ = stream.write_all(question).await;
+/// Sends a request and receives the reply. A server that has closed the connection may have sent
+/// something before, so an error of the write does not count.
+async fn exchange(stream: &mut ClientStream, request: &[u8]) -> Received {
+    let _ = stream.write_all(request).await;
     let _ = stream.flush().await;
-    match hear(stream, ANSWER).await {
-        Heard::Silence => {
+    match receive(stream, ANSWER).await {
+        Received::Nothing => {
             let _ = stream.write_all(EMPTY_LINE).await;
             let _ = stream.flush().await;
-            hear(stream, ANSWER).await
+            receive(stream, ANSWER).await
         }
-        heard => heard,
+        received => received,
     }
 }
 
@@ -286,7 +284,7 @@ fn tls_reason(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// What a failed handshake tells.
+/// The diagnosis of a failed handshake.
 fn of_tls(reason: &rustls::Error) -> Option<Diagnosis> {
     use rustls::Error::{AlertReceived, InvalidCertificate};
     Some(match reason {

@@ -1,9 +1,12 @@
-//! A connection of a session, and the order of its answers.
+//! A lane: a connection of a session, and the order of its answers.
 //!
-//! Answers come in the order of the commands, so a small one waits behind a large one that is still
-//! coming in. An operation that is late for that reason says nothing bad about the server, and may be
-//! sent again over another connection. The answer that is coming in is that of the operation which
-//! is next.
+//! Redis answers in the order of the commands, so a small answer waits behind a large one that is still
+//! coming in (head-of-line blocking). An operation that is late for that reason says nothing bad about
+//! the server, and may be sent again over another connection (`bulk_lane.rs`).
+//!
+//! The client does not show how much of an answer has arrived. So a lane numbers its operations, and
+//! compares the bytes that have arrived (`traffic.rs`) with those at the last answer: they belong to the
+//! operation with the next number.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -18,7 +21,7 @@ use crate::store::errors::Result;
 /// Bytes of an answer that is not complete yet, above which it counts as large.
 const LARGE: u64 = 4 << 10;
 
-/// A connection, and the order of its answers.
+/// A connection, and the numbers of its operations.
 pub(super) struct Lane {
     pub(super) connection: RedisConnection,
     /// Number of operations that were sent.

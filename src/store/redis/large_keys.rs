@@ -1,4 +1,7 @@
-//! The keys of values that take long to transfer.
+//! The keys of values that take long to transfer, and which of them are left alone for now.
+//!
+//! `large_values.rs` notes them, and reads large values over the bulk lane. A lookup asks first whether
+//! a key is left alone.
 
 use std::{
     collections::HashMap,
@@ -41,8 +44,17 @@ impl LargeKeys {
         self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a value is large, or that it took longer than the budget.
-    pub(super) fn note(&self, key: &Key, is_late: bool) {
+    /// Notes that a value is large.
+    pub(super) fn note_large(&self, key: &Key) {
+        self.note(key, LargeValue { at: Instant::now(), is_late: false });
+    }
+
+    /// Notes that a value took longer than the budget.
+    pub(super) fn note_late(&self, key: &Key) {
+        self.note(key, LargeValue { at: Instant::now(), is_late: true });
+    }
+
+    fn note(&self, key: &Key, value: LargeValue) {
         let mut noted = self.lock();
         if noted.len() >= MAX_KEYS {
             noted.retain(|_, noted| noted.at.elapsed() < REMEMBERED);
@@ -51,7 +63,7 @@ impl LargeKeys {
             // The next read of each shows again that it is large.
             noted.clear();
         }
-        noted.insert(key.clone(), LargeValue { at: Instant::now(), is_late });
+        noted.insert(key.clone(), value);
         self.has_any.store(true, Ordering::Relaxed);
     }
 
@@ -66,7 +78,7 @@ impl LargeKeys {
         self.noted(key).is_some()
     }
 
-    /// Whether the store is not to be asked about a key.
+    /// Whether reads of a key pass, because its value took longer than the budget.
     pub(crate) fn is_left_alone(&self, key: &Key) -> bool {
         self.noted(key).is_some_and(|noted| noted.is_late && noted.at.elapsed() < LEFT_ALONE)
     }
@@ -78,17 +90,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_large_value_is_left_alone_for_a_while_and_the_keys_are_bounded() {
-        let (large, key) =
-            (LargeKeys::default(), |id: usize| Key::new("job_status:", &id.to_string()));
+        let large = LargeKeys::default();
+        let key = |id: usize| Key::new("job_status:", &id.to_string());
         assert!(!large.is_left_alone(&key(7)));
-        large.note(&key(7), true);
-        large.note(&key(9), false);
+        large.note_late(&key(7));
+        large.note_large(&key(9));
         assert!(large.has(&key(9)) && !large.is_left_alone(&key(9)));
         assert!(large.is_left_alone(&key(7)) && !large.is_left_alone(&key(8)));
         tokio::time::advance(LEFT_ALONE).await;
         assert!(!large.is_left_alone(&key(7)) && large.has(&key(7)));
         for id in 0..2 * MAX_KEYS {
-            large.note(&key(id), true);
+            large.note_late(&key(id));
         }
         assert!(large.lock().len() <= MAX_KEYS);
         assert!(large.is_left_alone(&key(2 * MAX_KEYS - 1)));

@@ -1,11 +1,15 @@
 //! Values that take long to transfer.
 //!
-//! A connection of their own, the bulk lane, carries them, so that they delay no other operation. A value that is found to be large while it is
-//! read over the common connection is remembered, and reads that wait behind it are sent again over
-//! the bulk lane. A value that takes longer than the budget is left alone for a while: reads of its
-//! job pass, so that it is neither read nor stored.
+//! Redis answers in order, so on a slow network one large value delays every small one behind it (head-of-line
+//! blocking). So large values have a connection of their own, the bulk lane (`bulk_lane.rs`):
 //!
-//! Without the bulk lane (a server may refuse a further connection) all goes over the common one.
+//! - A fill knows the size of its body, and takes the bulk lane above [`LARGE_BODY`].
+//! - A read does not. One whose answer turns out large (`lane.rs`) is remembered (`large_keys.rs`), and later
+//!   reads of the key take the bulk lane. Small reads behind it are sent again over the bulk lane.
+//! - A value that takes longer than the budget is left alone for a while: reads of its job pass, so that
+//!   it is neither read nor stored.
+//!
+//! Without a bulk lane (a server may refuse a further connection) all goes over the common one.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -42,7 +46,7 @@ pub(super) async fn read(
     {
         let seen = budget.spend(read_over(lane, session, key)).await;
         if seen.is_err() {
-            large.note(key, true);
+            large.note_late(key);
         }
         return seen.map_err(not_counted);
     }
@@ -51,7 +55,7 @@ pub(super) async fn read(
     let again = async |lane: Arc<Lane>| lane.ask(session.read(&lane, key)).await;
     let may_repeat = || {
         if turn.has_large_answer() {
-            large.note(key, false);
+            large.note_large(key);
         }
         // Another reader of the same value would be late on either connection.
         !large.has(key)
@@ -60,7 +64,7 @@ pub(super) async fn read(
     let read = past_large(&session.bulk, (&turn, patience), may_repeat, read, again);
     let seen = budget.spend(read).await;
     if seen.as_ref().is_err_and(is_late) && turn.has_large_answer() {
-        large.note(key, true);
+        large.note_late(key);
     }
     session.explain(turn.began(), seen)
 }
@@ -79,7 +83,7 @@ async fn read_over(lane: Arc<Lane>, session: &SessionHandle, key: &Key) -> Resul
             Err(StoreError::Spent)
         })
     });
-    // It fails only if the process is about to end.
+    // The task fails only if the process is about to end.
     read.await.unwrap_or(Err(StoreError::Down))
 }
 
@@ -128,7 +132,7 @@ async fn store_over(
     loop {
         let stored = timeout_at(deadline.min(Instant::now() + budget / 2), &mut operation).await;
         if turn.next_for() >= budget {
-            state.context.large.note(key, true);
+            state.context.large.note_late(key);
         }
         match stored {
             Ok(stored) => {

@@ -1,12 +1,13 @@
 //! The purge tokens: random texts that a purge of all renews.
 //!
-//! Each prefix has a token, on a server of a cluster one in each slot. It is part of the epoch of an entry and is
-//! noted in a lease, so that a new one voids all entries and leases under the prefix at once, however
-//! many there are. A lease that finds no token makes one (`lua/lease.lua`), which voids what is older.
-//! Tokens are read with the keys of a job, and tracked as they are.
+//! Each prefix has one token or, in a cluster, one in each slot. A token is part of the epoch of an
+//! entry and of the value of a lease, so a new one voids all entries and leases under the prefix at once,
+//! however many there are. A lease that finds no token makes one (`lua/lease.lua`), which voids what is
+//! older. Tokens are read with the keys of a job, and tracked as they are. `purge_all.rs` renews them.
 //!
-//! A name begins with a brace, which no key of a job does, and in a cluster has a second one, which no
-//! companion of a job has. What follows that brace puts the token into its slot.
+//! The name is `{job_status:}:purge-token` or, in a cluster, `{job_status:{17}:purge-token`: there the
+//! number puts the token into the slot of its jobs, because a script may name keys of one slot only.
+//! Keys of jobs begin with no brace, and their companions have only one, so no id gives such a name.
 
 use std::{
     borrow::Cow,

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::store::{
     Diagnosis, StoreError,
-    errors::{DETACHED_TIMEOUT, Result, words},
+    errors::{DETACHED_TIMEOUT, Result, server_message},
 };
 
 /// Warns about commands that the server of a session refuses; never returns.
@@ -31,10 +31,11 @@ pub(super) async fn report_refusals(shard: &ShardState, session: &Session) -> In
         let Some(suppressed) = problems.admit(&error, &shard.warnings.connect) else { continue };
         let context = &shard.context;
         let name = shard.slots.name(&context.config.prefix, "trial", 0).unwrap_or_default();
-        let trials = trials(&name, session.is_in_cluster, context.watcher.is_some());
+        let (is_in_cluster, is_tracked) = (session.is_in_cluster, context.watcher.is_some());
+        let trials = TrialScope { name: &name, is_in_cluster, is_tracked }.commands();
         let refused = timeout(DETACHED_TIMEOUT, refused(&session.lane.connection, trials)).await;
         let refused = refused.ok().and_then(Result::ok).unwrap_or_default();
-        let commands: Vec<_> = refused.iter().map(|(command, ..)| *command).collect();
+        let commands: Vec<_> = refused.iter().map(|refusal| refusal.command).collect();
         let shown = commands.join(", ");
         problems.note(diagnosis, commands);
         warn!(
@@ -53,11 +54,11 @@ pub(super) async fn report_refusals(shard: &ShardState, session: &Session) -> In
 pub(super) async fn check_commands(
     connection: &RedisConnection,
     target: &Target,
-    trials: Vec<(&'static str, Cmd)>,
+    trials: TrialScope<'_>,
 ) -> Result<()> {
-    let refused = timeout(DETACHED_TIMEOUT, refused(connection, trials)).await??;
-    let Some((_, diagnosis, said)) = refused.first() else { return Ok(()) };
-    let commands: Vec<_> = refused.iter().map(|(command, ..)| *command).collect();
+    let refused = timeout(DETACHED_TIMEOUT, refused(connection, trials.commands())).await??;
+    let Some(Refusal { diagnosis, said, .. }) = refused.first() else { return Ok(()) };
+    let commands: Vec<_> = refused.iter().map(|refusal| refusal.command).collect();
     let commands = commands.join(", ");
     let by_acl = match diagnosis {
         Diagnosis::Acl => format!("{} may not run ", target.user()),
@@ -66,11 +67,19 @@ pub(super) async fn check_commands(
     Err(StoreError::Denied(*diagnosis, format!("{by_acl}{commands} ({said})")))
 }
 
-/// Each command that is refused, and why.
+/// A command that is refused.
+struct Refusal {
+    command: &'static str,
+    diagnosis: Diagnosis,
+    /// The error message of the server.
+    said: String,
+}
+
+/// Tries commands, and returns those that are refused.
 async fn refused(
     connection: &RedisConnection,
     trials: Vec<(&'static str, Cmd)>,
-) -> Result<Vec<(&'static str, Diagnosis, String)>> {
+) -> Result<Vec<Refusal>> {
     let mut pipeline = redis::pipe();
     for (_, command) in &trials {
         pipeline.add_command(command.clone());
@@ -84,7 +93,7 @@ async fn refused(
             StoreError::Denied(_, said) => said,
             error => error.to_string(),
         };
-        Some((*name, diagnosis, said))
+        Some(Refusal { command: name, diagnosis, said })
     });
     Ok(refused.collect())
 }
@@ -109,44 +118,54 @@ const ON_KEY: [(&str, &[&str]); 13] = [
     ("ZREMRANGEBYSCORE", &["0", "0"]),
 ];
 
-/// The commands that jobcache uses, on `name`: a key like those next to the main key of a job, which
-/// is not there.
-pub(super) fn trials(
-    name: &str,
-    is_in_cluster: bool,
-    is_tracked: bool,
-) -> Vec<(&'static str, Cmd)> {
-    let of = |shown: &'static str, args: &[&str]| {
-        let mut words = shown.split(' ');
-        let mut of = cmd(words.next().unwrap_or_default());
-        for word in words.chain(args.iter().copied()) {
-            of.arg(word);
+/// The key and the uses for which commands are tried.
+pub(super) struct TrialScope<'n> {
+    /// A key that is not there, named like the companions of the main key of a job.
+    pub(super) name: &'n str,
+    /// Whether the server is one of a cluster.
+    pub(super) is_in_cluster: bool,
+    /// Whether changes on it are to be tracked.
+    pub(super) is_tracked: bool,
+}
+
+impl TrialScope<'_> {
+    /// Returns the commands that jobcache uses, each with its name.
+    fn commands(&self) -> Vec<(&'static str, Cmd)> {
+        let name = self.name;
+        let on_key =
+            |(command, rest): &(&'static str, &[&str])| trial(command, &[&[name], *rest].concat());
+        // An ACL may allow one of the two forms of keys only.
+        let main = name.trim_start_matches('{').split('}').next().unwrap_or_default();
+        let sha1 = Sha1::from(SCRIPT).digest().to_string();
+        let mut trials = vec![trial("MGET", &[name, main])];
+        trials.extend(ON_KEY.iter().map(on_key));
+        trials.push(trial("SCRIPT LOAD", &[SCRIPT]));
+        trials.push(trial("EVALSHA", &[&sha1, "1", name]));
+        trials.push(trial("SCAN", &["0", "COUNT", "1"]));
+        trials.push(trial("TIME", &[]));
+        trials.push(trial("INFO", &["server"]));
+        if self.is_tracked {
+            trials.push(trial("HELLO", &[]));
+            trials.push(trial("PING", &[]));
+            trials.push(trial("CLIENT TRACKING", &["OFF"]));
         }
-        (shown, of)
-    };
-    let on_key =
-        |(command, rest): &(&'static str, &[&str])| of(command, &[&[name], *rest].concat());
-    // An ACL may allow one of the two forms of keys only.
-    let main = name.trim_start_matches('{').split('}').next().unwrap_or_default();
-    let sha1 = Sha1::from(SCRIPT).digest().to_string();
-    let mut trials = vec![of("MGET", &[name, main])];
-    trials.extend(ON_KEY.iter().map(on_key));
-    trials.push(of("SCRIPT LOAD", &[SCRIPT]));
-    trials.push(of("EVALSHA", &[&sha1, "1", name]));
-    trials.push(of("SCAN", &["0", "COUNT", "1"]));
-    trials.push(of("TIME", &[]));
-    trials.push(of("INFO", &["server"]));
-    if is_tracked {
-        trials.push(of("HELLO", &[]));
-        trials.push(of("PING", &[]));
-        trials.push(of("CLIENT TRACKING", &["OFF"]));
+        if self.is_in_cluster {
+            // In this order: `ASKING` is about the next command, which must be no other caller's.
+            trials.push(trial("ASKING", &[]));
+            trials.push(trial("EVAL", &[SCRIPT, "1", name]));
+        }
+        trials
     }
-    if is_in_cluster {
-        // In this order: `ASKING` is about the next command, which must be no other caller's.
-        trials.push(of("ASKING", &[]));
-        trials.push(of("EVAL", &[SCRIPT, "1", name]));
+}
+
+/// A command, from its name as it is shown and its arguments.
+fn trial(shown: &'static str, args: &[&str]) -> (&'static str, Cmd) {
+    let mut words = shown.split(' ');
+    let mut command = cmd(words.next().unwrap_or_default());
+    for word in words.chain(args.iter().copied()) {
+        command.arg(word);
     }
-    trials
+    (shown, command)
 }
 
 /// Slots of which a node of a cluster is asked.
@@ -160,7 +179,7 @@ pub(super) async fn check_serves_all(connection: &RedisConnection, prefix: &str)
         pipeline.cmd("EXISTS").arg(format!("{{{prefix}{n}}}:trial"));
     }
     let tried = pipeline.query_async::<Vec<i64>>(&mut connection.requests.clone()).await;
-    match tried.map_err(|error| (words(&error), StoreError::from(error))) {
+    match tried.map_err(|error| (server_message(&error), StoreError::from(error))) {
         Err((said, StoreError::Redirected(_))) => {
             Err(StoreError::Denied(Diagnosis::ClusterNode, said))
         }

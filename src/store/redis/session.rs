@@ -12,7 +12,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use redis::{Cmd, FromRedisValue, RedisResult, Value, aio::MultiplexedConnection};
+use redis::{
+    Cmd, FromRedisValue, Pipeline, RedisResult, ScriptInvocation, Value, aio::MultiplexedConnection,
+};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
@@ -55,9 +57,30 @@ pub(super) struct Session {
     /// The server's clock minus ours, in ms.
     pub(super) clock_ahead_ms: AtomicI64,
     pub(super) health: SessionHealth,
-    /// When the grace of a new epoch is over; `None` if there is none.
-    pub(super) grace_end: Option<Instant>,
-    pub(super) in_grace: AtomicBool,
+    pub(super) grace: Grace,
+}
+
+/// The time after a new epoch in which nothing is a hit.
+#[derive(Default)]
+pub(super) struct Grace {
+    end: Option<Instant>,
+    is_on: AtomicBool,
+}
+
+impl Grace {
+    /// Makes a grace that is on until this time; `None` for an epoch that has been known for longer.
+    pub(super) fn until(end: Option<Instant>) -> Self {
+        Self { end, is_on: AtomicBool::new(end.is_some()) }
+    }
+
+    /// Ends the grace when it is over; never returns.
+    pub(super) async fn keep(&self) -> Infallible {
+        if let Some(end) = self.end {
+            sleep_until(end).await;
+            self.is_on.store(false, Ordering::Release);
+        }
+        future::pending().await
+    }
 }
 
 /// Whether a session can be used.
@@ -98,16 +121,7 @@ impl Session {
     /// Whether the epoch is too new for hits. Check it before a value is read: a value that was
     /// read during the grace does not count after the grace either.
     pub(super) fn is_in_grace(&self) -> bool {
-        self.in_grace.load(Ordering::Acquire)
-    }
-
-    /// Ends the grace when it is over; never returns.
-    pub(super) async fn end_grace(&self) -> Infallible {
-        if let Some(end) = self.grace_end {
-            sleep_until(end).await;
-            self.in_grace.store(false, Ordering::Release);
-        }
-        future::pending().await
+        self.grace.is_on.load(Ordering::Acquire)
     }
 
     /// Fails if the session has been given up.
@@ -160,14 +174,32 @@ impl Session {
         now_ms() + self.clock_ahead_ms.load(Ordering::Relaxed)
     }
 
-    pub(super) fn requests(&self) -> MultiplexedConnection {
-        self.lane.connection.requests.clone()
-    }
-
     /// Runs one command.
     pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
-        let mut requests = self.requests();
-        self.lane.ask(async { Ok(command.query_async(&mut requests).await?) }).await
+        self.send(async |requests| command.query_async(requests).await).await
+    }
+
+    /// Runs a pipeline.
+    pub(super) async fn query_all<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T> {
+        self.send(async |requests| pipeline.query_async(requests).await).await
+    }
+
+    /// Runs a script.
+    pub(super) async fn invoke<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<T> {
+        self.send(async |requests| script.invoke_async(requests).await).await
+    }
+
+    /// Sends an operation over the common connection, in its turn: one that the lane did not count would
+    /// make its answer look like that of another operation.
+    async fn send<T>(
+        &self,
+        operation: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
+    ) -> Result<T> {
+        let mut requests = self.lane.connection.requests.clone();
+        self.lane.ask(async { Ok(operation(&mut requests).await?) }).await
     }
 
     /// Runs commands in one round trip; each has its own result.
@@ -182,8 +214,7 @@ impl Session {
         if pipeline.is_empty() {
             return Ok(Vec::new());
         }
-        let replies: Vec<RedisResult<Value>> =
-            pipeline.ignore_errors().query_async(&mut self.requests()).await?;
+        let replies: Vec<RedisResult<Value>> = self.query_all(pipeline.ignore_errors()).await?;
         Ok(replies.into_iter().map(|reply| Ok(reply.map(drop)?)).collect())
     }
 

@@ -123,7 +123,7 @@ impl Shard {
 
     pub(crate) async fn inspect(&self, key: &Key, budget: &mut Budget) -> Result<KeyState> {
         let session = self.state.session()?;
-        budget.spend(session.lane.ask(session.inspect(key))).await
+        budget.spend(session.inspect(key)).await
     }
 
     pub(crate) async fn lease(
@@ -137,7 +137,7 @@ impl Shard {
         let held = (key.clone(), token.clone(), self.lease_guard(&session, key, token));
         let lease = session.lease(held, self.state.context.config.lease, refused);
         let began = Instant::now();
-        let grant = budget.spend(session.lane.ask(lease)).await;
+        let grant = budget.spend(lease).await;
         self.state.judge(&session, session.explain(began, grant))
     }
 
@@ -221,7 +221,7 @@ impl Shard {
         ops: &[KeyOp<'_>],
     ) -> Result<Vec<Option<Result<KeyReceipt>>>> {
         let session = self.state.session()?;
-        let results = session.lane.ask(session.run_all(ops)).await;
+        let results = session.run_all(ops).await;
         let results = self.state.judge(&session, results)?;
         let confirm = |(op, result): (&KeyOp<'_>, Option<Result<KeyReceipt>>)| {
             let mut result = result?;
@@ -236,7 +236,7 @@ impl Shard {
     /// Takes one step of a write.
     pub(super) async fn run(&self, op: KeyOp<'_>) -> Result<KeyReceipt> {
         let session = self.state.session()?;
-        let mut result = session.lane.ask(session.run(op)).await;
+        let mut result = session.run(op).await;
         // After a failover this may still be the deposed master, so the session must have outlived
         // the end.
         if op.step == WriteStep::End && result.is_ok() {

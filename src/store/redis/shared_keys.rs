@@ -72,9 +72,7 @@ async fn exchange_records(shard: &ShardState, session: &Session) -> Result<()> {
     pipeline.cmd("ZADD").arg(&name).arg(expires_at_ms).arg(records.ours().text()).ignore();
     pipeline.cmd("PEXPIREAT").arg(&name).arg(expires_at_ms).ignore();
     pipeline.add_command(live_records(prefix, now_ms));
-    let mut requests = session.requests();
-    let live = async { Ok(pipeline.query_async::<(Vec<String>,)>(&mut requests).await?) };
-    let (live,) = session.lane.ask(live).await?;
+    let (live,): (Vec<String>,) = session.query_all(&pipeline).await?;
     records.compare(&live);
     Ok(())
 }
@@ -107,9 +105,8 @@ pub(super) async fn grace_end(
     let is_new = info.uptime_secs() <= grace.as_secs() + 1 + UPTIME_ERROR_SECS;
     let mut script = EPOCH.key(name);
     script.arg(session.marked_epoch()).arg(if is_new { "new" } else { "old" });
-    let mut requests = session.requests();
-    let known: Result<i64> =
-        async { Ok(timeout(DETACHED_TIMEOUT, script.invoke_async(&mut requests)).await??) }.await;
+    let known = timeout(DETACHED_TIMEOUT, session.invoke::<i64>(&script)).await;
+    let known = known.unwrap_or(Err(StoreError::Timeout));
     let known = known.inspect_err(|error| debug!(%error, "cannot note the epoch of the store"));
     let known_ms = u64::try_from(known.unwrap_or(0)).unwrap_or(0);
     let left = grace.checked_sub(Duration::from_millis(known_ms))?;

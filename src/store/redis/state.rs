@@ -47,7 +47,7 @@ pub(crate) struct StoreContext {
     credential_key: RwLock<CredentialKey>,
     pub(super) has_secret: bool,
     pub(crate) retry_queue: Arc<RetryQueue>,
-    /// What is wrong at present.
+    /// The present problem, for `/status`.
     pub(crate) problems: Arc<Problems>,
     /// The record for other sidecars.
     pub(crate) records: SidecarRecords,

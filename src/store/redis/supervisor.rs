@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
     thread,
     time::Duration,
@@ -24,7 +24,7 @@ use super::{
     purge_token::PurgeTokens,
     refusals::{check_serves_all, report_refusals},
     server_info::ServerInfo,
-    session::{Session, SessionHealth, clock_ahead_ms},
+    session::{Grace, Session, SessionHealth, clock_ahead_ms},
     shared_keys::{grace_end, keep_record, share_credential_key},
     state::{SessionHandle, ShardState, StoreContext},
     tracking::track,
@@ -92,7 +92,7 @@ async fn serve(shard: &ShardState, session: &SessionHandle, backoff: &mut Durati
     tokio::select! {
         error = end => error,
         never = keep_record(shard, session) => match never {},
-        never = session.end_grace() => match never {},
+        never = session.grace.keep() => match never {},
         never = track(shard, session) => match never {},
         never = report_refusals(shard, session) => match never {},
         never = session.bulk.keep(&session.target, &session.server) => match never {},
@@ -102,7 +102,7 @@ async fn serve(shard: &ShardState, session: &SessionHandle, backoff: &mut Durati
 /// Returns the reason when the session can no longer be trusted.
 async fn watch(shard: &ShardState, session: &Session) -> StoreError {
     let probe_interval = longest_pause(shard).min(PROBE_EVERY);
-    let mut looked_at = Instant::now();
+    let mut measured_at = Instant::now();
     loop {
         tokio::select! {
             _ = timeout(probe_interval, shard.failed.notified()) => {}
@@ -119,7 +119,7 @@ async fn watch(shard: &ShardState, session: &Session) -> StoreError {
         }
         let probed = async {
             session.probe().await?;
-            follow_distance(shard, session, &mut looked_at).await
+            follow_distance(shard, session, &mut measured_at).await
         };
         if let Err(error) = probed.await {
             return error;
@@ -231,8 +231,7 @@ pub(super) async fn connect_master(
         server,
         clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
         health,
-        grace_end: None,
-        in_grace: AtomicBool::new(false),
+        grace: Grace::default(),
     };
     Ok((session, info))
 }
@@ -267,8 +266,7 @@ async fn open_session(
     if let Some(far) = distance::measure(&session.lane.connection, first, budget).await? {
         set_far(shard, &session, &far);
     }
-    session.grace_end = grace_end(shard, &session, info).await;
-    session.in_grace = AtomicBool::new(session.grace_end.is_some());
+    session.grace = Grace::until(grace_end(shard, &session, info).await);
     if !shard.context.has_secret && shard.keeps_shared_keys() {
         share_credential_key(shard, &session).await?;
     }
@@ -280,18 +278,18 @@ async fn open_session(
 async fn follow_distance(
     shard: &ShardState,
     session: &Session,
-    looked_at: &mut Instant,
+    measured_at: &mut Instant,
 ) -> Result<()> {
     let budget = shard.context.config.budget;
     if !session.health.distance.is_far() {
         let first = session.health.distance.round_trip();
         if let Some(far) = distance::measure(&session.lane.connection, first, budget).await? {
             set_far(shard, session, &far);
-            *looked_at = Instant::now();
+            *measured_at = Instant::now();
         }
         return Ok(());
     }
-    if looked_at.elapsed() < distance::LOOK_EVERY {
+    if measured_at.elapsed() < distance::FAR_PROBE_INTERVAL {
         return Ok(());
     }
     let mut largest = Duration::ZERO;
@@ -301,7 +299,7 @@ async fn follow_distance(
         };
         largest = largest.max(round_trip);
     }
-    *looked_at = Instant::now();
+    *measured_at = Instant::now();
     if FarStore::of(largest, budget).is_none() {
         session.health.distance.set_far(false);
         info!(store = shard.address, round_trip_ms = %millis_of(largest), "the store is near enough again");

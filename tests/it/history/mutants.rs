@@ -374,7 +374,7 @@ async fn a_value_that_is_not_ours_is_caught() {
     .await;
 }
 
-/// What a purge of all has voided is soon deleted, so the right to look for it is taken away.
+/// Voided entries are soon deleted, so the user loses the right to `SCAN` for them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_entry_from_before_a_purge_of_all_is_caught() {
     check_forced(Mutant::NoPurgeToken, async |forced| {

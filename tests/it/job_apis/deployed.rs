@@ -55,7 +55,7 @@ impl App {
         // Debian's interpreter has Debian's packages; another interpreter may come first in PATH.
         let python: &[&str] = &["/usr/bin/python3", "-B"];
         let program = match file {
-            // It needs a client of Redis from PyPI.
+            // This one needs a client of Redis from PyPI.
             "self_caching_app.py" => &[PYTHON, "-B"],
             _ if file.ends_with("js") => &["node"][..],
             _ => python,

@@ -38,7 +38,7 @@ use crate::{
         redis::{
             dial::{ClusterReplies, Target},
             distance,
-            refusals::{check_commands, trials},
+            refusals::{TrialScope, check_commands},
             server_info::claimed_epoch,
             shared_keys::live_records,
         },
@@ -272,7 +272,8 @@ async fn check_masters(config: &Config, target: &Target, plan: &Plan) -> Result<
         let target = target.at(&master.address);
         let connected = timeout(DETACHED_TIMEOUT, target.connect()).await;
         let Ok(Ok(connection)) = connected else { return Ok(()) };
-        check_commands(&connection, &target, trials(&name, true, is_tracked)).await
+        let trials = TrialScope { name: &name, is_in_cluster: true, is_tracked };
+        check_commands(&connection, &target, trials).await
     });
     join_all(checks).await.into_iter().collect()
 }

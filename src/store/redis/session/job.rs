@@ -99,7 +99,7 @@ impl Session {
         pipeline.cmd("GET").arg(&lease).cmd("PTTL").arg(&lease).cmd("PTTL").arg(&fence);
         let in_grace = self.is_in_grace();
         let (read, expires_at_ms, kind, lease, lease_left_ms, fence_left_ms) =
-            pipeline.query_async::<InspectReply>(&mut self.requests()).await?;
+            self.query_all::<InspectReply>(&pipeline).await?;
         // A lease from before a purge of all counts as absent, as in `lease.lua`.
         let lease = lease.and_then(|lease| {
             let at = lease.iter().position(|byte| *byte == b' ')?;
@@ -129,7 +129,7 @@ impl Session {
         invocation.arg(refused.map(|stored| stored.expires_at_ms.to_string()).unwrap_or_default());
         invocation.arg(PurgeTokens::random());
         let in_grace = self.is_in_grace();
-        let reply: Vec<Value> = invocation.invoke_async(&mut self.requests()).await?;
+        let reply: Vec<Value> = self.invoke(&invocation).await?;
         let epoch = self.epoch.clone();
         self.grant(&reply, Lease { key, token, epoch, granted_at_ms, hold }, in_grace)
     }
@@ -157,7 +157,7 @@ impl Session {
     pub(crate) async fn run(&self, op: KeyOp<'_>) -> Result<KeyReceipt> {
         let mut invocation = on_all_keys(script_of(op.step), op.key);
         invocation.arg(op.write.as_str()).arg(millis(op.fence));
-        self.receipt(op, invocation.invoke_async(&mut self.requests()).await?)
+        self.receipt(op, self.invoke(&invocation).await?)
     }
 
     /// Takes steps of a write on several keys in one round trip; each has its own result. It is `None`
@@ -175,8 +175,7 @@ impl Session {
             }
             names.arg(op.write.as_str()).arg(millis(op.fence));
         }
-        let replies: Vec<RedisResult<Value>> =
-            pipeline.ignore_errors().query_async(&mut self.requests()).await?;
+        let replies: Vec<RedisResult<Value>> = self.query_all(pipeline.ignore_errors()).await?;
         let receipt = |(op, reply): (&KeyOp<'_>, RedisResult<Value>)| match reply {
             Err(error) if error.code() == Some("NOSCRIPT") => None,
             Err(error) => Some(Err(error.into())),
@@ -200,9 +199,7 @@ impl Session {
         let mut invocation = RELEASE.key(key.main());
         invocation.key(key.companion("lease")).arg(token.as_str());
         // If the release is lost, the lease expires on its own.
-        let mut requests = self.requests();
-        let released = invocation.invoke_async::<i64>(&mut requests);
-        let _ = timeout(DETACHED_TIMEOUT, released).await;
+        let _ = timeout(DETACHED_TIMEOUT, self.invoke::<i64>(&invocation)).await;
     }
 
     /// Changes an entry, if it is still the very entry that was seen.
@@ -239,7 +236,7 @@ impl Session {
     pub(crate) async fn sweep(&self, name: &[u8], purge_token: &str) -> Result<()> {
         let mut invocation = SWEEP.key(name);
         invocation.key(companion(name, "meta")).key(companion(name, "lease")).key(purge_token);
-        invocation.invoke_async::<i64>(&mut self.requests()).await?;
+        self.invoke::<i64>(&invocation).await?;
         Ok(())
     }
 
