@@ -11,6 +11,7 @@ const PLAIN: Facts = Facts {
     },
     may_fill: true,
     is_solo: false,
+    rechecks: false,
     is_hit_for_miss: false,
     yields_key: false,
 };
