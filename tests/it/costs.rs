@@ -1,4 +1,4 @@
-//! What one request may cost: no target and no header makes the sidecar spend more than a little CPU on it
+//! The cost of one request: no target and no header makes the sidecar spend more than a little CPU on it
 //! before it is forwarded, and clients that cannot be accepted cost a line in the log.
 
 use std::{fmt::Write as _, process::Command, time::Duration};

@@ -171,7 +171,7 @@ impl NamedIds {
         self.has_unlisted |= namer.has_unlisted;
         for id in [Some(part), stem].into_iter().flatten().filter(|id| is_key(id)) {
             for id in [id, &id.to_ascii_lowercase(), &id.to_ascii_uppercase()] {
-                namer.jobs(id).into_iter().for_each(|job| self.add(job));
+                namer.for_each_job(id, |job| self.add(job));
             }
         }
     }

@@ -99,7 +99,7 @@ impl NamedJobs {
                 self.names_job = true;
                 self.elsewhere.has_unlisted |= namer.has_unlisted;
             }
-            namer.jobs(&id).into_iter().for_each(|job| add(self, job));
+            namer.for_each_job(&id, |job| add(self, job));
         }
     }
 

@@ -340,14 +340,7 @@ impl Namer {
         Arc::ptr_eq(&self.template, template) && self.others == others
     }
 
-    /// Returns the jobs with this id and any reading of the other variables.
-    pub(super) fn jobs(&self, id: &str) -> Vec<JobId> {
-        let mut jobs = Vec::new();
-        self.for_each_job(id, |job| jobs.push(job));
-        jobs
-    }
-
-    /// As [`Namer::jobs`], without a list.
+    /// Calls `each` with the jobs with this id and any reading of the other variables.
     pub(super) fn for_each_job(&self, id: &str, each: impl FnMut(JobId)) {
         if self.template.key_is_id() {
             return [self.template.job(id)].into_iter().for_each(each);

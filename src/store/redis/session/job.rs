@@ -52,7 +52,7 @@ type ReadReply = ([Option<Vec<u8>>; 3], i64);
 /// in ms.
 type InspectReply = ([Option<Vec<u8>>; 3], i64, String, Option<Vec<u8>>, i64, i64);
 
-/// What `end.lua` replies for a job where it found something, after the number of the job.
+/// The part of a reply of `end.lua` about one job, after the number of the job.
 type EndReply = (bool, usize, bool, String, String, String);
 /// The number of its fields.
 const FOUND_FIELDS: usize = 6;
