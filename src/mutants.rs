@@ -77,13 +77,13 @@ impl Mutant {
                 "",
             )),
             Self::BeginWithoutDel => {
-                Some(("begin", "redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])", ""))
+                Some(("begin", "redis.call('DEL', KEYS[at], KEYS[at + 1], KEYS[at + 2])", ""))
             }
             Self::EndWithoutDel => {
-                Some(("end", "redis.call('DEL', KEYS[1], KEYS[2], KEYS[3]) > 0", "true"))
+                Some(("end", "redis.call('DEL', main, KEYS[at + 1], KEYS[at + 2]) > 0", "true"))
             }
             Self::EndLiftsEveryFence => {
-                Some(("end", "redis.call('ZREM', KEYS[4], ARGV[1])", "redis.call('DEL', KEYS[4])"))
+                Some(("end", "redis.call('ZREM', fence, ARGV[1])", "redis.call('DEL', fence)"))
             }
             _ => None,
         }

@@ -11,6 +11,7 @@ pub mod listen;
 
 use std::{future::ready, io, sync::Arc, time::Duration};
 
+use rustix::io::Errno;
 use tokio::{
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
@@ -132,8 +133,21 @@ async fn acquire_permit(
 }
 
 async fn pause_after_accept_error(error: &io::Error, warnings: &Throttle) {
-    if let Some(suppressed) = warnings.admit(&error.kind().to_string()) {
-        warn!(%error, suppressed, "cannot accept a connection; the limit of open files may be too low");
+    // EMFILE of this process and ENFILE of the machine have one kind, and different remedies.
+    let cause =
+        error.raw_os_error().map_or_else(|| error.kind().to_string(), |code| code.to_string());
+    if let Some(suppressed) = warnings.admit(&cause) {
+        match error.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::MFILE) => warn!(
+                %error, suppressed,
+                "cannot accept a connection; raise the limit of open files of this process (ulimit -n), or lower server.max_connections"
+            ),
+            Some(Errno::NFILE) => warn!(
+                %error, suppressed,
+                "cannot accept a connection; the machine has no open file left (sysctl fs.file-max)"
+            ),
+            _ => warn!(%error, suppressed, "cannot accept a connection"),
+        }
     }
     sleep(ACCEPT_PAUSE).await;
 }

@@ -133,9 +133,9 @@ impl Events {
         for key in keys {
             if count <= MAX_NEW_JOBS || jobs.knows(key) {
                 jobs.record(key, JobEvent::new(what, why, by.clone(), now_ms));
-            }
-            if what.changes_the_key() {
-                jobs.set_own_until(key, now_ms + OWN_CHANGE_MS);
+                if what.changes_the_key() {
+                    jobs.set_own_until(key, now_ms + OWN_CHANGE_MS);
+                }
             }
             if count <= MAX_SINGLE_EVENTS {
                 let job = Some(self.id(key).into());

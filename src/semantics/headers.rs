@@ -123,14 +123,6 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, keep: &[HeaderName]) {
 /// upstream. A read is looked up without them: a field that the upstream does not see must not tell
 /// callers apart.
 pub(crate) fn strip_listed(headers: &mut HeaderMap, keep: &[HeaderName]) {
-    let is_usual = |option: &[u8]| {
-        [&b"keep-alive"[..], b"close", b"te", b"upgrade", b""]
-            .iter()
-            .any(|usual| usual.eq_ignore_ascii_case(option))
-    };
-    if members(headers, &CONNECTION).all(is_usual) {
-        return;
-    }
     let mut listed = connection_options(headers);
     listed.retain(|name| !keep.contains(name) && !HOP_BY_HOP.contains(name) && *name != EXPECT);
     remove_all(headers, |name| listed.contains(name));
@@ -320,6 +312,9 @@ pub(super) fn is_token(text: &[u8]) -> bool {
 /// Returns the fields that are there, that `Connection` lists and that may be removed. It may list
 /// thousands, so each costs one lookup, and no allocation.
 fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {
+    if members(headers, &CONNECTION).all(is_usual_option) {
+        return Vec::new();
+    }
     let present: HashSet<&[u8]> = headers.keys().map(|name| name.as_str().as_bytes()).collect();
     let longest = present.iter().map(|name| name.len()).max().unwrap_or_default();
     let mut listed = Vec::new();
@@ -337,6 +332,13 @@ fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {
         }
     }
     listed
+}
+
+/// Whether an option names a hop-by-hop field, or none. Nearly every request has such options only, and
+/// needs no set of its fields.
+fn is_usual_option(option: &[u8]) -> bool {
+    let usual = [&b"keep-alive"[..], b"close", b"te", b"upgrade", b""];
+    usual.iter().any(|usual| usual.eq_ignore_ascii_case(option))
 }
 
 /// Whether a list field has `token` among its members, ignoring case.

@@ -10,7 +10,9 @@ use std::{borrow::Cow, fmt, sync::Arc};
 
 use percent_encoding::percent_decode_str;
 
-pub use self::spellings::{MAX_DECODES, MAX_ID_LEN, is_canonical, is_word, possible_ids};
+pub use self::spellings::{
+    MAX_DECODES, MAX_ID_LEN, is_canonical, is_plainly_canonical, is_word, possible_ids,
+};
 use self::spellings::{canonical_uuid, for_each_decoding, without_format_suffix};
 use super::policy::Bypass;
 

@@ -125,6 +125,8 @@ impl StoreError {
             Self::Spent => Self::Spent,
             Self::Down => Self::Down,
             Self::Far => Self::Far,
+            Self::Refused(text) => Self::Refused(text.clone()),
+            Self::Denied(diagnosis, text) => Self::Denied(*diagnosis, text.clone()),
             other => Self::Lost(other.to_string()),
         }
     }

@@ -200,9 +200,7 @@ impl Store {
 
     /// Tells the event log that the next change of these keys is made by this process.
     fn expect<'k>(&self, keys: impl IntoIterator<Item = &'k Key>) {
-        for key in keys {
-            self.events.expect_own_change(key.main());
-        }
+        self.events.expect_own_changes(keys.into_iter().map(Key::main));
     }
 
     /// Runs an operation on one key, at its owner or in memory.

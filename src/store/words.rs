@@ -46,7 +46,18 @@ impl Key {
     }
 
     pub(super) fn companion(&self, role: &str) -> String {
-        format!("{{{}}}:{role}", self.0)
+        let mut name = String::new();
+        self.write_companion(role, &mut name);
+        name
+    }
+
+    /// Writes the name of a companion in place of a text: a write may need thousands.
+    pub(super) fn write_companion(&self, role: &str, name: &mut String) {
+        name.clear();
+        name.reserve(self.0.len() + role.len() + 3);
+        for part in ["{", &self.0, "}:", role] {
+            name.push_str(part);
+        }
     }
 }
 

@@ -115,6 +115,7 @@ fn times_that_cannot_be_are_served_without_harm() {
         expires_at_ms,
         audience,
         generation,
+        change: None,
         identity: IdentityHash::default(),
     };
     assert_eq!(entry.ttl(1), Duration::ZERO);

@@ -12,7 +12,9 @@ use std::{borrow::Cow, collections::HashSet};
 use percent_encoding::percent_decode_str;
 
 use super::{path_pattern::is_cut, template::Namer};
-use crate::semantics::job_id::{Ids, JobId, MAX_DECODES, is_canonical, is_key, is_word};
+use crate::semantics::job_id::{
+    Ids, JobId, MAX_DECODES, is_canonical, is_key, is_plainly_canonical, is_word,
+};
 
 /// Largest number of jobs that one body or one target may name. Each costs a fence and an
 /// invalidation.
@@ -36,6 +38,10 @@ const SPELLING_COST: usize = 750;
 
 /// Units for a byte of a part. Parsers copy it several times.
 const PART_BYTE_COST: usize = 8;
+
+/// Units for a text, and for a part of it, whatever they are. Both may be empty, or a word.
+const TEXT_COST: usize = 60;
+const WORD_COST: usize = 60;
 
 /// The CPU that was spent on reading one target, in units.
 #[derive(Debug, Default)]
@@ -80,12 +86,15 @@ impl NamedIds {
     pub(super) fn add_text(&mut self, namer: &Namer, text: &str, effort: &mut Effort) {
         let mut text = Cow::Borrowed(text);
         for _ in 0..=MAX_DECODES {
-            if !effort.spend(text.len()) {
+            if !effort.spend(TEXT_COST + text.len()) {
                 return;
             }
             let template = &namer.template;
             match template.ids {
                 Ids::Auto => for_each_part(&text, &mut |part| {
+                    if !effort.spend(WORD_COST) {
+                        return;
+                    }
                     for text in template.id_texts(part) {
                         self.add_part(namer, text, effort);
                     }
@@ -112,30 +121,47 @@ impl NamedIds {
 
     /// Adds a job.
     pub(super) fn add(&mut self, job: JobId) {
-        if self.known.contains(&job) {
-            return;
-        }
         if self.ids.len() >= MAX_NAMED {
-            self.has_more = true;
-            return;
+            self.has_more |= !self.known.contains(&job);
+        } else if self.known.insert(job.clone()) {
+            self.ids.push(job);
         }
-        self.known.insert(job.clone());
-        self.ids.push(job);
     }
 
     fn add_part(&mut self, namer: &Namer, part: &str, effort: &mut Effort) {
-        let has_digit = part.bytes().any(|byte| byte.is_ascii_digit());
         // An encoded character is cut or read in the decoded text.
-        if part.contains('%') || !has_digit && is_word(&part.to_ascii_lowercase()) {
+        if part.contains('%') {
             return;
         }
-        // Rails takes any suffix for a format.
-        if let Some((stem, suffix)) = part.rsplit_once('.')
+        if !part.contains('.') {
+            return self.add_stem(namer, part, effort);
+        }
+        // Rails takes any suffix for a format. There may be thousands, so this is a loop.
+        let mut stems = vec![part];
+        let mut rest = part;
+        while let Some((stem, suffix)) = rest.rsplit_once('.')
             && suffix.bytes().all(|byte| byte.is_ascii_alphabetic())
+            && effort.spend(WORD_COST + stem.len())
         {
-            self.add_part(namer, stem, effort);
+            stems.push(stem);
+            rest = stem;
+        }
+        for stem in stems.into_iter().rev() {
+            self.add_stem(namer, stem, effort);
+        }
+    }
+
+    /// Adds a part without its suffixes, in the case sent, in lower and in upper case.
+    fn add_stem(&mut self, namer: &Namer, part: &str, effort: &mut Effort) {
+        let has_digit = part.bytes().any(|byte| byte.is_ascii_digit());
+        if !has_digit && is_word(&part.to_ascii_lowercase()) {
+            return;
         }
         self.add_readings(namer, part, effort);
+        // A UUID or a number in its usual format has no other case.
+        if is_plainly_canonical(part) {
+            return;
+        }
         if part.bytes().any(|byte| byte.is_ascii_lowercase()) {
             self.add_readings(namer, &part.to_ascii_uppercase(), effort);
         }
@@ -154,21 +180,29 @@ impl NamedIds {
         self.has_unlisted |= namer.has_unlisted;
         for id in [Some(part), stem].into_iter().flatten().filter(|id| is_key(id)) {
             for id in [id, &id.to_ascii_lowercase(), &id.to_ascii_uppercase()] {
-                namer.jobs(id).into_iter().for_each(|job| self.add(job));
+                namer.for_each_job(id, |job| self.add(job));
             }
         }
     }
 
     fn add_readings(&mut self, namer: &Namer, part: &str, effort: &mut Effort) {
+        // Every parser reads a canonical spelling as itself.
         let is_cheap = namer.template.ids == Ids::Auto && is_canonical(part);
         let cost = if is_cheap { PART_COST } else { SPELLING_COST };
         if self.has_more || !effort.spend(cost + PART_BYTE_COST * part.len()) {
             return;
         }
         let ids = namer.template.ids;
-        for id in ids.readings(part).iter().filter(|id| ids.names_job(id)) {
-            self.has_unlisted |= namer.has_unlisted;
-            namer.jobs(id).into_iter().for_each(|job| self.add(job));
+        let mut add = |id: &str| {
+            if ids.names_job(id) {
+                self.has_unlisted |= namer.has_unlisted;
+                namer.for_each_job(id, |job| self.add(job));
+            }
+        };
+        if is_cheap {
+            add(part);
+        } else {
+            ids.readings(part).iter().for_each(|id| add(id));
         }
     }
 }
@@ -316,6 +350,25 @@ mod tests {
         assert!(!most.has_more && most.ids.len() == MAX_NAMED);
         let more = named(&format!("{},1,2", list(1..=MAX_NAMED + 1)));
         assert!(more.has_more && more.ids.len() == MAX_NAMED);
+    }
+
+    #[test]
+    fn any_number_of_suffixes_is_cut_off() {
+        check("7.tar.gz", &["7", "7.tar", "7.TAR", "7.tar.gz", "7.TAR.GZ"]);
+        let mut effort = Effort::default();
+        let text = format!("7{}", ".a".repeat(1 << 16));
+        NamedIds::default().add_text(&namer(Ids::Auto), &text, &mut effort);
+        assert!(effort.is_cut_off());
+    }
+
+    #[test]
+    fn texts_and_parts_that_name_nothing_count_too() {
+        for (text, times) in [("", 1 << 14), ("a", 1 << 14), (&"a,".repeat(1 << 14), 1)] {
+            let mut effort = Effort::default();
+            let mut named = NamedIds::default();
+            (0..times).for_each(|_| named.add_text(&namer(Ids::Auto), text, &mut effort));
+            assert!(effort.is_cut_off() && named.ids.is_empty());
+        }
     }
 
     #[test]

@@ -267,11 +267,12 @@ impl RuleMatch {
         let mut jobs: Vec<JobId> = Vec::new();
         for namer in &self.namers {
             let ids = texts.iter().flat_map(|text| namer.template.ids.readings(text));
-            for job in ids.flat_map(|id| namer.jobs(&id)) {
+            let mut add = |job| {
                 if !jobs.contains(&job) {
                     jobs.push(job);
                 }
-            }
+            };
+            ids.for_each(|id| namer.for_each_job(&id, &mut add));
         }
         jobs
     }

@@ -35,10 +35,16 @@ pub(super) const MAX_SETTLED: usize = 8;
 /// texts of its variables.
 const MAX_COLLECTIONS: usize = MAX_TEMPLATES + 16;
 
+/// Units of [`Effort`] for a rule that is tried on the end of a walk.
+const RULE_COST: usize = 120;
+
 /// Units of [`Effort`] for a byte of a walk, for a segment, and for an id at its place.
 const WALK_BYTE_COST: usize = 6;
 const SEGMENT_COST: usize = 60;
 const PLACE_COST: usize = 1_000;
+
+/// Units of [`Effort`] for a byte of a text that is decoded and compared with the others of its round.
+const TEXT_BYTE_COST: usize = 2;
 
 /// How much of a path counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +99,7 @@ impl NamedJobs {
                 self.names_job = true;
                 self.elsewhere.has_unlisted |= namer.has_unlisted;
             }
-            namer.jobs(&id).into_iter().for_each(|job| add(self, job));
+            namer.for_each_job(&id, |job| add(self, job));
         }
     }
 
@@ -225,6 +231,9 @@ impl Search<'_, '_> {
         let walked = walks.iter().map(|walk| decoded(walk));
         let texts = encoded.map(decoded).into_iter().chain(walked).chain(walks.iter().cloned());
         for next in texts {
+            if !self.effort.spend(TEXT_BYTE_COST * next.len()) {
+                return;
+            }
             if next == text || next_texts.contains(&next) {
                 continue;
             }
@@ -288,10 +297,17 @@ impl Search<'_, '_> {
             }
         }
         for rule in self.rules {
+            if !self.effort.spend(RULE_COST) {
+                // A rule that is not tried may be one for all jobs.
+                self.named.elsewhere.has_more = true;
+                return;
+            }
             let Some(found) = RuleMatch::of(rule, stack, self.templates) else { continue };
             if let Some(id) = rule.id(stack) {
                 for namer in &found.namers {
-                    self.named.add_place(namer, id, NamedJobs::add_job);
+                    if self.effort.spend(PLACE_COST) {
+                        self.named.add_place(namer, id, NamedJobs::add_job);
+                    }
                     self.named.add_parts(namer, id, self.effort);
                 }
             }

@@ -340,13 +340,13 @@ impl Namer {
         Arc::ptr_eq(&self.template, template) && self.others == others
     }
 
-    /// Returns the jobs with this id and any reading of the other variables.
-    pub(super) fn jobs(&self, id: &str) -> Vec<JobId> {
+    /// Calls `each` with the jobs with this id and any reading of the other variables.
+    pub(super) fn for_each_job(&self, id: &str, each: impl FnMut(JobId)) {
         if self.template.key_is_id() {
-            return vec![self.template.job(id)];
+            return [self.template.job(id)].into_iter().for_each(each);
         }
         if self.others.len() < self.template.variables_but_id() {
-            return Vec::new();
+            return;
         }
         let id_at = self.template.variables_before_id().count();
         let count: usize = self.readings.iter().map(Vec::len).product();
@@ -359,7 +359,7 @@ impl Namer {
             texts.insert(id_at, id);
             self.template.key.of(&texts).ok().map(|key| self.template.job(&key))
         };
-        (0..count).filter_map(job).collect()
+        (0..count).filter_map(job).for_each(each);
     }
 }
 

@@ -24,6 +24,9 @@ const MAX_SEGMENT: usize = 48;
 /// Most segments of a shape. Longer paths are not at the jobs in any usual API.
 const MAX_SEGMENTS: usize = 16;
 
+/// Units of [`Effort`] for a parameter of a query, besides its texts.
+const PARAMETER_COST: usize = 60;
+
 /// The jobs that a target names, and the effort of finding them.
 #[derive(Debug, Default)]
 pub(super) struct TargetNames {
@@ -112,6 +115,9 @@ impl TargetNames {
     fn read_query(&mut self, query: &str) {
         let Self { named, by_rules, effort } = self;
         for (name, value) in parameters(query) {
+            if !effort.spend(PARAMETER_COST + name.len() * named.rules.len()) {
+                return;
+            }
             let is_asked_for = |rule: &&RuleMatch| is_named(name, rule.query_parameters());
             let mut asking = named.rules.iter().filter(is_asked_for).peekable();
             if asking.peek().is_some() {
@@ -139,13 +145,15 @@ impl TargetNames {
         let has_unlisted = elsewhere.has_unlisted || by_rules.has_unlisted;
         let mut too_many = elsewhere.has_more || by_rules.has_more || effort.is_cut_off();
         let names_job = names_job || !by_rules.ids.is_empty();
-        let mut known = HashSet::new();
+        let count = place.len() + by_rules.ids.len() + elsewhere.ids.len();
+        let mut known = HashSet::with_capacity(count);
         let mut new = |jobs: Vec<JobId>| -> Vec<JobId> {
             jobs.into_iter().filter(|job| known.insert(job.clone())).collect()
         };
         let mut jobs = new(place);
         jobs.extend(new(by_rules.ids));
-        let mut elsewhere = new(elsewhere.ids);
+        // They are distinct by themselves.
+        let mut elsewhere = if jobs.is_empty() { elsewhere.ids } else { new(elsewhere.ids) };
         too_many |= jobs.len() + elsewhere.len() > MAX_NAMED;
         elsewhere.truncate(MAX_NAMED.saturating_sub(jobs.len()));
         WriteScope { jobs, elsewhere, too_many, has_unlisted, names_job, rules }

@@ -51,6 +51,7 @@ use crate::{
     store::{
         Budget, Ended, Key, KeyReceipt, Redirect, RemovedEntry, StoreError, Token, Write,
         errors::{DETACHED_TIMEOUT, Result, StoreErrorKind},
+        slots::slot_of_key,
         words::millis,
         write::{Begun, KeyOp, WriteStep, combined},
     },
@@ -62,11 +63,19 @@ const PURGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of keys that are ended at the same time.
 pub(super) const END_BATCH: usize = 64;
 
-/// Most keys of one round trip.
+/// Most keys of one round trip. A script over so many keeps the server busy for well below 1 ms.
 const CHUNK: usize = 64;
 
 static FENCE: LazyLock<String> =
     LazyLock::new(|| mutants::mutated_script("fence", include_str!("../lua/fence.lua")));
+
+/// Steps on keys of one server, ordered by slot.
+struct Chunk<'w> {
+    shard: Arc<Shard>,
+    /// The place of each among all steps.
+    places: Vec<usize>,
+    ops: Vec<KeyOp<'w>>,
+}
 
 impl RedisEngine {
     /// Fences the keys of a write, and records in it whether the fence stands.
@@ -164,11 +173,10 @@ impl RedisEngine {
     ) -> Vec<Result<KeyReceipt>> {
         let steps = keys.iter().map(|key| KeyOp { step, key, write, fence });
         let began = Instant::now();
-        let results = match &self.topology {
-            Topology::One(shard) if keys.len() > 1 => {
-                self.run_chunks(shard, &steps.collect::<Vec<_>>(), budget).await
-            }
-            _ => budget.spend_each(steps.map(|op| self.run(op))).await,
+        let results = if keys.len() > 1 {
+            self.run_chunks(steps, budget).await
+        } else {
+            budget.spend_each(steps.map(|op| self.run(op))).await
         };
         let is_late = |result: &Result<_, _>| matches!(result, Err(StoreError::Timeout));
         let late = keys.iter().zip(&results).filter(|(_, result)| is_late(result));
@@ -180,30 +188,68 @@ impl RedisEngine {
         results
     }
 
-    /// Takes steps on many keys of one server in few round trips: one by one, the thousand jobs that a
-    /// request may name would keep this process busy for long.
-    async fn run_chunks(
+    /// Takes steps on many keys in few round trips: one by one, the thousand jobs that a request may name
+    /// would keep this process busy for long.
+    async fn run_chunks<'w>(
         &self,
-        shard: &Shard,
-        ops: &[KeyOp<'_>],
+        ops: impl ExactSizeIterator<Item = KeyOp<'w>>,
         budget: &mut Budget,
     ) -> Vec<Result<KeyReceipt>> {
-        let chunks = ops.chunks(CHUNK).map(|chunk| self.run_chunk(shard, chunk));
-        let results = budget.spend_each(chunks).await.into_iter().zip(ops.chunks(CHUNK));
-        let each = |(results, ops): (Result<Vec<_>>, &[KeyOp<'_>])| match results {
-            Ok(results) => results,
-            Err(error) => ops.iter().map(|_| Err(error.of_another_key())).collect(),
-        };
-        results.flat_map(each).collect()
+        let mut results: Vec<_> = (0..ops.len()).map(|_| Err(StoreError::Down)).collect();
+        let chunks = self.chunks(ops);
+        let done = budget.spend_each(chunks.iter().map(|chunk| self.run_chunk(chunk))).await;
+        for (chunk, done) in chunks.iter().zip(done) {
+            match done {
+                Ok(done) => {
+                    for (at, result) in chunk.places.iter().zip(done) {
+                        results[*at] = result;
+                    }
+                }
+                Err(error) => {
+                    chunk.places.iter().for_each(|at| results[*at] = Err(error.of_another_key()));
+                }
+            }
+        }
+        results
     }
 
-    async fn run_chunk(&self, shard: &Shard, ops: &[KeyOp<'_>]) -> Result<Vec<Result<KeyReceipt>>> {
-        let results = ops.iter().zip(shard.run_all(ops).await?);
-        let each = results.map(async |(op, result)| match result {
+    /// Sorts steps by the owners of their keys, and by their slots. Those without an owner are left out.
+    fn chunks<'w>(&self, ops: impl Iterator<Item = KeyOp<'w>>) -> Vec<Chunk<'w>> {
+        let mut chunks: Vec<Chunk<'w>> = Vec::new();
+        let mut add = |shard: &Arc<Shard>, at: usize, op: KeyOp<'w>| match chunks.last_mut() {
+            Some(last) if last.shard.number == shard.number && last.ops.len() < CHUNK => {
+                last.places.push(at);
+                last.ops.push(op);
+            }
+            _ => chunks.push(Chunk { shard: Arc::clone(shard), places: vec![at], ops: vec![op] }),
+        };
+        match &self.topology {
+            Topology::One(shard) => ops.enumerate().for_each(|(at, op)| add(shard, at, op)),
+            Topology::Cluster(cluster) => {
+                let map = cluster.slot_map();
+                let owned = ops.enumerate().filter_map(|(at, op)| {
+                    let slot = slot_of_key(op.key);
+                    Some((map.owner(slot)?, slot, at, op))
+                });
+                let mut owned: Vec<_> = owned.collect();
+                owned.sort_by_key(|(shard, slot, ..)| (shard.number, *slot));
+                owned.into_iter().for_each(|(shard, _, at, op)| add(shard, at, op));
+            }
+        }
+        chunks
+    }
+
+    async fn run_chunk(&self, chunk: &Chunk<'_>) -> Result<Vec<Result<KeyReceipt>>> {
+        let results = chunk.shard.run_all(&chunk.ops).await?;
+        let is_settled = |result: &Option<Result<_>>| matches!(result, Some(result) if !matches!(result, Err(StoreError::Redirected(_))));
+        let left = chunk.ops.iter().zip(&results).filter(|(_, result)| !is_settled(result));
+        let mut left = join_all(left.map(|(op, _)| self.run(*op))).await.into_iter();
+        let settled = results.into_iter().map(|result| match result {
             Some(result) if !matches!(result, Err(StoreError::Redirected(_))) => result,
-            _ => self.run(*op).await,
+            // As many as are not settled.
+            _ => left.next().unwrap_or(Err(StoreError::Down)),
         });
-        Ok(join_all(each).await)
+        Ok(settled.collect())
     }
 
     /// Takes a step at the owner of the key, and once more if that was out of date. Returns what

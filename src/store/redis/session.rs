@@ -13,7 +13,8 @@ use std::{
 };
 
 use redis::{
-    Cmd, FromRedisValue, Pipeline, RedisResult, ScriptInvocation, Value, aio::MultiplexedConnection,
+    Cmd, FromRedisValue, Pipeline, RedisResult, Script, ScriptInvocation, Value,
+    aio::MultiplexedConnection,
 };
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -190,6 +191,11 @@ impl Session {
         script: &ScriptInvocation<'_>,
     ) -> Result<T> {
         self.send(async |requests| script.invoke_async(requests).await).await
+    }
+
+    /// Makes a script known to the server.
+    pub(super) async fn load(&self, script: &Script) -> Result<()> {
+        self.send(async |requests| script.load_async(requests).await).await.map(drop)
     }
 
     /// Sends an operation over the common connection, in its turn: one that the lane did not count would

@@ -222,15 +222,19 @@ impl Shard {
     ) -> Result<Vec<Option<Result<KeyReceipt>>>> {
         let session = self.state.session()?;
         let results = session.run_all(ops).await;
-        let results = self.state.judge(&session, results)?;
-        let confirm = |(op, result): (&KeyOp<'_>, Option<Result<KeyReceipt>>)| {
-            let mut result = result?;
-            if op.step == WriteStep::End && result.is_ok() {
-                result = self.state.note_confirmed(&session, op.key).and(result);
+        let mut results = self.state.judge(&session, results)?;
+        let is_done = |result: &Option<Result<_>>| matches!(result, Some(Ok(_)));
+        if ops.iter().any(|op| op.step == WriteStep::End) {
+            let ended = ops.iter().zip(&results).filter(|(_, result)| is_done(result));
+            if self.state.note_confirmed(&session, ended.map(|(op, _)| op.key)).is_err() {
+                let done = results.iter_mut().filter(|result| is_done(result));
+                done.for_each(|result| {
+                    *result = Some(session.check_alive().map(|()| KeyReceipt::default()))
+                });
             }
-            Some(self.state.judge(&session, result))
-        };
-        Ok(ops.iter().zip(results).map(confirm).collect())
+        }
+        let judged = |result: Option<Result<_>>| Some(self.state.judge(&session, result?));
+        Ok(results.into_iter().map(judged).collect())
     }
 
     /// Takes one step of a write.
@@ -240,7 +244,7 @@ impl Shard {
         // After a failover this may still be the deposed master, so the session must have outlived
         // the end.
         if op.step == WriteStep::End && result.is_ok() {
-            result = self.state.note_confirmed(&session, op.key).and(result);
+            result = self.state.note_confirmed(&session, [op.key]).and(result);
         }
         self.state.judge(&session, result)
     }
@@ -266,7 +270,7 @@ impl Shard {
     /// Records an invalidation that was confirmed here, or at a node to which this master
     /// redirected us.
     pub(super) fn note_confirmed(&self, key: &Key) -> Result<()> {
-        self.state.note_confirmed(&*self.state.session()?, key)
+        self.state.note_confirmed(&*self.state.session()?, [key])
     }
 
     /// Counts operations that began at this time and did not finish in time as one against the

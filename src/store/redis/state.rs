@@ -212,10 +212,17 @@ impl ShardState {
         self.recently_confirmed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records an invalidation that the session has just confirmed. Fails if the session has ended
-    /// meanwhile: `requeue_recent` may have run already, without this invalidation.
-    pub(super) fn note_confirmed(&self, session: &Session, key: &Key) -> Result<()> {
-        self.recently_confirmed().note(key, Instant::now().into_std());
+    /// Records invalidations that the session has just confirmed. Fails if the session has ended
+    /// meanwhile: `requeue_recent` may have run already, without these invalidations.
+    pub(super) fn note_confirmed<'k>(
+        &self,
+        session: &Session,
+        keys: impl IntoIterator<Item = &'k Key>,
+    ) -> Result<()> {
+        let now = Instant::now().into_std();
+        let mut recent = self.recently_confirmed();
+        keys.into_iter().for_each(|key| recent.note(key, now));
+        drop(recent);
         session.check_alive()
     }
 

@@ -6,7 +6,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use redis::{Pipeline, RedisError, RedisResult, Script, ScriptInvocation, Value, from_redis_value};
+use redis::{
+    Cmd, Pipeline, RedisError, RedisResult, Script, ScriptInvocation, Value, from_redis_value,
+};
 use sha1_smol::Sha1;
 use tokio::time::timeout;
 
@@ -18,6 +20,7 @@ use crate::{
         EntryChange, Fill, Grant, Key, KeyReceipt, KeyState, Lease, LeaseState, RemovedEntry, Seen,
         StoreError, StoredValue, Token,
         errors::{DETACHED_TIMEOUT, Result},
+        slots::slot_of_key,
         words::{LeaseGuard, millis},
         write::{KeyOp, WriteStep},
     },
@@ -49,8 +52,10 @@ type ReadReply = ([Option<Vec<u8>>; 3], i64);
 /// in ms.
 type InspectReply = ([Option<Vec<u8>>; 3], i64, String, Option<Vec<u8>>, i64, i64);
 
-/// Reply of `end.lua`.
+/// The part of a reply of `end.lua` about one job, after the number of the job.
 type EndReply = (bool, usize, bool, String, String, String);
+/// The number of its fields.
+const FOUND_FIELDS: usize = 6;
 
 impl Session {
     /// Reads the value of a key: one round trip, no script.
@@ -155,41 +160,63 @@ impl Session {
 
     /// Takes one step of a write. Its end returns what was stored under the key.
     pub(crate) async fn run(&self, op: KeyOp<'_>) -> Result<KeyReceipt> {
-        let mut invocation = on_all_keys(script_of(op.step), op.key);
-        invocation.arg(op.write.as_str()).arg(millis(op.fence));
-        self.receipt(op, self.invoke(&invocation).await?)
+        let mut receipts = self.run_all(&[op]).await?;
+        // There is one for each step.
+        receipts.pop().flatten().unwrap_or_else(|| Ok(KeyReceipt::default()))
     }
 
-    /// Takes steps of a write on several keys in one round trip; each has its own result. It is `None`
-    /// where the server does not know the script yet.
+    /// Takes the same step of a write on several keys in one round trip; each has its own result. It is
+    /// `None` where the step has to be taken by itself to know its result. On a cluster the keys are
+    /// ordered by slot.
     pub(crate) async fn run_all(
         &self,
         ops: &[KeyOp<'_>],
     ) -> Result<Vec<Option<Result<KeyReceipt>>>> {
-        let mut pipeline = redis::pipe();
-        for op in ops {
-            let names = pipeline.cmd("EVALSHA").arg(script_of(op.step).get_hash()).arg(4);
-            names.arg(op.key.main());
-            for role in COMPANIONS {
-                names.arg(op.key.companion(role));
-            }
-            names.arg(op.write.as_str()).arg(millis(op.fence));
-        }
-        let replies: Vec<RedisResult<Value>> = self.query_all(pipeline.ignore_errors()).await?;
-        let receipt = |(op, reply): (&KeyOp<'_>, RedisResult<Value>)| match reply {
-            Err(error) if error.code() == Some("NOSCRIPT") => None,
-            Err(error) => Some(Err(error.into())),
-            Ok(reply) => Some(self.receipt(*op, reply)),
+        let Some(first) = ops.first() else { return Ok(Vec::new()) };
+        // A script may use keys of one slot. A script for each key would cost this process several
+        // times as much as one for all of them.
+        let is_together = |one: &KeyOp<'_>, next: &KeyOp<'_>| {
+            !self.is_in_cluster || slot_of_key(one.key) == slot_of_key(next.key)
         };
-        Ok(ops.iter().zip(replies).map(receipt).collect())
+        let groups: Vec<&[KeyOp<'_>]> = ops.chunk_by(is_together).collect();
+        let script = script_of(first.step);
+        let mut pipeline = redis::pipe();
+        for group in &groups {
+            pipeline.add_command(step_command(script, group));
+        }
+        let pipeline = pipeline.ignore_errors();
+        let mut replies: Vec<RedisResult<Value>> = self.query_all(pipeline).await?;
+        if replies.first().is_some_and(|reply| reply.as_ref().is_err_and(is_unknown_script)) {
+            self.load(script).await?;
+            replies = self.query_all(pipeline).await?;
+        }
+        let mut receipts = Vec::with_capacity(ops.len());
+        for (group, reply) in groups.into_iter().zip(replies) {
+            match reply {
+                Ok(reply) => receipts.extend(self.receipts(group, reply).into_iter().map(Some)),
+                Err(error) => receipts.extend(failures(group, error.into())),
+            }
+        }
+        Ok(receipts)
     }
 
-    fn receipt(&self, op: KeyOp<'_>, reply: Value) -> Result<KeyReceipt> {
-        if op.step == WriteStep::Begin {
-            return Ok(KeyReceipt::default());
+    fn receipts(&self, ops: &[KeyOp<'_>], reply: Value) -> Vec<Result<KeyReceipt>> {
+        let mut receipts: Vec<_> = ops.iter().map(|_| Ok(KeyReceipt::default())).collect();
+        let Value::Array(found) = reply else { return receipts };
+        let mut found = found.into_iter();
+        while let Some(number) = found.next() {
+            let fields = Value::Array(found.by_ref().take(FOUND_FIELDS).collect());
+            let place = from_redis_value::<usize>(number).ok().and_then(|at| at.checked_sub(1));
+            if let Some(receipt) = place.and_then(|at| receipts.get_mut(at)) {
+                *receipt = self.receipt(fields);
+            }
         }
+        receipts
+    }
+
+    fn receipt(&self, fields: Value) -> Result<KeyReceipt> {
         let (exists, size, filling, generation, stored_at_ms, age_ms): EndReply =
-            from_redis_value(reply).map_err(RedisError::from)?;
+            from_redis_value(fields).map_err(RedisError::from)?;
         let times = [stored_at_ms, age_ms].map(|time| time.parse().ok());
         let entry = || RemovedEntry::new(size, &generation, times, self.now_ms());
         Ok(KeyReceipt { entry: exists.then(entry), filling })
@@ -271,12 +298,52 @@ impl Session {
 
 /// The companions of a job that scripts are given after its main key.
 const COMPANIONS: [&str; 3] = ["meta", "lease", "fence"];
+/// Length of the longest text around the name of a companion.
+const LONGEST_COMPANION: usize = "{}:lease".len();
 
 fn script_of(step: WriteStep) -> &'static Script {
     match step {
         WriteStep::Begin => &BEGIN,
         WriteStep::End => &END,
     }
+}
+
+/// The command for a step of a write on several keys.
+fn step_command(script: &Script, ops: &[KeyOp<'_>]) -> Cmd {
+    let names = ops.iter().map(|op| op.key.main().len() + LONGEST_COMPANION);
+    let mut command = Cmd::with_capacity(5 + 4 * ops.len(), 128 + 4 * names.sum::<usize>());
+    command.arg("EVALSHA").arg(script.get_hash()).arg(4 * ops.len());
+    let mut name = String::new();
+    for op in ops {
+        command.arg(op.key.main());
+        for role in COMPANIONS {
+            op.key.write_companion(role, &mut name);
+            command.arg(&name);
+        }
+    }
+    if let Some(KeyOp { write, fence, .. }) = ops.first() {
+        command.arg(write.as_str()).arg(millis(*fence));
+    }
+    command
+}
+
+/// Returns the results of steps whose script was refused. If its keys are to blame, one may be to blame
+/// for all, so each step is taken by itself. A begin is not, unless its slot is moving: a server that
+/// refuses a script would cost a command for each key before the write is forwarded. A begin that is not
+/// confirmed is made up for by its end.
+fn failures(ops: &[KeyOp<'_>], error: StoreError) -> Vec<Option<Result<KeyReceipt>>> {
+    let is_begin = ops.iter().all(|op| op.step == WriteStep::Begin);
+    match ops {
+        [_] => vec![Some(Err(error))],
+        _ if is_begin && !matches!(error, StoreError::Redirected(_)) => {
+            ops.iter().map(|_| Some(Err(error.of_another_key()))).collect()
+        }
+        _ => ops.iter().map(|_| None).collect(),
+    }
+}
+
+fn is_unknown_script(error: &RedisError) -> bool {
+    error.code() == Some("NOSCRIPT")
 }
 
 fn on_all_keys<'s>(script: &'s Script, key: &Key) -> ScriptInvocation<'s> {
