@@ -32,6 +32,10 @@ const PORT_ATTEMPTS: usize = 5;
 /// The variable with which hits need not wait after a start of Redis.
 const NO_GRACE: (&str, &str) = ("JOBCACHE_STORE_RECONNECT_GRACE", "0s");
 
+/// The variable with which a machine with a hard limit of 20,000 open files has enough for all connections:
+/// otherwise there is a warning.
+const FEW_STREAMS: (&str, &str) = ("JOBCACHE_UPSTREAM_MAX_STREAMS", "1000");
+
 /// jobcache in this process, with a [`steady_clock`].
 pub(crate) struct Sidecar {
     pub(crate) client: Client,
@@ -217,9 +221,9 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts with `--listen` and `--admin` on its own ports, and waits until it is live. Without
-    /// another value of the variable there is no grace after a start of Redis.
+    /// another value of the variables there is no grace after a start of Redis, and few streams.
     pub(crate) async fn start(args: &[&str], envs: &[(&str, &str)]) -> Self {
-        Self::start_from(|| command(args, &[&[NO_GRACE], envs].concat())).await
+        Self::start_from(|| command(args, &[&[NO_GRACE, FEW_STREAMS], envs].concat())).await
     }
 
     /// Like [`start`](Self::start) for a child that sees `file` at `path`, in a mount namespace.
