@@ -9,7 +9,7 @@
 //!
 //! [`held_fill`](super::held_fill) waits and takes; [`fill`](super::fill) admits.
 
-use std::{future, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
@@ -69,9 +69,10 @@ impl SharedState {
         (key, place): (&Key, &Place),
     ) -> LeaseEnd {
         let mut pause = FIRST_PAUSE;
+        let mut news = self.news.listen(key);
         loop {
-            // Listens before the store is read, so that no report of a change is missed.
-            let changed = self.near.as_ref().map(|near| near.changed(key));
+            // Before the store is read, so that no report of a change is missed.
+            news.take();
             if self.store.trust(key).is_err() {
                 return LeaseEnd::Unknown;
             }
@@ -87,10 +88,7 @@ impl SharedState {
                 None if !seen.is_leased => return LeaseEnd::Free(seen.epoch),
                 None => {}
             }
-            let _ = match changed {
-                Some(changed) => timeout(pause, changed).await,
-                None => timeout(pause, future::pending()).await,
-            };
+            let _ = timeout(pause, news.changed()).await;
             pause *= 2;
         }
     }

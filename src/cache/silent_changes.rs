@@ -410,4 +410,8 @@ impl Watcher for ChangeWatcher {
         self.silent_changes.lock().jobs.retain(|key, _| !is_gone(key.main().as_bytes()));
         self.news.report_matching(is_gone);
     }
+
+    fn resumed(&self) {
+        self.news.report_all();
+    }
 }

@@ -176,14 +176,12 @@ impl UnansweredRead<'_> {
         permit: &Permit,
     ) -> Answer {
         let from = (&self.head, self.requester.client);
-        match push::answer(self.context, lookup, from, pushed, permit).await {
-            Some(answer) => answer,
-            None => {
-                // A topic that ends sends all its waiters here.
-                let _turn = self.context.push.turn().await;
-                self.answer(lookup, None).await
-            }
+        if let Some(answer) = push::answer(self.context, lookup, from, pushed, permit).await {
+            return answer;
         }
+        // A topic that ends sends all its waiters here.
+        let _turn = self.context.push.turn().await;
+        self.answer(lookup, None).await
     }
 
     /// A store that is down or slow costs the client at most the store budget and a trip to the

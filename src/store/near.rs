@@ -11,7 +11,6 @@
 //! about what came after it.
 
 use std::{
-    future::Future,
     hash::RandomState,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -23,7 +22,6 @@ use quick_cache::{
     Lifecycle, OptionsBuilder, Weighter,
     sync::{Cache, DefaultLifecycle},
 };
-use tokio::sync::Notify;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Key, NearMetrics};
@@ -53,6 +51,9 @@ pub trait Watcher: Send + Sync {
     fn flush(&self);
     /// As [`Watcher::flush`], for the values with a name that satisfies `is_gone`.
     fn evict_matching(&self, is_gone: &dyn Fn(&[u8]) -> bool);
+    /// Reports have begun again. A key that was read before may have changed unreported since, although
+    /// no value is out of date: there is none.
+    fn resumed(&self) {}
 }
 
 /// The values that this process holds.
@@ -76,7 +77,6 @@ struct NearShard {
     generation: AtomicU64,
     /// Held while a value is inserted or removed, so that none slips in behind the news.
     changing: Mutex<()>,
-    changed: Notify,
 }
 
 impl NearShard {
@@ -198,12 +198,6 @@ impl<V: Clone> NearEntries<V> {
         self.count();
     }
 
-    /// Waits for news about a key, from the moment of the call. News about another key may end it,
-    /// too.
-    pub fn changed(&self, key: &Key) -> impl Future<Output = ()> + use<'_, V> {
-        self.shards[shard_of(key.main())].changed.notified()
-    }
-
     fn bump_all(&self) {
         for shard in &self.shards {
             let _changing = shard.lock();
@@ -218,9 +212,6 @@ impl<V: Clone> NearEntries<V> {
         remove();
         self.bump_all();
         self.metrics.flushes.inc();
-        for shard in &self.shards {
-            shard.changed.notify_waiters();
-        }
         self.count();
     }
 
@@ -240,7 +231,6 @@ impl<V: Clone + Send + Sync> Watcher for NearEntries<V> {
         let was_held = self.values.remove(name).is_some();
         shard.bump();
         drop(changing);
-        shard.changed.notify_waiters();
         // Most keys that are reported are not held here, and the count locks every part of the map.
         if was_held {
             self.count();
@@ -369,14 +359,5 @@ mod tests {
         assert_eq!(u64::try_from(entries).unwrap() + evictions, 1000);
         near.flush();
         assert_eq!((metrics.bytes.get(), metrics.entries.get()), (0, 0));
-    }
-
-    #[tokio::test]
-    async fn who_waits_for_news_of_a_key_is_told() {
-        let near = near(1 << 20);
-        let x = key("x");
-        let changed = near.changed(&x);
-        near.evict(b"job_status:x");
-        changed.await;
     }
 }

@@ -8,16 +8,23 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hyper::StatusCode;
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep_until},
+};
 
 use super::topic::{Topic, TopicName, Version, VersionSource};
 use crate::{
     cache::{
-        AbandonReason, ChangeId, LeaderRead, Lookup, LookupRequest, NewsListener, entry::Entry,
-        flight::Flight,
+        ChangeId, LeaderRead, Lookup, LookupRequest, NewsListener, entry::Entry, flight::Flight,
     },
-    proxy::{answer::Verdict, lead::LeadTask, proxy_context::ProxyContext},
+    proxy::{
+        answer::{Answer, Verdict},
+        lead::LeadTask,
+        proxy_context::ProxyContext,
+    },
     semantics::policy::Bypass,
     store::Budget,
 };
@@ -29,9 +36,6 @@ const MAX_FENCE_WAIT: Duration = Duration::from_secs(2);
 
 /// First pause after a read that failed. It doubles up to `push.recheck`.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-
-/// Most flights that one read joins, because each of them is late.
-const MAX_JOINS: usize = 4;
 
 /// Why the driver reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +65,31 @@ enum Found {
     Failed,
 }
 
+/// What a read answers.
+#[derive(Clone, Copy)]
+struct Began {
+    /// The last look that was asked for before it.
+    asked: Option<u64>,
+    /// Whether the read goes past a fence.
+    is_past_fence: bool,
+}
+
+/// A read of the upstream that is under way.
+struct Reading {
+    began: Began,
+    /// The change since which it reads.
+    change: Option<ChangeId>,
+    flight: Flight,
+    /// The answer, if the driver leads the flight.
+    answer: Option<oneshot::Receiver<Answer>>,
+}
+
+/// The result of a lookup.
+enum Step {
+    Found(Found),
+    Reading(Reading),
+}
+
 /// A wait for the fence of the job.
 #[derive(Clone, Copy)]
 struct FenceWait {
@@ -82,8 +111,6 @@ pub(super) struct Driver {
     /// The change since which the last version was read.
     known: Option<ChangeId>,
     fence: Option<FenceWait>,
-    /// Whether the last read went past a fence. The API may show the write later.
-    is_past_fence: bool,
     /// When to read again, and the pause before that.
     retry: Option<(Instant, Duration)>,
     recheck_at: Instant,
@@ -107,7 +134,6 @@ impl Driver {
             news_at: None,
             known: None,
             fence: None,
-            is_past_fence: false,
             retry: None,
         }
     }
@@ -161,35 +187,80 @@ impl Driver {
         (self.recheck_at + self.context.push.config.recheck, Cause::Recheck)
     }
 
-    /// Reads the job once, and tells the waiters.
-    async fn read(&mut self, cause: Cause) {
+    /// Reads the job, and tells the waiters. If the read is late and somebody waits for a later one, that
+    /// one begins beside it, so that a read that never ends delays nobody for long.
+    async fn read(&mut self, mut cause: Cause) {
         let context = Arc::clone(&self.context);
-        let _turn = context.push.turn().await;
-        // Before the read: later looks and later news are not answered by it.
-        let asked = self.topic.asked();
+        let mut pending = FuturesUnordered::new();
+        for number in 0_usize.. {
+            let mut turn = context.push.turn().await;
+            let began = self.begin(cause);
+            let reading = match self.find(cause, began).await {
+                Step::Found(found) => return self.conclude(found, began),
+                Step::Reading(reading) => reading,
+            };
+            let is_own = reading.answer.is_some();
+            let mut late = pin!(reading.flight.clone().late());
+            pending.push(reading.end(number));
+            loop {
+                tokio::select! {
+                    Some((of, began, found)) = pending.next() => {
+                        // A failure says nothing as long as another read may succeed.
+                        if !matches!(found, Found::Failed) || pending.is_empty() {
+                            self.conclude(found, began);
+                            if of == number || pending.is_empty() {
+                                return;
+                            }
+                        }
+                    }
+                    () = &mut late, if turn.is_some() => turn = None,
+                    () = self.wanted(began.asked, is_own), if turn.is_none() => break,
+                }
+            }
+            cause = Cause::Asked;
+        }
+    }
+
+    /// Takes what a read that begins now will answer.
+    fn begin(&mut self, cause: Cause) -> Began {
         if let Some(at) = self.news.take() {
             self.news_at.get_or_insert(at);
         }
         if cause == Cause::Recheck {
-            context.push.metrics.rechecks.inc();
-            self.recheck_at = Instant::now() + context.push.config.recheck;
+            self.context.push.metrics.rechecks.inc();
+            self.recheck_at = Instant::now() + self.context.push.config.recheck;
         }
-        let found = self.find(cause, asked.is_some()).await;
-        let found = self.conclude(found);
-        if let Some(number) = asked {
-            self.topic.end_looks(number, found);
+        Began { asked: self.topic.asked(), is_past_fence: false }
+    }
+
+    /// Waits until another read is wanted beside a late one: for a later look or later news, or because
+    /// the late one is not the own.
+    async fn wanted(&mut self, asked: Option<u64>, is_own: bool) {
+        while is_own && self.topic.asked() <= asked {
+            tokio::select! {
+                () = self.topic.woken() => {}
+                () = self.news.changed() => return,
+            }
         }
     }
 
     /// Publishes what was found, and decides when to read again.
-    fn conclude(&mut self, found: Found) -> Option<Arc<Version>> {
+    fn conclude(&mut self, found: Found, began: Began) {
+        let version = self.publish(found, began.is_past_fence);
+        if let Some(number) = began.asked {
+            self.topic.end_looks(number, version);
+        }
+    }
+
+    fn publish(&mut self, found: Found, is_past_fence: bool) -> Option<Arc<Version>> {
         let (fence, retry) = (self.fence.take(), self.retry.take());
         match found {
             Found::Entry(entry, source, change) => {
                 if source == VersionSource::Upstream {
                     self.recheck_at = Instant::now() + self.context.push.config.recheck;
                 }
-                if self.is_past_fence {
+                if is_past_fence {
+                    // The API may show the write later.
                     self.retry_after(retry);
                 }
                 self.known = change;
@@ -226,44 +297,34 @@ impl Driver {
         self.retry = Some((Instant::now() + pause, pause));
     }
 
-    /// Looks the job up, and reads the upstream if that is what the lookup says.
-    async fn find(&mut self, cause: Cause, is_asked: bool) -> Found {
-        let context = Arc::clone(&self.context);
+    /// Looks the job up, and begins to read the upstream if that is what the lookup says.
+    async fn find(&mut self, cause: Cause, mut began: Began) -> Step {
+        let reader = &self.context.cache.reader;
+        let lookup = if cause == Cause::Recheck { &self.recheck } else { &self.lookup };
+        let mut budget = self.context.cache.budget();
+        let mut change = None;
+        let mut found = reader.lookup_change(lookup, &mut budget, &mut change).await;
+        let is_known = self.is_known(change.as_ref(), cause);
+        began.is_past_fence = found.bypass() == Some(Bypass::Fenced);
         // A client that has just come reads past a fence, as in an ordinary read.
-        let awaits_fence = cause == Cause::News && !is_asked;
-        for _ in 0..MAX_JOINS {
-            let mut budget = context.cache.budget();
-            let lookup = if cause == Cause::Recheck { &self.recheck } else { &self.lookup };
-            let reader = &context.cache.reader;
-            let mut change = None;
-            let mut found = reader.lookup_change(lookup, &mut budget, &mut change).await;
-            let is_known = self.is_known(change.as_ref(), cause);
-            self.is_past_fence = found.bypass() == Some(Bypass::Fenced);
-            let is_enough = is_known || self.is_past_fence && awaits_fence;
-            if let Lookup::Pass(why) = found
-                && !is_enough
-            {
-                // Waiters of one identity share what nobody else may have.
-                found = reader.lead_next(lookup, why);
-            }
-            match found {
-                Lookup::Hit(entry) => return Found::Entry(entry, VersionSource::Cache, change),
-                _ if is_enough => {
-                    if let Lookup::Lead(lead) = found {
-                        context.cache.filler.abandon(*lead, AbandonReason::Superseded).await;
-                    }
-                    return if is_known { Found::Unchanged } else { Found::Fenced };
-                }
-                Lookup::Lead(lead) => return self.lead(*lead, change, budget).await,
-                Lookup::Join(flight, _) => {
-                    if let Some(found) = join(flight, change).await {
-                        return found;
-                    }
-                }
-                Lookup::Pass(_) => return Found::Failed,
-            }
+        let awaits_fence = cause == Cause::News && began.asked.is_none();
+        if let Lookup::Pass(why) = found
+            && !is_known
+        {
+            // Waiters of one identity share what nobody else may have.
+            found = reader.lead_next(lookup, why);
         }
-        Found::Failed
+        match found {
+            Lookup::Hit(entry) => Step::Found(Found::Entry(entry, VersionSource::Cache, change)),
+            // A flight or lease that is not used is given up when it is dropped.
+            _ if is_known => Step::Found(Found::Unchanged),
+            _ if awaits_fence && began.is_past_fence => Step::Found(Found::Fenced),
+            Lookup::Lead(lead) => self.lead(*lead, began, change, budget).await,
+            Lookup::Join(flight, _) => {
+                Step::Reading(Reading { began, change, flight, answer: None })
+            }
+            Lookup::Pass(_) => Step::Found(Found::Failed),
+        }
     }
 
     /// Whether the last version was read since this change, and is still as good as an entry.
@@ -275,22 +336,23 @@ impl Driver {
             && self.topic.last().is_some_and(|last| now_ms < last.entry.expires_at_ms())
     }
 
-    /// Reads the upstream for this topic and all readers that join.
-    async fn lead(&self, lead: LeaderRead, change: Option<ChangeId>, budget: Budget) -> Found {
+    /// Begins to read the upstream, for this topic and all readers that join.
+    async fn lead(
+        &self,
+        lead: LeaderRead,
+        began: Began,
+        change: Option<ChangeId>,
+        budget: Budget,
+    ) -> Step {
         let reader = self.topic.reader();
         let flight = lead.leader.flight();
         let request = self.context.fill_request(&reader.head, reader.peer);
         let client = ((*reader.head).clone(), reader.peer);
-        let task = LeadTask::spawn(&self.context, lead, client, request, budget).await;
-        let Some((_, answer)) = task else { return Found::Failed };
-        if let Some(entry) = flight.wait().await {
-            return Found::Entry(entry, VersionSource::Upstream, change);
-        }
-        match answer.await {
-            Ok(answer) if is_about_the_job(&answer.verdict, answer.response.status()) => {
-                Found::Unshareable(answer.response.status())
+        match LeadTask::spawn(&self.context, lead, client, request, budget).await {
+            Some((_, answer)) => {
+                Step::Reading(Reading { began, change, flight, answer: Some(answer) })
             }
-            _ => Found::Failed,
+            None => Step::Found(Found::Failed),
         }
     }
 }
@@ -301,14 +363,21 @@ impl Drop for Driver {
     }
 }
 
-/// Waits for the result of a flight; `None` if it is late.
-async fn join(flight: Flight, change: Option<ChangeId>) -> Option<Found> {
-    tokio::select! {
-        biased;
-        entry = flight.clone().wait() => Some(entry.map_or(Found::Failed, |entry| {
-            Found::Entry(entry, VersionSource::Upstream, change)
-        })),
-        () = flight.late() => None,
+impl Reading {
+    /// Waits for the end of the read.
+    async fn end(self, number: usize) -> (usize, Began, Found) {
+        let Self { began, change, flight, answer } = self;
+        let found = match (flight.wait().await, answer) {
+            (Some(entry), _) => Found::Entry(entry, VersionSource::Upstream, change),
+            (None, Some(answer)) => match answer.await {
+                Ok(answer) if is_about_the_job(&answer.verdict, answer.response.status()) => {
+                    Found::Unshareable(answer.response.status())
+                }
+                _ => Found::Failed,
+            },
+            (None, None) => Found::Failed,
+        };
+        (number, began, found)
     }
 }
 

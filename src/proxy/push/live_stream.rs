@@ -116,10 +116,11 @@ impl Events {
     fn take(&mut self, update: Update) {
         match update {
             Update::Version(version) if self.last.has_body_of(&version.entry) => {
-                self.last = version
+                self.last = version;
             }
             Update::Version(version) if is_event(&version.entry) => {
                 self.deliver(&version);
+                self.context.push.metrics.count_event(&version);
                 self.last = version;
                 self.end_if_final();
             }
@@ -137,7 +138,6 @@ impl Events {
         // `is_event` has checked that the body is text.
         let data = String::from_utf8_lossy(version.entry.body());
         self.ready.push_back(event_stream::event(&tag(&version.entry), &data));
-        self.context.push.metrics.count_event(version);
     }
 
     fn end_if_final(&mut self) {

@@ -25,8 +25,10 @@ use crate::{
     transport::Peer,
 };
 
-/// Versions that are kept for waiters that are slow to take them.
+/// Versions that are kept for waiters that are slow to take them, and the bytes of their bodies. The
+/// last one is always kept.
 const MAX_VERSIONS: usize = 8;
+const MAX_BYTES: usize = 64 << 10;
 
 /// Job and identity of a topic.
 pub(super) type TopicName = (Key, CoalesceKey);
@@ -85,6 +87,16 @@ struct Updates {
     versions: VecDeque<Arc<Version>>,
     refused: Option<StatusCode>,
     is_over: bool,
+}
+
+impl Updates {
+    fn forget_oldest(&mut self) {
+        let bytes = |version: &Arc<Version>| version.entry.body().len();
+        let mut total: usize = self.versions.iter().map(bytes).sum();
+        while self.versions.len() > 1 && (self.versions.len() > MAX_VERSIONS || total > MAX_BYTES) {
+            total -= self.versions.pop_front().as_ref().map_or(0, bytes);
+        }
+    }
 }
 
 /// The looks that have ended, and what the last one found.
@@ -173,10 +185,9 @@ impl Topic {
             if !is_new {
                 // The entry that was read last has the current age.
                 updates.versions.pop_back();
-            } else if updates.versions.len() >= MAX_VERSIONS {
-                updates.versions.pop_front();
             }
             updates.versions.push_back(published);
+            updates.forget_oldest();
             updates.refused = None;
             is_new
         });

@@ -93,7 +93,8 @@ fn other_preferences_stay() {
 
 #[test]
 fn many_members_are_read_once() {
-    let long: String = (0..20_000).map(|n| format!("a{n}=\"{n},\",")).collect();
+    let members: Vec<_> = (0..20_000).map(|n| format!("a{n}=\"{n},\",")).collect();
+    let long = members.concat();
     let want: Vec<_> = (0..20_000).map(|n| format!("a{n}=\"{n},\"")).collect();
     check_prefer(&[&format!("{long}wait=5")], Some(5), &[&want.join(", ")]);
     check_prefer(&[&"wait=1,".repeat(20_000)], Some(1), &[]);

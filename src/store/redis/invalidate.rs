@@ -233,7 +233,9 @@ impl RedisEngine {
                 });
                 let mut owned: Vec<_> = owned.collect();
                 owned.sort_by_key(|(shard, slot, ..)| (shard.number, *slot));
-                owned.into_iter().for_each(|(shard, _, at, op)| add(shard, at, op));
+                for (shard, _, at, op) in owned {
+                    add(shard, at, op);
+                }
             }
         }
         chunks

@@ -229,7 +229,7 @@ impl Shard {
             if self.state.note_confirmed(&session, ended.map(|(op, _)| op.key)).is_err() {
                 let done = results.iter_mut().filter(|result| is_done(result));
                 done.for_each(|result| {
-                    *result = Some(session.check_alive().map(|()| KeyReceipt::default()))
+                    *result = Some(session.check_alive().map(|()| KeyReceipt::default()));
                 });
             }
         }

@@ -319,6 +319,8 @@ impl TrackingState {
 
     pub(super) fn raise(&self) {
         self.barrier.mark_up();
+        // Afterwards: a key that is read from now on is followed.
+        self.watcher.resumed();
         self.context.status_changed.notify_one();
     }
 
