@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt as _;
 use hyper::{Method, Response, StatusCode, body::Incoming};
-use jobcache::config::{Config, PushMode};
+use jobcache::config::{Config, NearMode, NearTracking, PushMode, StoreUrl};
 
 use crate::support::{
     Reply, SOON, Setup, eventually, redis::key, sidecar::Sidecar, soon, upstream::version,
@@ -248,4 +248,50 @@ async fn a_drain_answers_polls_and_ends_streams() {
     assert_eq!(stream.next().await, None);
     assert_eq!(soon(held).await.expect("an answer").status, StatusCode::NOT_MODIFIED);
     setup.sidecar.shutdown().await.expect("a drain");
+}
+
+#[tokio::test]
+async fn a_read_that_never_ends_delays_no_later_client_for_long() {
+    let setup = setup().await;
+    let known = tag(&setup.sidecar, X).await;
+    let mut stream = Stream::open(&setup.sidecar, &[]).await;
+    stream.next().await.expect("the current version");
+    let gate = setup.upstream.hold_first(1, Method::GET, X);
+    setup.upstream.commit("x1");
+    purge(&setup.sidecar, "x1").await;
+    gate.arrived(1).await;
+    let began = Instant::now();
+    let (reply, _) = poll(&setup.sidecar, &known, "wait=30").await;
+    reply.assert(200, &version("x1", 1));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let next = stream.next().await.expect("an event");
+    assert!(next.ends_with(&version("x1", 1)), "{next}");
+}
+
+#[tokio::test]
+async fn changes_are_heard_without_near_entries_and_by_keys_and_in_memory() {
+    let modes: [fn(&mut Config); 3] = [
+        |config| config.cache.near.mode = NearMode::Off,
+        |config| config.cache.near.tracking = NearTracking::Keys,
+        |config| config.store.url = StoreUrl::Memory,
+    ];
+    for (number, mode) in modes.into_iter().enumerate() {
+        let setup = Setup::with(|config| {
+            on(config);
+            mode(config);
+        })
+        .await;
+        let mut stream = Stream::open(&setup.sidecar, &[]).await;
+        stream.next().await.expect("the current version");
+        for version_number in 1..4 {
+            setup.upstream.commit("x1");
+            if number == 2 {
+                purge(&setup.sidecar, "x1").await;
+            } else {
+                setup.redis.del(&key("x1")).await;
+            }
+            let next = stream.next().await.expect("an event");
+            assert!(next.ends_with(&version("x1", version_number)), "{number}: {next}");
+        }
+    }
 }
