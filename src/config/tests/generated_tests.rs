@@ -331,6 +331,21 @@ fn a_url_that_is_wrong_is_shown_without_its_login() {
     assert!(error.contains("upstream.url = \"foo\" (from --upstream)"), "{error}");
 }
 
+#[test]
+fn quotes_and_white_space_around_a_url_are_no_part_of_it_whatever_the_source() {
+    const URL: &str = "redis://localhost:16379";
+    for text in [format!("\"{URL}\""), format!(" '{URL}' ")] {
+        let file = format!("store.url = {text:?}");
+        for loaded in [
+            load(&[("redis-url", &text)], &[], ""),
+            load(&[], &[("REDIS_URL", &text)], ""),
+            load(&[], &[], &file),
+        ] {
+            assert_eq!(loaded.unwrap().config.store.url.to_string(), URL, "{text}");
+        }
+    }
+}
+
 /// The configured address does not matter then.
 #[test]
 fn an_open_socket_of_the_service_manager_needs_the_secret_as_well() {
