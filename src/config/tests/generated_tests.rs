@@ -186,7 +186,7 @@ fn a_change_shows_no_secret() {
     check(
         "store.url = \"redis://u:hunter2@a\"",
         "store.url = \"redis://u:hunter3@a\"",
-        &["store.url: \"redis://***@a\" -> \"redis://***@a\" (what is not shown differs)"],
+        &["store.url: \"redis://u:***@a\" -> \"redis://u:***@a\" (what is not shown differs)"],
     );
 }
 
@@ -223,7 +223,7 @@ fn secrets_are_in_no_output() {
     let loaded = load(&[], &vars, "").unwrap();
     hides(&format!("{loaded:?} {:#?}", loaded.config));
     hides(&loaded.to_toml());
-    assert_eq!(loaded.config.store.url.to_string(), "redis://***@cache:6379/1");
+    assert_eq!(loaded.config.store.url.to_string(), "redis://me:***@cache:6379/1");
     let vars = [
         ("REDIS_URL", "redis-sentinel://h/m"),
         ("JOBCACHE_STORE_PASSWORD", "swordfish"),
@@ -314,8 +314,8 @@ fn a_url_that_is_wrong_is_shown_without_its_login() {
         ("ftp://a.example:21/x", "ftp://a.example:21/x"),
         ("redis:/localhost", "redis:/localhost"),
         ("unix:jobs.sock", "unix:jobs.sock"),
-        ("htp://me:swordfish@a.example/x", "htp://***@a.example/x"),
-        ("me:swordfish@a:80", "***@a:80"),
+        ("htp://me:swordfish@a.example/x", "htp://me:***@a.example/x"),
+        ("me:swordfish@a:80", "me:***@a:80"),
         ("localhost:8000?swordfish", "localhost:8000?***"),
         ("me:swordfish", "***"),
         ("htp://me:swordfish", "htp://***"),
