@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::io;
+
 use crate::semantics::labels::labels;
 
 labels! {
@@ -64,6 +66,20 @@ labels! {
         TlsServer = "tls-server",
         /// The server does not speak TLS.
         PlainServer = "plain-server",
+        /// Nothing listens there.
+        NoListener = "refused",
+        /// The host has no address.
+        UnknownHost = "unknown-host",
+        /// No way leads to the host.
+        NoRoute = "no-route",
+        /// There is no such socket, or it may not be used.
+        NoSocket = "no-socket",
+        /// The server says nothing.
+        NoAnswer = "no-answer",
+        /// The server is too old.
+        Version = "version",
+        /// The server is too far away for the budget.
+        Far = "far",
         /// The certificate is of an unknown authority.
         Authority = "authority",
         /// The certificate is for other names.
@@ -96,6 +112,10 @@ pub(super) enum Extent {
     Unusable,
     /// TLS cannot be set up.
     Tls,
+    /// There is no connection.
+    Unreachable,
+    /// It does not answer in time.
+    Silent,
 }
 
 /// One thing that can be wrong.
@@ -118,7 +138,7 @@ const fn row(
 }
 
 use Diagnosis as Is;
-use Extent::{Refuses, Tls, Unusable};
+use Extent::{Refuses, Silent, Tls, Unreachable, Unusable};
 
 /// The first row that fits counts. A renamed command comes first: its error repeats what was sent.
 const TABLE: [Row; Diagnosis::WORDS.len()] = [
@@ -250,6 +270,38 @@ const TABLE: [Row; Diagnosis::WORDS.len()] = [
         "check host and port of store.url, and see the log of the server that listens there",
     ),
     row(Is::TlsServer, Unusable, &[], "use a rediss:// URL for a server with TLS"),
+    row(
+        Is::NoListener,
+        Unreachable,
+        &[],
+        "nothing listens there: start Redis, or check host and port of store.url",
+    ),
+    row(
+        Is::UnknownHost,
+        Unreachable,
+        &[],
+        "this host is not known: check its name in store.url, and the DNS of this machine",
+    ),
+    row(
+        Is::NoRoute,
+        Unreachable,
+        &[],
+        "check host and port of store.url, and the routes and firewalls on the way",
+    ),
+    row(
+        Is::NoSocket,
+        Unreachable,
+        &[],
+        "check the path in store.url, and unixsocket and unixsocketperm of Redis",
+    ),
+    row(Is::NoAnswer, Silent, &[], "see whether Redis hangs, and check host and port of store.url"),
+    row(Is::Version, Refuses, &[], "jobcache needs Redis 7.0 or newer, or Valkey"),
+    row(
+        Is::Far,
+        Unusable,
+        &[],
+        "set store.budget to three round trips or more, or put Redis nearer",
+    ),
     row(Is::PlainServer, Tls, &[], "use a redis:// URL for a server without TLS"),
     row(
         Is::Authority,
@@ -332,6 +384,23 @@ impl Diagnosis {
 
     pub(super) fn extent(self) -> Extent {
         self.row().map_or(Unusable, |row| row.extent)
+    }
+
+    /// What is wrong with an address to which no connection can be made.
+    pub(super) fn of_connect(error: &io::Error) -> Option<Self> {
+        use io::ErrorKind as Kind;
+        Some(match error.kind() {
+            Kind::ConnectionRefused => Self::NoListener,
+            Kind::AddrNotAvailable => Self::UnknownHost,
+            Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::TimedOut => Self::NoRoute,
+            Kind::NotFound | Kind::PermissionDenied => Self::NoSocket,
+            _ => return None,
+        })
+    }
+
+    /// Whether there is no connection to a server at all, or no word on it.
+    pub fn is_unreachable(self) -> bool {
+        matches!(self.extent(), Unreachable | Silent)
     }
 
     /// Whether the server serves clients and refuses some commands.

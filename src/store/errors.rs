@@ -144,10 +144,17 @@ impl StoreError {
             Self::Redirected(_) => StoreErrorKind::Redirected,
             Self::Denied(diagnosis, _) => match diagnosis.extent() {
                 Extent::Refuses => StoreErrorKind::Refused,
-                Extent::Unusable => StoreErrorKind::Lost,
+                Extent::Unusable | Extent::Unreachable => StoreErrorKind::Lost,
+                Extent::Silent => StoreErrorKind::Timeout,
                 Extent::Tls => StoreErrorKind::Tls,
             },
         }
+    }
+
+    /// The same error of an attempt to connect to a server, which says what to do about silence.
+    pub(super) fn while_connecting(self, to: impl fmt::Display, within: Duration) -> Self {
+        let Self::Timeout = self else { return self };
+        Self::Denied(Diagnosis::NoAnswer, format!("{to}: no answer within {within:?}"))
     }
 
     /// What is wrong, if that is known.
@@ -166,6 +173,7 @@ fn intro(diagnosis: Diagnosis) -> &'static str {
         Extent::Refuses => "the store refused: ",
         Extent::Unusable => "the store cannot be used: ",
         Extent::Tls => "TLS to the store failed: ",
+        Extent::Unreachable | Extent::Silent => "cannot connect to the store ",
     }
 }
 
@@ -211,7 +219,7 @@ impl fmt::Display for FarStore {
         let Self { round_trip, budget } = self;
         write!(
             f,
-            "Redis is too far away: a round trip takes {}ms, and a read needs {} of them within              store.budget ({}ms), so reads go to the API; {}",
+            "Redis is too far away: a round trip takes {}ms, and a read needs {} of them within store.budget ({}ms), so reads go to the API; {}",
             round_trip.as_millis(),
             Self::TRIPS_OF_READ,
             budget.as_millis(),
@@ -426,6 +434,7 @@ mod tests {
         };
         assert_eq!([far(0), far(16), far(25)], [None, None, None]);
         let told = far(40).unwrap();
+        assert!(!told.contains("  "), "{told}");
         for word in ["40ms", "(50ms)", "set store.budget to 130ms"] {
             assert!(told.contains(word), "{word}: {told}");
         }

@@ -161,7 +161,7 @@ async fn reconnect(
                 };
                 match open.await {
                     Ok(session) => return session,
-                    Err(error) => error,
+                    Err(error) => error.while_connecting(&shard.address, DETACHED_TIMEOUT),
                 }
             }
             () = sleep_until(next_at), if has_room => {
@@ -173,6 +173,10 @@ async fn reconnect(
             }
         };
         shard.context.metrics.fail_to_connect(&failed);
+        if failed.diagnosis().is_none() && !matches!(shard.source, MasterSource::Cluster(_)) {
+            // What was wrong before is over: it failed in another way.
+            shard.context.problems.clear();
+        }
         if let Some(suppressed) = shard.context.problems.admit(&failed, &shard.warnings.connect) {
             let store = &shard.address;
             warn!(store, error = %failed, suppressed, "cannot connect to the store; retrying");
@@ -210,7 +214,9 @@ pub(super) async fn connect_master(
         let (info, time): (String, _) = target.first_reply(reply).await?;
         Ok::<_, StoreError>((connection, info, clock_ahead_ms(time, sent), began.elapsed()))
     };
-    let (connection, info, clock_ahead_ms, round_trip) = timeout(DETACHED_TIMEOUT, open).await??;
+    let opened = timeout(DETACHED_TIMEOUT, open).await.unwrap_or(Err(StoreError::Timeout));
+    let (connection, info, clock_ahead_ms, round_trip) =
+        opened.map_err(|error| error.while_connecting(&target, DETACHED_TIMEOUT))?;
     let info = ServerInfo(info);
     info.check()?;
     if info.is_in_cluster() && !matches!(source, MasterSource::Cluster(_)) {
