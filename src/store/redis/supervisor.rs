@@ -47,6 +47,7 @@ pub(super) async fn supervise(shard: Arc<ShardState>) {
         let error = serve(&shard, &session, &mut backoff).await;
         shard.retract(&error);
         shard.requeue_recent().await;
+        shard.refused.forget();
         let problems = &shard.context.problems;
         // Every master of a cluster says so when the cluster is down.
         let is_due = match error.diagnosis() {
