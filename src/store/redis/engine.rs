@@ -19,7 +19,7 @@ use super::{
     cluster::Cluster, purge_token::PurgeTokens, session::Session, shard::Shard, state::StoreContext,
 };
 use crate::store::{
-    BarrierWait, Ended, Key, NodeStatus, Redirect, StoreError,
+    BarrierWait, Ended, FarStore, Key, NodeStatus, Redirect, StoreError,
     barrier::BarrierDown,
     errors::{DETACHED_TIMEOUT, Result, StoreErrorKind},
     pending::PurgeAllTask,
@@ -75,6 +75,11 @@ impl RedisEngine {
                 look(&map.shards, map.unowned())
             }
         }
+    }
+
+    /// How far away a server is that is too far away, if there is one.
+    pub(crate) fn far(&self) -> Option<FarStore> {
+        self.with_shards(|shards, _| shards.iter().find_map(|shard| shard.far()))
     }
 
     /// Returns all servers, each with the slots that it owned at one point in time.

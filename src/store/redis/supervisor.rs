@@ -310,7 +310,7 @@ async fn follow_distance(
     }
     *looked_at = Instant::now();
     if FarStore::of(largest, budget).is_none() {
-        session.health.distance.set_far(false);
+        session.health.distance.set_far(None);
         info!(store = shard.address, round_trip_ms = %millis_of(largest), "the store is near enough again");
         shard.context.status_changed.notify_one();
     }
@@ -319,7 +319,7 @@ async fn follow_distance(
 
 /// Lets reads pass.
 fn set_far(shard: &ShardState, session: &Session, far: &FarStore) {
-    session.health.distance.set_far(true);
+    session.health.distance.set_far(Some(far.round_trip));
     shard.context.status_changed.notify_one();
     if let Some(suppressed) = shard.warnings.far.admit("far") {
         warn!(
