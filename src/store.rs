@@ -259,6 +259,11 @@ impl Store {
         self.redis().is_none_or(|redis| redis.is_up())
     }
 
+    /// Returns whether reads do not ask the store, because it is down or too far away.
+    pub fn is_breaker_open(&self) -> bool {
+        self.metrics.is_breaker_open()
+    }
+
     /// Returns the masters of a cluster; empty if the store is not a cluster.
     pub fn nodes(&self) -> Vec<NodeStatus> {
         self.redis().map(|redis| redis.nodes()).unwrap_or_default()
@@ -283,7 +288,8 @@ impl Store {
 
     /// Returns what is wrong with the store, if anything is known.
     pub fn problem(&self) -> Option<Problem> {
-        self.redis()?.context.problems.current()
+        let redis = self.redis()?;
+        redis.context.problems.current().or_else(|| Some(Problem::far(&redis.far()?)))
     }
 
     /// Waits for spawned tasks and tries a last time to confirm what is pending, all within

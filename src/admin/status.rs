@@ -153,12 +153,12 @@ fn store(cache: &Cache) -> Value {
     let store = cache.store();
     json!({
         "up": store.is_up(),
-        "breaker": if store.is_up() { "closed" } else { "open" },
+        "breaker": if store.is_breaker_open() { "open" } else { "closed" },
         "tracking": store.metrics().tracking.up.get() == 1,
         "problem": store.problem().map(|problem| json!({
             "kind": problem.diagnosis.as_str(),
             "commands": problem.commands,
-            "remedy": problem.diagnosis.remedy(),
+            "remedy": problem.remedy,
         })),
         "pending_invalidations": store.pending(),
         // With what other processes with the same setting have not confirmed.

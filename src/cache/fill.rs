@@ -3,7 +3,7 @@
 //! Where it may be stored depends on the lookup ([`FillTarget`]): under a lease, beside the entry of
 //! another reader ([`held_fill`](super::held_fill)), in place of a known entry, or nowhere.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper::http::response;
@@ -11,7 +11,7 @@ use tokio::{task::spawn_blocking, time::timeout};
 use tracing::debug;
 
 use super::{
-    entry::{Entry, EntryVersion, Likeness, Reject},
+    entry::{Entry, EntryVersion, Likeness},
     fill_result::{AbandonReason, FillResult},
     flight::{CoalesceKey, Leader},
     held_lease::{ENTRY_WAIT, HeldLease, LeaseEnd},
@@ -122,33 +122,6 @@ impl Filler {
         policy::may_be_shared(head, self.config.policy(route), why, clock::now())
     }
 
-    /// Gives up the placeholder of a read that has failed, so that the read can be repeated without it:
-    /// an application that itself reads the key may fail because of it. Returns false if there is none,
-    /// if the store does not take it away in time, or if too many reads were repeated lately. The response
-    /// is not stored.
-    pub async fn give_up_placeholder(&self, lead: &mut LeaderRead) -> bool {
-        if !matches!(lead.target, FillTarget::Lease(_))
-            || !self.state.notes.foreign_caches.admits_repeat()
-        {
-            return false;
-        }
-        let FillTarget::Lease(lease) = mem::replace(&mut lead.target, FillTarget::Nowhere) else {
-            return false;
-        };
-        timeout(self.config.budget().left(), self.state.store.release(lease)).await.is_ok()
-    }
-
-    /// Steps aside if a read that succeeded without the placeholder has left a value that is not ours.
-    pub async fn note_repeated(&self, lead: &LeaderRead) {
-        let mut budget = self.config.budget();
-        if let Ok(seen) = self.state.store.read(&lead.key, &mut budget).await
-            && matches!(Entry::decode(&seen), Some(Err(Reject::Foreign)))
-        {
-            let prefix = self.config.prefix_of(&lead.key);
-            self.state.notes.foreign_caches.step_aside(prefix);
-        }
-    }
-
     /// Returns the quota for the memory of responses that are being read into the cache.
     pub fn capture_quota(&self) -> &Arc<Quota> {
         &self.state.capture_quota
@@ -187,6 +160,7 @@ impl Filler {
         let (stored, filled) = match target {
             FillTarget::Nowhere => return FillResult::Unconfirmed,
             FillTarget::Lease(lease) => {
+                self.state.notes.foreign_caches.note_success(self.config.prefix_of(&key));
                 (EventKind::Fill, self.fill_leased(&read, lease, ttl).await)
             }
             FillTarget::Held(held) => match self.entry_to_join(&read, &place, *held).await {

@@ -313,7 +313,8 @@ pub(crate) struct CacheMetrics {
     pub(super) fills: Counters<1>,
     /// Invalidations by source and by outcome.
     pub(super) invalidations: Counters<2>,
-    /// Values under jobcache keys that another program wrote.
+    /// Values under jobcache keys that another program wrote, and prefixes left to an application that
+    /// fails at the placeholder.
     pub(super) foreign_values: Counter,
     /// Jobs that had changed after their TTL although no change was reported.
     pub(crate) silent_changes: Counter,
@@ -344,8 +345,11 @@ impl CacheMetrics {
                 ["source", "outcome"],
                 InvalidationSource::WORDS.into_iter().flat_map(outcomes),
             ),
-            foreign_values: r
-                .counter("foreign_values", "Values under jobcache keys that another program wrote"),
+            foreign_values: r.counter(
+                "foreign_values",
+                "Values under jobcache keys that another program wrote, and prefixes left to an \
+                 application that fails at the placeholder",
+            ),
             silent_changes: r.counter(
                 "silent_changes",
                 "Jobs that had changed after their TTL although no write, purge or DEL was seen",

@@ -7,7 +7,7 @@
 
 use std::{
     collections::BTreeSet,
-    fmt::Write as _,
+    fmt::{self, Write as _},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
@@ -23,7 +23,7 @@ use jobcache::{
         job_id::JobId,
         route::{Route, Routes, invalidation_rules::RuleMatch},
     },
-    store::{self, ProbedStore, StoreError, StoreErrorKind},
+    store::{self, Diagnosis, ProbedStore, StoreError, StoreErrorKind},
     tls,
     upstream::Upstream,
     warm::sources::{probe_file, probe_list},
@@ -45,10 +45,39 @@ const REACHABLE: &str = "reachable";
 /// The finding at an address or file of the configuration, or why it cannot be reached.
 type Finding = Result<String, String>;
 
-/// Keywords of everything that a strict check could not reach.
-#[derive(Debug, thiserror::Error)]
-#[error("not everything can be reached: {}", .0.join(", "))]
-pub(crate) struct Unreachable(Vec<&'static str>);
+/// Keywords of everything that a strict check could not reach, or not use.
+#[derive(Debug, Default)]
+pub(crate) struct Unreachable {
+    missing: Vec<&'static str>,
+    /// What is wrong with a store that was reached.
+    store: Option<StoreFault>,
+}
+
+impl std::error::Error for Unreachable {}
+
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(fault) = self.store {
+            f.write_str(match fault {
+                StoreFault::Refuses => "the store was reached, but refuses what jobcache needs",
+                StoreFault::Unusable => "the store was reached, but cannot be used",
+            })?;
+        }
+        if !self.missing.is_empty() {
+            let join = if self.store.is_some() { "; " } else { "" };
+            let missing = self.missing.join(", ");
+            write!(f, "{join}not everything can be reached: {missing}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with a store that was reached.
+#[derive(Clone, Copy, Debug)]
+enum StoreFault {
+    Refuses,
+    Unusable,
+}
 
 /// Prints the loaded configuration, and what can be reached. Only a strict check fails because of that:
 /// jobcache starts without Redis and the API.
@@ -58,10 +87,10 @@ pub(crate) async fn run(loaded: &LoadedConfig, args: &CheckArgs) -> Result<(), F
     }
     tls::verify(&loaded.config).map_err(RunError::Tls)?;
     let missing = Box::pin(print(loaded)).await?;
-    if missing.is_empty() || !args.strict {
+    if missing.missing.is_empty() && missing.store.is_none() || !args.strict {
         return Ok(());
     }
-    Err(Failure::Unreachable(Unreachable(missing)))
+    Err(Failure::Unreachable(missing))
 }
 
 /// Says what a GET and a PUT of each path mean to the cache, as far as the path tells.
@@ -127,8 +156,8 @@ fn write(routes: &Routes, request: &Request<()>, key: impl Fn(&JobId) -> String)
     }
 }
 
-/// Returns keywords of everything that could not be reached.
-async fn print(loaded: &LoadedConfig) -> io::Result<Vec<&'static str>> {
+/// Returns what could not be reached or used.
+async fn print(loaded: &LoadedConfig) -> io::Result<Unreachable> {
     let mut out =
         String::from("# The configuration is valid. Values without a comment are defaults.\n");
     out.push_str(&loaded.to_toml());
@@ -143,6 +172,7 @@ async fn print(loaded: &LoadedConfig) -> io::Result<Vec<&'static str>> {
     for warning in far.chain(mismatches) {
         let _ = write!(out, "\nwarning: {warning}");
     }
+    let fault = store.as_ref().err().and_then(store_fault);
     let mut missing = Vec::new();
     let mut report = |what: &'static str, name: String, found: Finding| {
         missing.extend(found.is_err().then_some(what));
@@ -155,7 +185,8 @@ async fn print(loaded: &LoadedConfig) -> io::Result<Vec<&'static str>> {
         Some(_) => "reachable, but too far away for store.budget",
         None => REACHABLE,
     };
-    report("store", config.store.url.to_string(), store.map(|probed| reached(probed).to_owned()));
+    let store = store.map(|probed| reached(probed).to_owned());
+    report("store", config.store.url.to_string(), store.map_err(|error| store_trouble(&error)));
     report("upstream", config.upstream.url.clone(), upstream);
     if let Some(path) = &config.warm.file {
         report("warm.file", path.display().to_string(), probe_file(path, config));
@@ -165,7 +196,8 @@ async fn print(loaded: &LoadedConfig) -> io::Result<Vec<&'static str>> {
     }
     out.push('\n');
     print_at_once(out.as_bytes())?;
-    Ok(missing)
+    missing.retain(|what| *what != "store" || fault.is_none());
+    Ok(Unreachable { missing, store: fault })
 }
 
 /// Reads the list as it is read at the start.
@@ -184,11 +216,27 @@ async fn upstream(config: &Config) -> Finding {
 
 /// Connects likewise, through sentinels if there are any. The server must be a master of a supported
 /// version.
-async fn store(config: &Config) -> Result<ProbedStore, String> {
+async fn store(config: &Config) -> Result<ProbedStore, StoreError> {
     if config.store.url == StoreUrl::Memory {
         return Ok(ProbedStore::default());
     }
-    in_time(store::probe(config)).await?.map_err(|error| store_trouble(&error))
+    timeout(TIMEOUT, store::probe(config)).await.unwrap_or(Err(StoreError::Timeout))
+}
+
+/// What is wrong with a store that was reached; `None` if it was not.
+fn store_fault(error: &StoreError) -> Option<StoreFault> {
+    match error.kind() {
+        StoreErrorKind::Refused | StoreErrorKind::Redirected => Some(StoreFault::Refuses),
+        StoreErrorKind::Lost if is_unusable(error) => Some(StoreFault::Unusable),
+        _ => None,
+    }
+}
+
+fn is_unusable(error: &StoreError) -> bool {
+    match error {
+        StoreError::Denied(diagnosis, _) => !diagnosis.is_unreachable(),
+        error => matches!(error, StoreError::Unusable(_)),
+    }
 }
 
 /// The error of the store as a sentence, with its remedy.
@@ -197,19 +245,15 @@ fn store_trouble(error: &StoreError) -> String {
         StoreError::Refused(said) | StoreError::Unusable(said) => said.clone(),
         StoreError::Denied(diagnosis, said) => format!("{said}; {}", diagnosis.remedy()),
         StoreError::Timeout => {
-            return "not reachable: no answer within 1s; see whether Redis hangs, and check host and port"
-                .to_owned();
+            let remedy = Diagnosis::NoAnswer.remedy();
+            return format!("not reachable: no answer within 1s; {remedy}");
         }
         error => error.to_string(),
     };
-    match (error, error.kind()) {
-        (_, StoreErrorKind::Refused | StoreErrorKind::Redirected) => {
-            format!("reachable, but it refuses jobcache: {said}")
-        }
-        (StoreError::Denied(..) | StoreError::Unusable(_), StoreErrorKind::Lost) => {
-            format!("cannot be used: {said}")
-        }
-        _ => format!("not reachable: {error}"),
+    match store_fault(error) {
+        Some(StoreFault::Refuses) => format!("reachable, but it refuses jobcache: {said}"),
+        Some(StoreFault::Unusable) => format!("cannot be used: {said}"),
+        None => format!("not reachable: {error}"),
     }
 }
 

@@ -10,6 +10,8 @@ use std::{
 use hyper::Uri;
 use url::Url;
 
+use super::url_options;
+
 /// The longest path of a unix socket, in bytes: an address holds 107 (`sun_path` without its NUL,
 /// unix(7)), and a process id is appended to the path while the socket is created.
 const MAX_PATH: usize = 96;
@@ -135,31 +137,59 @@ pub(super) fn unquoted(text: &str) -> &str {
     inner('"').or_else(|| inner('\'')).map_or(text, str::trim)
 }
 
-/// The URL as it was given, without what may be secret: user and password, query and fragment.
+const HIDDEN: &str = "***";
+
+/// The URL as it was given, without what may be secret: the password, options of the query that may
+/// hold one, and the fragment.
 ///
 /// A message has to show a wrong value, so everything else stays, also of a text that is no URL. Where
 /// the login cannot be told apart, `***` replaces more: an unescaped `/`, `?`, `#` or `@` in a password
 /// shifts the boundaries that a parser sees, and `user:password` without `@host` looks like
 /// `host:port`.
 pub(super) fn redacted(text: &str) -> String {
-    const HIDDEN: &str = "***";
     let (scheme, rest) = split_scheme(text);
     let query_at = rest.find(['?', '#']).unwrap_or(rest.len());
     let (user, place) = match rest.rfind('@') {
         // In the password or in the query?
         Some(at) if at > query_at => return format!("{scheme}{HIDDEN}"),
-        Some(at) => ("***@", &rest[at + 1..query_at]),
-        None => ("", &rest[..query_at]),
+        Some(at) => (shown_user(&rest[..at]), &rest[at + 1..query_at]),
+        None => (String::new(), &rest[..query_at]),
     };
-    let query = match rest[query_at..].chars().next() {
-        Some(mark) => format!("{mark}{HIDDEN}"),
-        None => String::new(),
-    };
+    let query = shown_query(&rest[query_at..]);
     let (authority, path) = place.split_at(place.find('/').unwrap_or(place.len()));
-    if user.is_empty() && !authority.split(',').all(is_host_and_port) {
+    // Without a host, the port must follow a scheme.
+    let is_local = !scheme.is_empty() && is_port(authority.strip_prefix(':'));
+    if user.is_empty() && !is_local && !authority.split(',').all(is_host_and_port) {
         return format!("{scheme}{HIDDEN}{query}");
     }
     format!("{scheme}{user}{authority}{path}{query}")
+}
+
+/// The login without the password. One word alone may be the password.
+fn shown_user(login: &str) -> String {
+    match login.split_once(':') {
+        Some((user, _)) => format!("{user}:{HIDDEN}@"),
+        None => format!("{HIDDEN}@"),
+    }
+}
+
+/// The query, from its mark on, without the values that may be secret.
+fn shown_query(query: &str) -> String {
+    let Some(options) = query.strip_prefix('?').filter(|options| !options.contains('#')) else {
+        let mark = query.chars().next();
+        return mark.map(|mark| format!("{mark}{HIDDEN}")).unwrap_or_default();
+    };
+    let shown = options.split('&').map(|option| match option.split_once('=') {
+        Some((name, _)) if url_options::is_public(name) => option.to_owned(),
+        Some((name, _)) if url_options::is_password(name) => format!("{name}={HIDDEN}"),
+        // May be a part of a password.
+        _ => HIDDEN.to_owned(),
+    });
+    format!("?{}", shown.collect::<Vec<_>>().join("&"))
+}
+
+fn is_port(text: Option<&str>) -> bool {
+    text.is_some_and(|text| text.parse::<u16>().is_ok())
 }
 
 /// Splits a URL after its scheme, also where the slashes are missing.
@@ -183,4 +213,41 @@ fn is_host_and_port(text: &str) -> bool {
     let is_open = host.starts_with('[') == host.ends_with(']')
         && (host.starts_with('[') || !host.contains(':'));
     is_open && port.is_none_or(|port| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_without_a_password_is_shown_as_it_was_given() {
+        for url in [
+            "redis://:16379/1",
+            "redis://h:1/2?db=3&socket_timeout=5&ssl_cert_reqs=none",
+            "unix:///run/redis.sock?db=2",
+            "redis+socket:///run/redis.sock?virtual_host=3",
+            "redis-sentinel://h,g:1/m?client_name=jobs",
+            "http://[::1]:80",
+        ] {
+            assert_eq!(redacted(url), url);
+        }
+    }
+
+    #[test]
+    fn of_a_url_with_a_password_only_that_is_hidden() {
+        for (url, shown) in [
+            ("redis://me:sw0rd@h:1/2?db=3", "redis://me:***@h:1/2?db=3"),
+            ("redis://:sw0rd@h", "redis://:***@h"),
+            ("redis://sw0rd@h", "redis://***@h"),
+            ("unix:///a.sock?db=2&user=me&pass=sw0rd", "unix:///a.sock?db=2&user=me&pass=***"),
+            ("redis://h?PASSWORD=sw0rd&connection_kwargs=sw0rd", "redis://h?PASSWORD=***&***"),
+            ("redis://h?sw0rd=sw0rd&db=1", "redis://h?***&db=1"),
+            ("redis://h/0#sw0rd", "redis://h/0#***"),
+            ("redis://h/0?db=1#sw0rd", "redis://h/0?***"),
+            ("me:16379", "me:16379"),
+            (":16379", "***"),
+        ] {
+            assert_eq!(redacted(url), shown);
+        }
+    }
 }

@@ -111,7 +111,7 @@ impl Config {
 fn of_flags(values: Vec<(&'static str, RawValue)>) -> impl Iterator<Item = EffectiveSetting> {
     values.into_iter().filter_map(|(name, value)| {
         let spec = settings().find(|spec| spec.flag.is_some_and(|flag| flag.name == name))?;
-        Some(EffectiveSetting { spec, value, origin: format!("--{name}") })
+        Some(EffectiveSetting::given(spec, value, format!("--{name}")))
     })
 }
 

@@ -31,6 +31,17 @@ pub(super) struct EffectiveSetting {
 }
 
 impl EffectiveSetting {
+    /// A setting as a source gives it. Quotes and white space around an address or a URL are no part
+    /// of it: `docker --env-file` keeps the quotes that a shell would remove, and people copy them.
+    pub(super) fn given(spec: &'static SettingSpec, value: RawValue, origin: String) -> Self {
+        let plain = |text: String| unquoted(&text).to_owned();
+        let value = match value {
+            RawValue::One(text) if spec.is_place() => RawValue::One(plain(text)),
+            value => value,
+        };
+        Self { spec, value, origin }
+    }
+
     /// `key = value`, without secrets.
     pub(super) fn assignment(&self) -> String {
         format!("{} = {}", self.spec.key, self.spec.show(&self.value))
@@ -144,10 +155,9 @@ fn from_variable(
             (text, format!("{path}, named by {variable}"))
         }
     };
-    // `docker --env-file` keeps the quotes that a shell would remove.
     let text = if spec.is_place() { unquoted(&text) } else { &text };
     let is_given = !text.is_empty();
-    is_given.then(|| EffectiveSetting { spec, value: spec.setter.split(text), origin })
+    is_given.then(|| EffectiveSetting::given(spec, spec.setter.split(text), origin))
 }
 
 /// The content of a secret's file, without the newline that most editors leave.
@@ -286,7 +296,7 @@ impl Leaf<'_> {
         let value = value.ok_or_else(|| {
             format!("{at}: {} cannot be a date, or a list of lists or tables", self.key)
         })?;
-        Ok(EffectiveSetting { spec, value, origin: at })
+        Ok(EffectiveSetting::given(spec, value, at))
     }
 }
 

@@ -77,9 +77,19 @@ impl StoreUrl {
 
     /// Address and database of the store, without user and password.
     pub fn identity(&self) -> String {
-        let shown = self.to_string().replace("***@", "");
-        let Self::Redis(text) = self else { return shown };
-        let Ok(url) = Url::parse(text) else { return shown };
+        let text = match self {
+            Self::Redis(text) => text,
+            Self::Sentinel(sentinels) => {
+                let login = StoreLogin::default();
+                return Sentinels { login, ..(**sentinels).clone() }.to_string();
+            }
+            Self::Cluster(seeds) => {
+                let login = StoreLogin::default();
+                return ClusterSeeds { login, ..(**seeds).clone() }.to_string();
+            }
+            Self::Memory => return self.to_string(),
+        };
+        let Ok(url) = Url::parse(text) else { return self.to_string() };
         if let Some(host) = url.host_str().filter(|host| !host.is_empty()) {
             let database = Some(url.path().trim_matches('/')).filter(|text| !text.is_empty());
             let port = url.port().unwrap_or(REDIS_PORT);
@@ -288,7 +298,7 @@ fn is_wildcard(url: &Url) -> bool {
     }
 }
 
-/// The URL without user, password and query, for logs.
+/// The URL without the password, for logs.
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -306,7 +316,7 @@ impl fmt::Debug for StoreUrl {
     }
 }
 
-/// Without user and password.
+/// Without the password.
 impl fmt::Display for Sentinels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.is_tls { "rediss-sentinel://" } else { "redis-sentinel://" })?;
@@ -316,7 +326,7 @@ impl fmt::Display for Sentinels {
     }
 }
 
-/// Without user and password.
+/// Without the password.
 impl fmt::Display for ClusterSeeds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.is_tls { "rediss-cluster://" } else { "redis-cluster://" })?;
@@ -324,14 +334,15 @@ impl fmt::Display for ClusterSeeds {
     }
 }
 
-/// Writes the part after the scheme, without user and password.
+/// Writes the part after the scheme, without the password.
 fn write_hosts(
     f: &mut fmt::Formatter<'_>,
     login: &StoreLogin,
     hosts: &[(String, u16)],
 ) -> fmt::Result {
     if login.password.is_some() {
-        f.write_str("***@")?;
+        let user = login.username.as_deref().map(encoded).unwrap_or_default();
+        write!(f, "{user}:***@")?;
     }
     for (place, (host, port)) in hosts.iter().enumerate() {
         let comma = if place > 0 { "," } else { "" };

@@ -242,6 +242,25 @@ fn verify(option: &str, value: &str) -> Option<TlsVerify> {
     known.or_else(|| value.is_empty().then_some(TlsVerify::Full))
 }
 
+/// Options that jobcache uses, and that are no secret.
+const USED: &str = "clientname connectionname database db skipverify sslcacerts sslcertfile \
+    sslcertreqs sslcheckhostname sslkeyfile user username verifypeer virtualhost";
+
+/// Words in the names of options whose values may hold a password.
+const SECRET: [&str; 6] = ["credential", "kwargs", "options", "pass", "secret", "token"];
+
+/// Whether the value of an option may be shown.
+pub(super) fn is_public(name: &str) -> bool {
+    let name = plain(name);
+    let is_known = |names: &str| names.split_whitespace().any(|known| known == name);
+    (is_known(USED) || is_known(WITHOUT_EFFECT)) && !SECRET.iter().any(|word| name.contains(word))
+}
+
+/// Whether an option holds a password.
+pub(super) fn is_password(name: &str) -> bool {
+    matches!(plain(name).as_str(), "pass" | "password" | "sentinelpassword" | "sslpassword")
+}
+
 /// Returns a name without case, underscores and hyphens.
 fn plain(name: &str) -> String {
     name.chars().filter(|c| !matches!(c, '_' | '-')).map(|c| c.to_ascii_lowercase()).collect()

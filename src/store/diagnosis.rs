@@ -4,88 +4,13 @@
 //! Errors of commands are looked up here by `errors.rs`. Faults without words of Redis (an HTTP server,
 //! a certificate) are found by `redis/first_contact.rs`, and have only their remedy here.
 
+mod kind;
 #[cfg(test)]
 mod tests;
 
-use crate::semantics::labels::labels;
+use std::io;
 
-labels! {
-    /// A fault of a server.
-    pub enum Diagnosis {
-        /// A command was renamed.
-        UnknownCommand = "unknown-command",
-        /// The user lacks a right.
-        Acl = "acl",
-        /// The URL names a single Redis, and this is a node of a cluster.
-        ClusterNode = "cluster-node",
-        /// The cluster does not serve all slots.
-        ClusterDown = "cluster-down",
-        /// The URL names a cluster, and this is a single Redis.
-        NoCluster = "no-cluster",
-        /// There is no memory left.
-        Memory = "memory",
-        /// The server cannot save its data.
-        Disk = "disk",
-        /// The server has too few replicas.
-        Replicas = "replicas",
-        /// There are too many clients.
-        MaxClients = "max-clients",
-        /// The server takes local clients only.
-        ProtectedMode = "protected-mode",
-        /// A password is missing.
-        NoLogin = "no-login",
-        /// User or password are wrong.
-        WrongLogin = "wrong-login",
-        /// There is a password that the server does not know of.
-        NoPassword = "no-password",
-        /// User or password at a sentinel are wrong or missing.
-        SentinelLogin = "sentinel-login",
-        /// The URL names a single Redis, and this is a sentinel.
-        Sentinel = "sentinel",
-        /// The URL names sentinels, and this is none.
-        NoSentinel = "no-sentinel",
-        /// There is no such database.
-        NoDatabase = "no-database",
-        /// The server loads its data.
-        Loading = "loading",
-        /// A replica has lost its master.
-        MasterDown = "master-down",
-        /// The server is a replica.
-        Replica = "replica",
-        /// An HTTP server.
-        Http = "http",
-        /// Some other server.
-        NotRedis = "not-redis",
-        /// A proxy that takes some commands only.
-        Proxy = "proxy",
-        /// The server closes the connection without a word.
-        Closes = "closes",
-        /// The server speaks TLS only.
-        TlsServer = "tls-server",
-        /// The server does not speak TLS.
-        PlainServer = "plain-server",
-        /// The certificate is of an unknown authority.
-        Authority = "authority",
-        /// The certificate is for other names.
-        Name = "name",
-        /// The certificate has no names.
-        NoName = "no-name",
-        /// The certificate is not valid at this time.
-        Expired = "expired",
-        /// The certificate cannot be verified for another reason.
-        Certificate = "certificate",
-        /// The server does not have the key of its certificate.
-        StrangeKey = "strange-key",
-        /// The server wants a certificate from us.
-        ClientCertificate = "client-certificate",
-        /// The server does not accept ours.
-        RefusedCertificate = "refused-certificate",
-        /// The server has no version of TLS that we have.
-        TlsVersion = "tls-version",
-        /// The server and we have no cipher or kind of key in common.
-        Handshake = "handshake",
-    }
-}
+pub use self::kind::Diagnosis;
 
 /// How much of the server a fault affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +23,10 @@ pub(super) enum Extent {
     Unusable,
     /// TLS cannot be set up.
     Tls,
+    /// There is no connection.
+    Unreachable,
+    /// It does not answer in time.
+    Silent,
 }
 
 /// One fault.
@@ -120,7 +49,7 @@ const fn row(
 }
 
 use Diagnosis as Is;
-use Extent::{AllCommands, SomeCommands, Tls, Unusable};
+use Extent::{AllCommands, Silent, SomeCommands, Tls, Unreachable, Unusable};
 
 /// The first row that fits counts. A renamed command comes first: its error repeats what was sent.
 const TABLE: [Row; Diagnosis::WORDS.len()] = [
@@ -257,6 +186,38 @@ const TABLE: [Row; Diagnosis::WORDS.len()] = [
         "check host and port of store.url, and see the log of the server that listens there",
     ),
     row(Is::TlsServer, Unusable, &[], "use a rediss:// URL for a server with TLS"),
+    row(
+        Is::NoListener,
+        Unreachable,
+        &[],
+        "nothing listens there: start Redis, or check host and port of store.url",
+    ),
+    row(
+        Is::UnknownHost,
+        Unreachable,
+        &[],
+        "this host is not known: check its name in store.url, and the DNS of this machine",
+    ),
+    row(
+        Is::NoRoute,
+        Unreachable,
+        &[],
+        "check host and port of store.url, and the routes and firewalls on the way",
+    ),
+    row(
+        Is::NoSocket,
+        Unreachable,
+        &[],
+        "check the path in store.url, and unixsocket and unixsocketperm of Redis",
+    ),
+    row(Is::NoAnswer, Silent, &[], "see whether Redis hangs, and check host and port of store.url"),
+    row(Is::Version, AllCommands, &[], "jobcache needs Redis 7.0 or newer, or Valkey"),
+    row(
+        Is::Far,
+        Unusable,
+        &[],
+        "set store.budget to three round trips or more, or put Redis nearer",
+    ),
     row(Is::PlainServer, Tls, &[], "use a redis:// URL for a server without TLS"),
     row(
         Is::Authority,
@@ -339,6 +300,23 @@ impl Diagnosis {
 
     pub(super) fn extent(self) -> Extent {
         self.row().map_or(Unusable, |row| row.extent)
+    }
+
+    /// What is wrong with an address to which no connection can be made.
+    pub(super) fn of_connect(error: &io::Error) -> Option<Self> {
+        use io::ErrorKind as Kind;
+        Some(match error.kind() {
+            Kind::ConnectionRefused => Self::NoListener,
+            Kind::AddrNotAvailable => Self::UnknownHost,
+            Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::TimedOut => Self::NoRoute,
+            Kind::NotFound | Kind::PermissionDenied => Self::NoSocket,
+            _ => return None,
+        })
+    }
+
+    /// Whether there is no connection to a server at all, or no word on it.
+    pub fn is_unreachable(self) -> bool {
+        matches!(self.extent(), Unreachable | Silent)
     }
 
     /// Whether the server serves this client, and refuses some commands.

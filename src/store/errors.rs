@@ -145,10 +145,17 @@ impl StoreError {
             Self::Redirected(_) => StoreErrorKind::Redirected,
             Self::Denied(diagnosis, _) => match diagnosis.extent() {
                 Extent::SomeCommands | Extent::AllCommands => StoreErrorKind::Refused,
-                Extent::Unusable => StoreErrorKind::Lost,
+                Extent::Unusable | Extent::Unreachable => StoreErrorKind::Lost,
+                Extent::Silent => StoreErrorKind::Timeout,
                 Extent::Tls => StoreErrorKind::Tls,
             },
         }
+    }
+
+    /// The same error of an attempt to connect to a server, which says what to do about silence.
+    pub(super) fn while_connecting(self, to: impl fmt::Display, within: Duration) -> Self {
+        let Self::Timeout = self else { return self };
+        Self::Denied(Diagnosis::NoAnswer, format!("{to}: no answer within {within:?}"))
     }
 
     /// Returns the diagnosis, if there is one.
@@ -167,6 +174,7 @@ fn intro(diagnosis: Diagnosis) -> &'static str {
         Extent::SomeCommands | Extent::AllCommands => "the store refused: ",
         Extent::Unusable => "the store cannot be used: ",
         Extent::Tls => "TLS to the store failed: ",
+        Extent::Unreachable | Extent::Silent => "cannot connect to the store ",
     }
 }
 

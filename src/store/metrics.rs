@@ -116,6 +116,10 @@ impl StoreMetrics {
         metrics
     }
 
+    pub(super) fn is_breaker_open(&self) -> bool {
+        self.breaker_open.get() == 1
+    }
+
     /// Sets whether the whole store is trusted, and whether reads pass because it is too far away.
     pub(super) fn set_up(&self, is_up: bool, is_far: bool, events: &Events) {
         events.set_state(&self.up, is_up, (EventKind::StoreUp, EventKind::StoreDown));

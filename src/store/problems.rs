@@ -2,15 +2,19 @@
 //!
 //! A command that Redis refuses fails with every request that needs it, on each of its masters, and
 //! in several parts of the store. All of them share one warning a minute.
+//!
+//! A problem ends with a new session, with another problem, or when the refused commands work again
+//! (`redis/refusals.rs`).
 
 use std::{
+    borrow::Cow,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use tokio::sync::Notify;
 
-use super::{StoreError, diagnosis::Diagnosis};
+use super::{FarStore, StoreError, diagnosis::Diagnosis};
 use crate::observe::throttle::Throttle;
 
 /// How long a refusal is shown after the last one. Without requests there is no other sign of it.
@@ -23,6 +27,19 @@ pub struct Problem {
     pub diagnosis: Diagnosis,
     /// The commands that are refused, as far as known.
     pub commands: Vec<&'static str>,
+    /// What to do about it.
+    pub remedy: Cow<'static, str>,
+}
+
+impl Problem {
+    fn new(diagnosis: Diagnosis, commands: Vec<&'static str>) -> Self {
+        Self { diagnosis, commands, remedy: diagnosis.remedy().into() }
+    }
+
+    /// The server is too far away for the budget.
+    pub(super) fn far(far: &FarStore) -> Self {
+        Self { remedy: far.remedy().into(), ..Self::new(Diagnosis::Far, Vec::new()) }
+    }
 }
 
 /// The last problem, and the throttle of warnings about refused commands.
@@ -43,9 +60,26 @@ impl Problems {
             self.note(diagnosis, Vec::new());
         }
         if diagnosis.is_some_and(Diagnosis::refuses_commands) {
-            return self.refusals.admit("");
+            return self.admit_refusal();
         }
         others.admit(&error.to_string())
+    }
+
+    /// The same for an operation of a session. The session reports refused commands itself, with
+    /// their names.
+    pub(super) fn admit_in_session(&self, error: &StoreError, others: &Throttle) -> Option<u64> {
+        match error.diagnosis().filter(|is| is.refuses_commands()) {
+            Some(diagnosis) => {
+                self.note(diagnosis, Vec::new());
+                None
+            }
+            None => self.admit(error, others),
+        }
+    }
+
+    /// Returns `Some` if a warning about refused commands should be logged now.
+    pub(super) fn admit_refusal(&self) -> Option<u64> {
+        self.refusals.admit("")
     }
 
     /// Notes a problem for `/status`. Commands that are known already stay.
@@ -57,12 +91,18 @@ impl Problems {
         {
             commands = known.commands;
         }
-        *last = Some((Problem { diagnosis, commands }, Instant::now()));
+        *last = Some((Problem::new(diagnosis, commands), Instant::now()));
     }
 
     /// Forgets the problem: the store can be used again.
     pub(super) fn clear(&self) {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Forgets the problem if it is this one.
+    pub(super) fn clear_if(&self, diagnosis: Diagnosis) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.take_if(|(problem, _)| problem.diagnosis == diagnosis);
     }
 
     /// The present problem.
@@ -91,6 +131,11 @@ impl RefusedCommand {
         }
     }
 
+    /// Forgets what a session that has ended was refused.
+    pub(super) fn forget(&self) {
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Waits for a refused command, and takes it.
     pub(super) async fn next(&self) -> (Diagnosis, String) {
         loop {
@@ -106,6 +151,27 @@ impl RefusedCommand {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_problem_is_replaced_by_a_newer_one_and_ends_when_it_is_over() {
+        let problems = Problems::default();
+        problems.note(Diagnosis::Acl, vec!["MGET"]);
+        problems.note(Diagnosis::Memory, Vec::new());
+        problems.clear_if(Diagnosis::Acl);
+        let current = problems.current().unwrap();
+        assert_eq!((current.diagnosis, current.commands.len()), (Diagnosis::Memory, 0));
+        problems.clear_if(Diagnosis::Memory);
+        assert_eq!(problems.current(), None);
+    }
+
+    #[test]
+    fn a_session_names_its_refused_commands_itself() {
+        let (problems, others) = (Problems::default(), Throttle::default());
+        let refused = StoreError::Denied(Diagnosis::Acl, "set".to_owned());
+        assert_eq!(problems.admit_in_session(&refused, &others), None);
+        assert_eq!(problems.current().unwrap().diagnosis, Diagnosis::Acl);
+        assert_eq!(problems.admit_refusal(), Some(0), "the warning is not used up");
+    }
 
     #[test]
     fn all_refused_commands_share_one_warning_a_minute() {

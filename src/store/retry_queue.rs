@@ -99,7 +99,7 @@ impl RetryQueue {
         let Err(error) = result else { return self.pending.confirm(item) };
         self.pending.postpone(item);
         debug!(%error, key = item.key.main(), "an invalidation is still unconfirmed");
-        if let Some(suppressed) = self.problems.admit(&error, &self.unconfirmed) {
+        if let Some(suppressed) = self.problems.admit_in_session(&error, &self.unconfirmed) {
             let pending = self.pending.len();
             warn!(%error, pending, suppressed, "invalidations are unconfirmed; their jobs are bypassed");
         }
@@ -117,7 +117,7 @@ impl RetryQueue {
         };
         self.pending.postpone_purge_all(task);
         debug!(%error, "a purge of all failed");
-        if let Some(suppressed) = self.problems.admit(&error, &self.purge_all) {
+        if let Some(suppressed) = self.problems.admit_in_session(&error, &self.purge_all) {
             let slots = self.pending.slots();
             warn!(
                 %error, slots, suppressed,

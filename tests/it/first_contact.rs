@@ -52,9 +52,28 @@ async fn is_logged(url: &str, part: &str, kind: &str) {
     eventually(SOON, async || {
         let status = process.admin.get("/status").await.json();
         let problem = &status["store"]["problem"];
-        if problem["kind"] == kind { Ok(()) } else { Err(problem.clone()) }
+        let remedy = problem["remedy"].as_str().unwrap_or_default();
+        let is_it = problem["kind"] == kind && remedy.contains(part);
+        if is_it { Ok(()) } else { Err(problem.clone()) }
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_server_to_which_there_is_no_connection_is_told_with_its_remedy_everywhere() {
+    let nowhere = format!("redis://127.0.0.1:{}", free_port());
+    // No label of a name is that long.
+    let unknown = format!("redis://{}:6379", "x".repeat(64));
+    let silent = speaker(None, Some("")).await;
+    for (url, said, remedy, kind) in [
+        (nowhere, "Connection refused", "start Redis, or check host and port", "refused"),
+        (unknown, "lookup address", "check its name in store.url", "unknown-host"),
+        (silent, "no answer within 1s", "see whether Redis hangs", "no-answer"),
+        ("unix:///no/redis.sock".to_owned(), "No such file", "check the path", "no-socket"),
+    ] {
+        says(&url, &[], &["not reachable: ", said, remedy]).await;
+        is_logged(&url, remedy, kind).await;
+    }
 }
 
 #[tokio::test]
@@ -233,7 +252,8 @@ async fn a_url_of_another_kind_is_corrected() {
     says(&cluster, &[], &["this is not a cluster: use a redis:// URL"]).await;
     let sentinel = redis.url().replace("redis://", "redis-sentinel://") + "/mymaster";
     says(&sentinel, &[], &["this is not a sentinel"]).await;
-    says(&(redis.url() + "/77"), &[], &["DB index is out of range", "databases"]).await;
+    let parts = ["refuses jobcache: database 77: DB index is out of range; name", "databases"];
+    says(&(redis.url() + "/77"), &[], &parts).await;
     let watched = Deployment::start().await;
     let port = watched.sentinels[0].port();
     let sentinel = format!("redis://127.0.0.1:{port}");

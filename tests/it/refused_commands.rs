@@ -56,6 +56,10 @@ async fn warns_once(process: &Process, parts: &[&str], kind: &str) -> Value {
     problem.clone()
 }
 
+async fn problem(process: &Process) -> Value {
+    process.admin.get("/status").await.json()["store"]["problem"].clone()
+}
+
 /// Waits until a node has noticed the state of its cluster.
 async fn cluster_is(node: &RedisServer, state: &str) {
     eventually(SOON, async || {
@@ -77,6 +81,8 @@ async fn a_renamed_command_is_named_once_with_its_remedy() {
         let problem = warns_once(&process, &parts, "unknown-command").await;
 
         assert_eq!(problem["commands"], serde_json::json!([named]));
+        let warned = warnings(&process).concat();
+        assert_eq!(warned.contains("writes stay unconfirmed"), named == "EXISTS", "{warned}");
         let (refused, line) = Process::check_store(&redis.url(), &upstream, &[]).await;
         assert!(refused && line.contains("it refuses jobcache"), "{line}");
         assert!(line.contains(named) && line.contains("rename-command"), "{line}");
@@ -107,7 +113,41 @@ async fn a_command_that_the_acl_denies_is_named_once_with_the_user() {
         let (refused, line) = Process::check_store(&redis.url(), &upstream, &login).await;
         assert!(!refused && line.ends_with(": reachable"), "{line}");
         eventually(SOON, async || process.client.get("/jobs/w1").await.is_hit()).await;
+        eventually(SOON, async || problem(&process).await.is_null()).await;
     }
+}
+
+#[tokio::test]
+async fn what_is_refused_while_connecting_or_by_tracking_is_named_too() {
+    let login = [("JOBCACHE_STORE_USERNAME", "jobcache"), ("JOBCACHE_STORE_PASSWORD", PASSWORD)];
+    for (word, named) in [("~{job_status:*", "MGET"), ("+client|tracking", "CLIENT TRACKING")] {
+        let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
+        let words: Vec<_> =
+            documented("jobcache").into_iter().filter(|other| other != word).collect();
+        set_user(&redis, &words).await;
+        let process = sidecar(&redis.url(), &upstream, &login).await;
+
+        let problem = warns_once(&process, &["Redis refuses commands", named], "acl").await;
+
+        let commands = problem["commands"].as_array().expect("a list");
+        assert!(commands.contains(&named.into()), "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn a_problem_is_replaced_by_a_newer_one() {
+    let mut redis = RedisServer::start_with(&["--rename-command", "MGET", ""]).await;
+    let upstream = Upstream::start().await;
+    let process = sidecar(&redis.url(), &upstream, &[]).await;
+    warns_once(&process, &["MGET"], "unknown-command").await;
+
+    redis.kill();
+
+    eventually(SOON, async || {
+        let problem = problem(&process).await;
+        if problem["kind"] == "refused" { Ok(()) } else { Err(problem) }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -153,6 +193,7 @@ async fn a_full_redis_is_called_full() {
     .await;
 
     assert!(refused.contains("raise its maxmemory"), "{refused}");
+    assert!(!refused.contains("unconfirmed"), "{refused}");
     let (refused, line) = Process::check_store(&redis.url(), &upstream, &[]).await;
     assert!(refused && line.contains("Redis is full"), "{line}");
 }

@@ -96,6 +96,11 @@ async fn a_redis_that_is_too_far_away_is_told_of_once_and_costs_a_read_nothing()
             assert!(log.contains(word), "{word}: {log}");
         }
         assert_eq!(sidecar.admin.metric("jobcache_breaker_open").await, 1);
+        let status = sidecar.admin.get("/status").await.json();
+        let (breaker, problem) = (&status["store"]["breaker"], &status["store"]["problem"]);
+        assert_eq!((breaker, &problem["kind"]), (&"open".into(), &"far".into()), "{status}");
+        let remedy = problem["remedy"].as_str().expect("a remedy");
+        assert!(log.contains(remedy) && remedy.contains("set store.budget to "), "{remedy}");
 
         let (_, budget) = log.split_once("set store.budget to ").expect("a remedy");
         let budget = budget.split_once('"').expect("the end of the remedy").0;

@@ -33,6 +33,7 @@ function headline({ requests, store, upstream, draining }) {
   const { last_minute: minute } = requests;
   if (draining) return 'This sidecar is shutting down.';
   if (!store.up) return 'Redis is down: every read goes to the API.';
+  if (store.problem?.kind === 'far') return 'Redis is too far away: every read goes to the API.';
   if (store.problem) return `Redis refuses what jobcache needs (${store.problem.kind}): the API answers instead.`;
   const source = upstream.up ? '' : ' The API does not answer.';
   if (!minute.reads) return `No reads of jobs in the last minute.${source}`;
@@ -138,12 +139,18 @@ function showBusiest(jobs) {
   }
 }
 
+function storeTrouble({ up, problem }) {
+  if (!up) return 'Redis cannot be used.';
+  if (problem.kind === 'far') return 'Redis is too far away.';
+  return `Redis refuses ${problem.commands.join(', ') || 'what jobcache needs'}.`;
+}
+
 // What an operator has to know first.
 function showAlarms(data) {
   const list = [];
   const { store, upstream } = data;
   if (data.draining) list.push(['', 'Draining.', 'A shutdown has begun. Send new clients elsewhere.']);
-  if (store.problem) list.push(['worse', store.up ? `Redis refuses ${store.problem.commands.join(', ') || 'what jobcache needs'}.` : 'Redis cannot be used.', `${store.problem.kind}: ${store.problem.remedy}.`]);
+  if (store.problem) list.push(['worse', storeTrouble(store), `${store.problem.kind}: ${store.problem.remedy}.`]);
   else if (!store.up) list.push(['worse', 'Redis is down.', 'It does not answer, is slow or returns errors, so the breaker is open. Clients get the answers of the API, and nothing is cached until Redis answers again.']);
   if (store.pending_invalidations) list.push(['worse', `${plural(store.pending_invalidations, 'invalidation')} not confirmed.`, 'Those jobs bypass the cache here. Other sidecars may serve the old body until Redis confirms, or until its TTL ends.']);
   if (store.up && !store.tracking && data.mode.near !== 'off' && data.mode.store !== 'memory') list.push(['', 'Changes in Redis are not tracked.', 'Each hit asks Redis. That is slower, but correct.']);

@@ -187,7 +187,7 @@ fn a_change_shows_no_secret() {
     check(
         "store.url = \"redis://u:hunter2@a\"",
         "store.url = \"redis://u:hunter3@a\"",
-        &["store.url: \"redis://***@a\" -> \"redis://***@a\" (what is not shown differs)"],
+        &["store.url: \"redis://u:***@a\" -> \"redis://u:***@a\" (what is not shown differs)"],
     );
 }
 
@@ -224,7 +224,7 @@ fn secrets_are_in_no_output() {
     let loaded = load(&[], &vars, "").unwrap();
     hides(&format!("{loaded:?} {:#?}", loaded.config));
     hides(&loaded.to_toml());
-    assert_eq!(loaded.config.store.url.to_string(), "redis://***@cache:6379/1");
+    assert_eq!(loaded.config.store.url.to_string(), "redis://me:***@cache:6379/1");
     let vars = [
         ("REDIS_URL", "redis-sentinel://h/m"),
         ("JOBCACHE_STORE_PASSWORD", "swordfish"),
@@ -315,8 +315,8 @@ fn a_url_that_is_wrong_is_shown_without_its_login() {
         ("ftp://a.example:21/x", "ftp://a.example:21/x"),
         ("redis:/localhost", "redis:/localhost"),
         ("unix:jobs.sock", "unix:jobs.sock"),
-        ("htp://me:swordfish@a.example/x", "htp://***@a.example/x"),
-        ("me:swordfish@a:80", "***@a:80"),
+        ("htp://me:swordfish@a.example/x", "htp://me:***@a.example/x"),
+        ("me:swordfish@a:80", "me:***@a:80"),
         ("localhost:8000?swordfish", "localhost:8000?***"),
         ("me:swordfish", "***"),
         ("htp://me:swordfish", "htp://***"),
@@ -330,6 +330,21 @@ fn a_url_that_is_wrong_is_shown_without_its_login() {
     }
     let error = load(&[("upstream", "foo")], &[], "").unwrap_err();
     assert!(error.contains("upstream.url = \"foo\" (from --upstream)"), "{error}");
+}
+
+#[test]
+fn quotes_and_white_space_around_a_url_are_no_part_of_it_whatever_the_source() {
+    const URL: &str = "redis://localhost:16379";
+    for text in [format!("\"{URL}\""), format!(" '{URL}' ")] {
+        let file = format!("store.url = {text:?}");
+        for loaded in [
+            load(&[("redis-url", &text)], &[], ""),
+            load(&[], &[("REDIS_URL", &text)], ""),
+            load(&[], &[], &file),
+        ] {
+            assert_eq!(loaded.unwrap().config.store.url.to_string(), URL, "{text}");
+        }
+    }
 }
 
 /// The configured address does not matter then.

@@ -48,7 +48,7 @@ fn sentinels_are_hosts_and_the_name_of_a_master() {
     assert_eq!((full.master.as_str(), full.database, full.is_tls), ("mymaster", 2, true));
     assert_eq!(full.login.username.as_deref(), Some("u"));
     assert_eq!(full.login.password.as_ref().map(Secret::expose), Some("p@"));
-    assert_eq!(full.to_string(), "rediss-sentinel://***@h1:1,h2:26379,[::1]:3/mymaster/2");
+    assert_eq!(full.to_string(), "rediss-sentinel://u:***@h1:1,h2:26379,[::1]:3/mymaster/2");
     let short = url("redis-sentinel://h/m");
     assert_eq!((short.hosts.len(), short.is_tls, short.login.is_some()), (1, false, false));
     let many = format!("redis-sentinel://{}/m", vec!["h"; 17].join(","));
@@ -89,7 +89,7 @@ fn a_cluster_is_found_by_some_of_its_nodes() {
     assert!(full.is_tls);
     assert_eq!(full.login.username.as_deref(), Some("u"));
     assert_eq!(full.login.password.as_ref().map(Secret::expose), Some("p@"));
-    assert_eq!(full.to_string(), "rediss-cluster://***@h1:1,h2:6379,[::1]:3");
+    assert_eq!(full.to_string(), "rediss-cluster://u:***@h1:1,h2:6379,[::1]:3");
     let short = url("redis-cluster://h");
     assert_eq!((short.hosts.len(), short.is_tls, short.login.is_some()), (1, false, false));
     let many = format!("redis-cluster://{}", vec!["h"; 17].join(","));

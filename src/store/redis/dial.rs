@@ -34,7 +34,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::traffic::{Metered, Traffic};
 use crate::{
     config::{ClusterSeeds, Config, Secret, StoreLogin},
-    store::{NodeAddress, StoreError, errors::Result},
+    store::{Diagnosis, NodeAddress, StoreError, errors::Result},
     tls::{self, Renewed, TlsMetrics},
     transport::{ClientStream, Socket},
 };
@@ -156,7 +156,11 @@ impl Target {
         self.login.login.username.as_deref().unwrap_or("default")
     }
 
-    /// The same in a sentence.
+    pub(super) fn database(&self) -> i64 {
+        self.login.database
+    }
+
+    /// The user in a sentence.
     pub(super) fn user(&self) -> String {
         match self.username() {
             "default" => "the default user".to_owned(),
@@ -166,7 +170,13 @@ impl Target {
 
     /// Opens the socket and completes the TLS handshake. Sends no command yet.
     pub(super) async fn open(&self) -> Result<ClientStream> {
-        let failed = |error: io::Error| StoreError::Unreachable(format!("{self}: {error}"));
+        let failed = |error: io::Error| {
+            let said = format!("{self}: {error}");
+            match Diagnosis::of_connect(&error) {
+                Some(diagnosis) => StoreError::Denied(diagnosis, said),
+                None => StoreError::Unreachable(said),
+            }
+        };
         let (socket, host) = match &self.address {
             RedisAddress::Tcp(NodeAddress { host, port }) => {
                 (Socket::Left(connect_tcp(host, *port).await.map_err(failed)?), host)
@@ -233,10 +243,12 @@ impl Target {
 /// Connects to all addresses of a host at the same time: an address that does not answer must not
 /// use up the time for the others.
 pub(super) async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
-    let dials: Vec<_> =
-        lookup_host((host, port)).await?.map(|addr| Box::pin(TcpStream::connect(addr))).collect();
+    // Tells a name without an address apart from an address without a listener.
+    let unknown = |error| io::Error::new(io::ErrorKind::AddrNotAvailable, error);
+    let addresses = lookup_host((host, port)).await.map_err(unknown)?;
+    let dials: Vec<_> = addresses.map(|addr| Box::pin(TcpStream::connect(addr))).collect();
     if dials.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "the host has no address"));
+        return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "the host has no address"));
     }
     let (stream, _) = select_ok(dials).await?;
     stream.set_nodelay(true)?;

@@ -34,6 +34,8 @@ pub(super) const FAR_PROBE_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Distance {
     is_far: AtomicBool,
+    /// The round trip with which it was found far, in us.
+    far_us: AtomicU64,
     /// Time of the last exchange that was measured, in us.
     round_trip_us: AtomicU64,
 }
@@ -43,8 +45,16 @@ impl Distance {
         self.is_far.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_far(&self, is_far: bool) {
-        self.is_far.store(is_far, Ordering::Release);
+    /// How far it was found to be, if it is too far away.
+    pub(super) fn far(&self, budget: Duration) -> Option<FarStore> {
+        let round_trip = Duration::from_micros(self.far_us.load(Ordering::Relaxed));
+        self.is_far().then_some(FarStore { round_trip, budget })
+    }
+
+    /// Sets whether it is too far away; `None` if it is near.
+    pub(super) fn set_far(&self, round_trip: Option<Duration>) {
+        self.far_us.store(micros(round_trip.unwrap_or_default()), Ordering::Relaxed);
+        self.is_far.store(round_trip.is_some(), Ordering::Release);
     }
 
     pub(super) fn round_trip(&self) -> Duration {
@@ -52,9 +62,12 @@ impl Distance {
     }
 
     pub(super) fn note(&self, round_trip: Duration) {
-        let micros = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX);
-        self.round_trip_us.store(micros, Ordering::Relaxed);
+        self.round_trip_us.store(micros(round_trip), Ordering::Relaxed);
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Measures the distance of a server after an exchange that took `first`. Returns why it is too far

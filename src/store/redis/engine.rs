@@ -12,7 +12,7 @@ use std::{
 
 use super::{cluster::Cluster, shard::Shard, state::StoreContext};
 use crate::store::{
-    BarrierWait, Key, NodeStatus, StoreError,
+    BarrierWait, FarStore, Key, NodeStatus, StoreError,
     barrier::BarrierDown,
     errors::Result,
     slots::{SlotSet, slot_of, slot_of_key},
@@ -63,6 +63,11 @@ impl RedisEngine {
                 look(&map.shards, map.unowned())
             }
         }
+    }
+
+    /// How far away a server is that is too far away, if there is one.
+    pub(crate) fn far(&self) -> Option<FarStore> {
+        self.with_shards(|shards, _| shards.iter().find_map(|shard| shard.far()))
     }
 
     /// Returns all servers, each with the slots that it owned at one point in time.

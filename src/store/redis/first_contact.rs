@@ -74,14 +74,14 @@ impl Target {
         // A sentinel does not know the command.
         let may_be_sentinel = matches!(known, StoreError::Denied(Diagnosis::UnknownCommand, _));
         if is_vague || may_be_sentinel {
-            return self.with_user(self.probe().await.unwrap_or(known));
+            return self.with_login(self.probe().await.unwrap_or(known));
         }
-        self.with_user(known)
+        self.with_login(known)
     }
 
-    /// Names the user of a login that failed.
-    fn with_user(&self, error: StoreError) -> StoreError {
-        use Diagnosis::{Acl, NoLogin, NoPassword, WrongLogin};
+    /// Names the user of a login that failed, and a database that is not there.
+    fn with_login(&self, error: StoreError) -> StoreError {
+        use Diagnosis::{Acl, NoDatabase, NoLogin, NoPassword, WrongLogin};
         match error {
             StoreError::Denied(login @ (NoLogin | NoPassword | WrongLogin), said) => {
                 let user = self.user();
@@ -89,6 +89,11 @@ impl Target {
             }
             StoreError::Denied(Acl, said) => {
                 StoreError::Denied(Acl, format!("{} lacks a right: {said}", self.user()))
+            }
+            // The words of the server are within those of the library.
+            StoreError::Denied(NoDatabase, _) => {
+                let said = format!("database {}: DB index is out of range", self.database());
+                StoreError::Denied(NoDatabase, said)
             }
             error => error,
         }

@@ -5,11 +5,11 @@
 //! uses are tried, on a key that is not there, so that they change nothing. `jobcache check` tries
 //! them always.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use redis::{Cmd, Value, cmd};
 use sha1_smol::Sha1;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use super::{
@@ -22,32 +22,112 @@ use crate::store::{
     errors::{DETACHED_TIMEOUT, Result, server_message},
 };
 
-/// Warns about commands that the server of a session refuses; never returns.
-pub(super) async fn report_refusals(shard: &ShardState, session: &Session) -> Infallible {
-    loop {
-        let (diagnosis, said) = shard.refused.next().await;
-        let error = StoreError::Denied(diagnosis, said);
-        let problems = &shard.context.problems;
-        let Some(suppressed) = problems.admit(&error, &shard.warnings.connect) else { continue };
-        let context = &shard.context;
-        let name = shard.slots.name(&context.config.prefix, "trial", 0).unwrap_or_default();
-        let (is_in_cluster, is_tracked) = (session.is_in_cluster, context.watcher.is_some());
-        let trials = TrialScope { name: &name, is_in_cluster, is_tracked }.commands();
-        let refused = timeout(DETACHED_TIMEOUT, refused(&session.lane.connection, trials)).await;
-        let refused = refused.ok().and_then(Result::ok).unwrap_or_default();
-        let commands: Vec<_> = refused.iter().map(|refusal| refusal.command).collect();
-        let shown = commands.join(", ");
-        problems.note(diagnosis, commands);
-        warn!(
-            store = shard.address,
-            user = session.target.username(),
-            commands = shown,
-            %error,
-            pending = context.retry_queue.pending.len(),
-            suppressed,
-            "Redis refuses commands; what needs them goes to the upstream, and writes stay unconfirmed"
-        );
+/// Interval between two looks whether refused commands work again.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Commands without which no write is confirmed, whatever else works.
+const OF_WRITES: [&str; 12] = [
+    "DEL",
+    "EVALSHA",
+    "EXISTS",
+    "PEXPIREAT",
+    "SCRIPT LOAD",
+    "STRLEN",
+    "TIME",
+    "TYPE",
+    "ZADD",
+    "ZRANGE",
+    "ZREM",
+    "ZREMRANGEBYSCORE",
+];
+
+/// Commands of the tracking connection alone.
+const OF_TRACKING: [&str; 3] = ["HELLO", "PING", "CLIENT TRACKING"];
+
+/// What it means that these commands are refused.
+fn effect(diagnosis: Diagnosis, commands: &[&'static str]) -> &'static str {
+    let is_any = |of: &[&str]| commands.iter().any(|command| of.contains(command));
+    let keeps_writes_unconfirmed = match diagnosis {
+        // A full server still deletes.
+        Diagnosis::Memory => false,
+        // Of the slots of other nodes no command is served.
+        Diagnosis::ClusterNode | Diagnosis::ClusterDown => true,
+        _ => is_any(&OF_WRITES),
+    };
+    if keeps_writes_unconfirmed {
+        "what needs them goes to the upstream, and writes stay unconfirmed"
+    } else if is_any(&OF_TRACKING) && commands.iter().all(|of| OF_TRACKING.contains(of)) {
+        "changes are not tracked, so each hit asks Redis"
+    } else {
+        "reads that need them go to the upstream"
     }
+}
+
+/// Warns about commands that the server of a session refuses, and notices when they work again; never
+/// returns.
+pub(super) async fn report_refusals(shard: &ShardState, session: &Session) -> Infallible {
+    let problems = &shard.context.problems;
+    // What is wrong, once the trials have shown it.
+    let mut shown: Option<Diagnosis> = None;
+    loop {
+        let noted = match shown {
+            Some(_) => timeout(LOOK_EVERY, shard.refused.next()).await.ok(),
+            None => Some(shard.refused.next().await),
+        };
+        let tried = try_all(shard, session).await;
+        match (shown, noted) {
+            (Some(diagnosis), _) if tried.as_ref().is_some_and(Vec::is_empty) => {
+                problems.clear_if(diagnosis);
+                shown = None;
+            }
+            (_, Some(refused)) => {
+                let commands = tried.unwrap_or_default();
+                shown = Some(refused.0).filter(|_| !commands.is_empty());
+                warn_of(shard, session, refused, commands);
+            }
+            (Some(diagnosis), None) => {
+                if let Some(commands) = tried {
+                    problems.note(diagnosis, commands);
+                }
+            }
+            (None, None) => {}
+        }
+        if shown.is_some() {
+            sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// Tries all commands. Returns the names of those that are refused; `None` without an answer.
+async fn try_all(shard: &ShardState, session: &Session) -> Option<Vec<&'static str>> {
+    let context = &shard.context;
+    let name = shard.slots.name(&context.config.prefix, "trial", 0).unwrap_or_default();
+    let (is_in_cluster, is_tracked) = (session.is_in_cluster, context.watcher.is_some());
+    let trials = TrialScope { name: &name, is_in_cluster, is_tracked }.commands();
+    let refused = timeout(DETACHED_TIMEOUT, refused(&session.lane.connection, trials)).await;
+    let refused = refused.ok()?.ok()?;
+    Some(refused.iter().map(|refusal| refusal.command).collect())
+}
+
+/// Warns once a minute, and notes the problem for `/status`.
+fn warn_of(
+    shard: &ShardState,
+    session: &Session,
+    (diagnosis, said): (Diagnosis, String),
+    commands: Vec<&'static str>,
+) {
+    let problems = &shard.context.problems;
+    let (store, user) = (&shard.address, session.target.username());
+    let shown = commands.join(", ");
+    let pending = shard.context.retry_queue.pending.len();
+    let effect = effect(diagnosis, &commands);
+    problems.note(diagnosis, commands);
+    let Some(suppressed) = problems.admit_refusal() else { return };
+    let error = StoreError::Denied(diagnosis, said);
+    warn!(
+        store, user, commands = shown, %error, effect, pending, suppressed,
+        "Redis refuses commands"
+    );
 }
 
 /// Fails with all commands that the server refuses.
@@ -185,5 +265,33 @@ pub(super) async fn check_serves_all(connection: &RedisConnection, prefix: &str)
         }
         // A right that is missing shows where the command is used.
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_needs_some_of_the_commands() {
+        for (diagnosis, commands, expected) in [
+            (Diagnosis::UnknownCommand, &["MGET"][..], false),
+            (Diagnosis::Acl, &["MGET", "SET"], false),
+            (Diagnosis::Memory, &["SET", "ZADD"], false),
+            (Diagnosis::Acl, &["MGET", "DEL"], true),
+            (Diagnosis::Disk, &["DEL", "SET", "ZADD"], true),
+            (Diagnosis::Acl, &[], false),
+        ] {
+            let said = effect(diagnosis, commands);
+            assert_eq!(said.contains("unconfirmed"), expected, "{diagnosis} {commands:?}");
+        }
+        assert!(effect(Diagnosis::Acl, &["CLIENT TRACKING"]).contains("each hit asks"));
+    }
+
+    #[test]
+    fn each_command_of_writes_is_tried() {
+        let scope = TrialScope { name: "{p}:trial", is_in_cluster: true, is_tracked: true };
+        let trials = scope.commands();
+        assert!(OF_WRITES.iter().all(|of| trials.iter().any(|(name, _)| name == of)));
     }
 }

@@ -207,7 +207,9 @@ impl SentinelWatch {
             let connection = connections.remove(&seed);
             async move {
                 let asked = timeout(PATIENCE, self.ask(&seed, connection, learn)).await;
-                (seed, asked.unwrap_or(Err(StoreError::Timeout)))
+                let asked = asked.unwrap_or(Err(StoreError::Timeout));
+                let asked = asked.map_err(|error| error.while_connecting(&seed, PATIENCE));
+                (seed, asked)
             }
         }));
         let mut newest: Option<SentinelReply> = None;
@@ -319,7 +321,7 @@ fn at(target: &Target, error: StoreError) -> StoreError {
         StoreError::Denied(Diagnosis::Sentinel, _) => {
             StoreError::Lost(format!("the sentinel {target} closed the connection"))
         }
-        StoreError::Denied(diagnosis, said) => {
+        StoreError::Denied(diagnosis, said) if !diagnosis.is_unreachable() => {
             let diagnosis = match diagnosis {
                 Diagnosis::NoLogin | Diagnosis::WrongLogin | Diagnosis::NoPassword => {
                     Diagnosis::SentinelLogin

@@ -91,9 +91,8 @@ impl ServerInfo {
     pub(super) fn check(&self) -> Result<()> {
         let server = self.field("redis_version");
         if version(server) < OLDEST_VERSION {
-            return Err(StoreError::Refused(format!(
-                "the server has version {server:?}; jobcache needs Redis 7.0 or newer, or Valkey"
-            )));
+            let said = format!("the server has version {server:?}");
+            return Err(StoreError::Denied(Diagnosis::Version, said));
         }
         self.check_role()
     }
@@ -162,7 +161,9 @@ mod tests {
         assert!(info("7.0.15", "master").check().is_ok());
         assert!(info("8.2.1", "master").check().is_ok());
         assert_eq!(info("7.0.15", "master").epoch(None).name().as_str(), "r-m");
-        let old = info("6.2.14", "master").check().unwrap_err().to_string();
+        let old = info("6.2.14", "master").check().unwrap_err();
+        assert_eq!(old.diagnosis(), Some(Diagnosis::Version));
+        let old = old.to_string();
         assert!(old.contains("6.2.14") && old.contains("7.0"), "{old}");
         let replica = info("7.0.15", "slave").check().unwrap_err().to_string();
         assert!(replica.contains("slave") && replica.contains("master"), "{replica}");

@@ -34,8 +34,8 @@ use super::{
 use crate::{
     mutants::{self, Mutant},
     store::{
-        BarrierWait, Budget, EntryChange, Fill, Grant, Key, KeyReceipt, KeyState, Lease, Seen,
-        StoreError, StoredValue, Token,
+        BarrierWait, Budget, EntryChange, FarStore, Fill, Grant, Key, KeyReceipt, KeyState, Lease,
+        Seen, StoreError, StoredValue, Token,
         barrier::BarrierDown,
         errors::Result,
         words::LeaseGuard,
@@ -66,6 +66,12 @@ impl Shard {
     /// Whether reads pass because the server is too far away.
     pub(super) fn is_far(&self) -> bool {
         self.state.with_session(|session| session.health.distance.is_far()).unwrap_or(false)
+    }
+
+    /// How far away the server is, if that is too far.
+    pub(super) fn far(&self) -> Option<FarStore> {
+        let budget = self.state.context.config.budget;
+        self.state.with_session(|session| session.health.distance.far(budget)).ok().flatten()
     }
 
     /// Whether the tracking connection is up.

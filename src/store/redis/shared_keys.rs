@@ -133,7 +133,8 @@ pub(super) async fn share_credential_key(shard: &ShardState, session: &Session) 
                 || matches!(error, StoreError::Redirected(Redirect::Ask(_))) =>
         {
             let problems = &shard.context.problems;
-            if let Some(suppressed) = problems.admit(&error, &shard.warnings.key) {
+            shard.refused.note(&error);
+            if let Some(suppressed) = problems.admit_in_session(&error, &shard.warnings.key) {
                 warn!(%error, suppressed, "cannot share the fingerprint key");
             }
         }

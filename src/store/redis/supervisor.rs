@@ -47,6 +47,7 @@ pub(super) async fn supervise(shard: Arc<ShardState>) {
         let error = serve(&shard, &session, &mut backoff).await;
         shard.retract(&error);
         shard.requeue_recent().await;
+        shard.refused.forget();
         let problems = &shard.context.problems;
         // Every master of a cluster says so when the cluster is down.
         let is_due = match error.diagnosis() {
@@ -161,7 +162,7 @@ async fn reconnect(
                 };
                 match open.await {
                     Ok(session) => return session,
-                    Err(error) => error,
+                    Err(error) => error.while_connecting(&shard.address, DETACHED_TIMEOUT),
                 }
             }
             () = sleep_until(next_at), if has_room => {
@@ -173,6 +174,10 @@ async fn reconnect(
             }
         };
         shard.context.metrics.fail_to_connect(&failed);
+        if failed.diagnosis().is_none() && !matches!(shard.source, MasterSource::Cluster(_)) {
+            // What was wrong before is over: it failed in another way.
+            shard.context.problems.clear();
+        }
         if let Some(suppressed) = shard.context.problems.admit(&failed, &shard.warnings.connect) {
             let store = &shard.address;
             warn!(store, error = %failed, suppressed, "cannot connect to the store; retrying");
@@ -210,7 +215,9 @@ pub(super) async fn connect_master(
         let (info, time): (String, _) = target.first_reply(reply).await?;
         Ok::<_, StoreError>((connection, info, clock_ahead_ms(time, sent), began.elapsed()))
     };
-    let (connection, info, clock_ahead_ms, round_trip) = timeout(DETACHED_TIMEOUT, open).await??;
+    let opened = timeout(DETACHED_TIMEOUT, open).await.unwrap_or(Err(StoreError::Timeout));
+    let (connection, info, clock_ahead_ms, round_trip) =
+        opened.map_err(|error| error.while_connecting(&target, DETACHED_TIMEOUT))?;
     let info = ServerInfo(info);
     info.check()?;
     if info.is_in_cluster() && !matches!(source, MasterSource::Cluster(_)) {
@@ -301,7 +308,7 @@ async fn follow_distance(
     }
     *measured_at = Instant::now();
     if FarStore::of(largest, budget).is_none() {
-        session.health.distance.set_far(false);
+        session.health.distance.set_far(None);
         info!(store = shard.address, round_trip_ms = %millis_of(largest), "the store is near enough again");
         shard.context.status_changed.notify_one();
     }
@@ -310,7 +317,7 @@ async fn follow_distance(
 
 /// Lets reads pass.
 fn set_far(shard: &ShardState, session: &Session, far: &FarStore) {
-    session.health.distance.set_far(true);
+    session.health.distance.set_far(Some(far.round_trip));
     shard.context.status_changed.notify_one();
     if let Some(suppressed) = shard.warnings.far.admit("far") {
         warn!(

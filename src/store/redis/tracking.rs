@@ -74,10 +74,11 @@ pub(super) async fn track(shared: &ShardState, session: &Session) -> Infallible 
             // The server may no longer be a master, so the session is probed too.
             shared.failed.notify_one();
         }
+        shared.refused.note(&error);
         // Reads of a far server pass, so entries near are of no use now.
         if !session.health.distance.is_far()
             && let Some(suppressed) =
-                shared.context.problems.admit(&error, &shared.warnings.tracking)
+                shared.context.problems.admit_in_session(&error, &shared.warnings.tracking)
         {
             warn!(%error, suppressed, "cannot track the store; each hit asks it");
         }

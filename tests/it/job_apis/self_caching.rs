@@ -67,3 +67,23 @@ async fn values_of_three_jobs_that_are_not_ours_are_a_cache() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn an_application_that_only_reads_the_keys_fails_for_no_client() {
+    let deployed = deployed().await;
+
+    for n in 0..10 {
+        let reply = deployed.get("", &format!("/jobs/unstored{n}")).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+    }
+
+    let reply = deployed.get("", "/jobs/unstored3").await;
+    assert!(reply.cache_status().contains("fwd=bypass; detail=foreign"), "{reply:?}");
+    let status = deployed.sidecar.admin.get("/status").await.json();
+    assert_eq!(status["aside"][0]["prefix"], "job_status:", "{status}");
+    let warnings = deployed.sidecar.stderr();
+    assert_eq!(warnings.matches("set another store.prefix").count(), 1, "{warnings}");
+    assert!(warnings.contains("fails at the placeholder"), "{warnings}");
+    let metrics = deployed.sidecar.admin.get("/metrics").await;
+    assert!(metrics.text().contains("jobcache_foreign_values_total 1\n"), "{}", metrics.text());
+}

@@ -330,7 +330,10 @@ impl Process {
         let (code, out, error) = tokio::task::spawn_blocking(run).await.expect("no panic");
         let line = out.lines().find(|line| line.starts_with("# store "));
         let line = line.unwrap_or_else(|| panic!("no line about the store: {out}{error}"));
-        let is_refused = error.contains("not everything can be reached: store");
+        let was_reached = error.contains("the store was reached, but ");
+        let is_named = line.contains("refuses jobcache") || line.contains(": cannot be used: ");
+        assert_eq!(was_reached, is_named, "{out}{error}");
+        let is_refused = was_reached || error.contains("not everything can be reached: store");
         assert_eq!(code, i32::from(is_refused), "{out}{error}");
         (is_refused, line.to_owned())
     }

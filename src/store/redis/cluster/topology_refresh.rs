@@ -165,7 +165,10 @@ impl Cluster {
     }
 
     async fn query_node(&self, node: &NodeAddress) -> Result<(NodeAddress, NodeView)> {
-        let replies = timeout(NODE_TIMEOUT, self.cluster_replies(node)).await??;
+        let replies = timeout(NODE_TIMEOUT, self.cluster_replies(node)).await;
+        let replies = replies
+            .unwrap_or(Err(StoreError::Timeout))
+            .map_err(|error| error.while_connecting(node, NODE_TIMEOUT))?;
         Ok((node.clone(), NodeView::parse(node, &replies)?))
     }
 
@@ -242,7 +245,7 @@ pub(in crate::store::redis) async fn probe_seeds(
             claimed_epoch(&replies.2)?;
             let view = NodeView::parse(&address, &replies)?;
             let far = distance::measure(&connection, round_trip, config.store.budget).await?;
-            Ok((view, far))
+            Ok::<_, StoreError>((view, far))
         };
         match view.await {
             Ok((view, far)) => {
@@ -250,7 +253,7 @@ pub(in crate::store::redis) async fn probe_seeds(
                 check_masters(config, &target, &plan).await?;
                 return Ok((records(&config.store.prefix, &target, &plan).await, far));
             }
-            Err(error) => last_error = error,
+            Err(error) => last_error = error.while_connecting(&address, DETACHED_TIMEOUT),
         }
     }
     Err(last_error)
