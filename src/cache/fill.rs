@@ -13,7 +13,7 @@ use tracing::debug;
 use super::{
     entry::{Entry, EntryVersion, Likeness},
     fill_result::{AbandonReason, FillResult},
-    flight::{CoalesceKey, Leader},
+    flight::{CoalesceKey, FlightFailure, Leader},
     held_lease::{ENTRY_WAIT, HeldLease, LeaseEnd},
     job_notes::JobNotes,
     shared_state::{CacheConfig, SharedState},
@@ -349,6 +349,13 @@ impl Filler {
                 self.notes.hit_for_miss.add((lead.key.clone(), lead.coalesce_key));
             }
             self.state.metrics.fills.inc([result.as_str()]);
+        }
+        match why {
+            AbandonReason::Unanswered => lead.leader.leave_unanswered(),
+            AbandonReason::Unstorable(_, status) if status.is_server_error() => {
+                lead.leader.fail(FlightFailure::ServerError);
+            }
+            AbandonReason::Unstorable(..) | AbandonReason::Superseded => {}
         }
         self.end_flight(lead, result).await
     }

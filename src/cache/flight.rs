@@ -21,7 +21,8 @@
 //! [`Fingerprinter::coalesce_key`]: crate::semantics::audience::Fingerprinter::coalesce_key
 //!
 //! Followers share responses that may be stored, and those that only the configuration keeps out of the
-//! store ([`may_be_shared`]). If a leader panics or is aborted, each of its followers reads for itself.
+//! store ([`may_be_shared`]). If the upstream does not answer, they look the job up again, and share
+//! another read. If a leader panics or is aborted, each of its followers reads for itself.
 //!
 //! [`may_be_shared`]: crate::semantics::policy::may_be_shared
 
@@ -89,9 +90,21 @@ enum FlightState {
     Queued,
     /// The read has run since then.
     Running(Instant),
-    /// The body of the response takes longer than a follower should wait.
-    Detached,
+    /// The flight has ended without a response to share.
+    Failed(FlightFailure),
     Ready(Arc<Entry>),
+}
+
+/// Why a flight has brought its followers no response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlightFailure {
+    /// The upstream has not answered. Followers share another read.
+    Unanswered,
+    /// The upstream has answered with an error of its own. Followers share a later read if there is one.
+    ServerError,
+    /// The response is for its own reader only, its body takes longer than a follower should wait, or
+    /// the leader died. Each follower reads for itself.
+    Unshared,
 }
 
 /// A follower's handle of a flight.
@@ -99,16 +112,17 @@ enum FlightState {
 pub struct Flight(watch::Receiver<FlightProgress>);
 
 impl Flight {
-    /// Waits for the result of the flight; `None` if there is none that can be shared.
-    pub async fn wait(mut self) -> Option<Arc<Entry>> {
+    /// Waits for the response of the flight.
+    pub async fn wait(mut self) -> Result<Arc<Entry>, FlightFailure> {
         let is_over = |progress: &FlightProgress| {
             !matches!(progress.state, FlightState::Queued | FlightState::Running(_))
         };
-        let progress = self.0.wait_for(is_over).await.ok()?;
+        let progress = self.0.wait_for(is_over).await.map_err(|_| FlightFailure::Unshared)?;
         spans::follows_from(&progress.span);
         match &progress.state {
-            FlightState::Ready(entry) => Some(Arc::clone(entry)),
-            FlightState::Queued | FlightState::Running(_) | FlightState::Detached => None,
+            FlightState::Ready(entry) => Ok(Arc::clone(entry)),
+            FlightState::Failed(why) => Err(*why),
+            FlightState::Queued | FlightState::Running(_) => Err(FlightFailure::Unshared),
         }
     }
 
@@ -357,8 +371,20 @@ impl Leader {
     /// Releases the followers, which then read for themselves, and lets the next read begin. Used when
     /// the body is streamed and may never end.
     pub fn detach_followers(&self) {
-        self.set_state(FlightState::Detached);
+        self.fail(FlightFailure::Unshared);
         self.flights.leave(&self.slot);
+    }
+
+    /// Releases the followers, because the upstream has not answered. They look the job up again, and do
+    /// not find this flight any more.
+    pub(super) fn leave_unanswered(&self) {
+        self.flights.leave(&self.slot);
+        self.fail(FlightFailure::Unanswered);
+    }
+
+    /// Releases the followers without a response.
+    pub(super) fn fail(&self, why: FlightFailure) {
+        self.set_state(FlightState::Failed(why));
     }
 
     /// Shares the entry with all followers, including those that join before the leader is dropped.

@@ -118,8 +118,8 @@ impl Proxy {
             None | Some(Lookup::Hit(_)) => PrefetchOutcome::Present,
             Some(Lookup::Lead(lead)) => self.lead_prefetch(*lead, head, budget).await,
             Some(Lookup::Join(flight, _)) => match flight.wait().await {
-                Some(_) => PrefetchOutcome::Joined,
-                None => PrefetchOutcome::Busy,
+                Ok(_) => PrefetchOutcome::Joined,
+                Err(_) => PrefetchOutcome::Busy,
             },
             Some(Lookup::Pass(why)) => passed_for(why),
         }

@@ -37,7 +37,8 @@ use super::{
 use crate::{
     cache::{
         BeforeLookup, Comparison, ComparisonResult, LeaderRead, Lookup, LookupRequest,
-        entry::Entry, flight::Flight,
+        entry::Entry,
+        flight::{Flight, FlightFailure},
     },
     config::CacheMode,
     limits::Permit,
@@ -50,6 +51,9 @@ use crate::{
     store::Budget,
     transport::Peer,
 };
+
+/// Number of reads of others without an answer after which a follower reads for itself.
+const MAX_FAILED: u32 = 3;
 
 /// What a read has taken on its arrival.
 #[derive(Clone, Copy)]
@@ -201,8 +205,9 @@ impl UnansweredRead<'_> {
         }
     }
 
-    /// Answers with the response to a read that another reader leads. If that read is late, looks the
-    /// job up again, and takes the first answer.
+    /// Answers with the response to a read that another reader leads. If that read is late or fails, looks
+    /// the job up again, so that one of its followers leads the next read and the others share that.
+    /// Takes the first answer.
     async fn follow(
         mut self,
         lookup: &LookupRequest,
@@ -210,15 +215,31 @@ impl UnansweredRead<'_> {
         mut why: Option<Bypass>,
     ) -> Answer {
         let mut joined = FuturesUnordered::new();
+        let mut failed = 0;
+        let mut turn = 0_u32;
         let found = loop {
-            joined.push(flight.clone().wait());
-            tokio::select! {
-                biased;
-                Some(shared) = joined.next() => return match shared {
-                    Some(entry) => shared_answer(self.context, &self.head, &entry, why),
-                    None => self.pass(Bypass::Alone).await,
-                },
-                () = flight.late() => {}
+            turn += 1;
+            joined.push(wait_in_turn(turn, flight.clone()));
+            let mut late = pin!(flight.late());
+            loop {
+                tokio::select! {
+                    biased;
+                    Some((of, shared)) = joined.next() => match shared {
+                        Ok(entry) => return shared_answer(self.context, &self.head, &entry, why),
+                        Err(FlightFailure::Unshared) => return self.pass(Bypass::Alone).await,
+                        // That read was late, and a later one runs.
+                        Err(_) if of < turn => {}
+                        Err(FlightFailure::ServerError) => return self.pass(Bypass::Alone).await,
+                        Err(FlightFailure::Unanswered) => {
+                            failed += 1;
+                            break;
+                        }
+                    },
+                    () = &mut late => break,
+                }
+            }
+            if failed == MAX_FAILED {
+                break Lookup::Pass(Bypass::Alone);
             }
             self.budget = self.context.cache.budget();
             match self.look_up(lookup).await {
@@ -227,7 +248,7 @@ impl UnansweredRead<'_> {
             }
         };
         let (context, head) = (self.context, self.head.clone());
-        let shared = pin!(joined.filter_map(future::ready));
+        let shared = pin!(joined.filter_map(|(_, shared)| future::ready(shared.ok())));
         match select(pin!(self.answer_alone(lookup, found)), shared.into_future()).await {
             Either::Left((answer, _)) => answer,
             Either::Right(((Some(entry), _), _)) => shared_answer(context, &head, &entry, why),
@@ -323,6 +344,11 @@ impl UnansweredRead<'_> {
             }
         }
     }
+}
+
+/// Waits for the result of a flight, and names the turn in which it was joined.
+async fn wait_in_turn(turn: u32, flight: Flight) -> (u32, Result<Arc<Entry>, FlightFailure>) {
+    (turn, flight.wait().await)
 }
 
 /// Answers a read with the response that another one got.

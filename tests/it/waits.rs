@@ -184,6 +184,43 @@ async fn readers_that_joined_a_read_that_never_answers_share_another_one() {
     assert!(reads <= 5, "{reads}");
 }
 
+/// The first read of the API times out while a later one, which takes longer than the rest of that time,
+/// is under way.
+#[tokio::test]
+async fn followers_of_a_read_that_times_out_share_the_next_one() {
+    const TIMEOUT: Duration = Duration::from_millis(1500);
+    const SLOW: Duration = Duration::from_secs(1);
+    let setup = Setup::with(|config| config.upstream.response_timeout = TIMEOUT).await;
+    let gate = setup.upstream.hold_first(1, Method::GET, X);
+    setup.upstream.slow_down(SLOW);
+    let _lost = setup.sidecar.client.start_as(Method::GET, X, "alice").await;
+    gate.arrived(1).await;
+    let readers = join_all((0..30).map(|_| timed(&setup.sidecar, X, "alice"))).await;
+    let times = readers.into_iter().map(|(_, time)| time).collect();
+    let (_, most) = figures("readers behind a read that times out", times);
+    assert!(most <= HANG + SLOW + SLACK, "{most:?}");
+    let reads = setup.upstream.reads(X);
+    assert!(reads <= 3, "{reads}");
+}
+
+/// Every read that the followers join ends without an answer.
+#[tokio::test]
+async fn followers_of_reads_that_end_without_an_answer_share_another_one_each_time() {
+    const TIMEOUT: Duration = Duration::from_millis(400);
+    for setup in [
+        Setup::with(|config| config.upstream.response_timeout = TIMEOUT).await,
+        Setup::cold(RedisServer::absent(), |config| config.upstream.response_timeout = TIMEOUT)
+            .await,
+    ] {
+        let _gate = setup.upstream.hold_first(2, Method::GET, X);
+        let replies = join_all((0..30).map(|_| setup.get(X))).await;
+        let answered = replies.iter().filter(|reply| reply.status == 200).count();
+        assert!(answered >= 28, "{answered}: {replies:?}");
+        let reads = setup.upstream.reads(X);
+        assert!(reads <= 6, "{reads}");
+    }
+}
+
 #[tokio::test]
 async fn another_callers_read_is_not_waited_for_and_the_answer_admits_the_caller() {
     let setup = Setup::new().await;

@@ -70,7 +70,7 @@ async fn a_leader_that_panics_sends_its_followers_on_their_own_way() {
         let _leader = leader;
         panic!("the upstream's answer was too much for us");
     });
-    assert!(follower.wait().await.is_none());
+    assert_eq!(follower.wait().await.unwrap_err(), FlightFailure::Unshared);
     assert!(dies.await.unwrap_err().is_panic());
     leads(flights.join_or_lead(&key(), version("t", "e"), coalesce_key()));
 }
@@ -92,7 +92,7 @@ async fn a_leader_that_is_aborted_lets_the_next_read_begin() {
     // The next read runs now: later readers wait for one that begins after they arrived.
     let later = leads(flights.join_or_lead_next(key(), coalesce_key()));
     drop(next);
-    assert!(follower.wait().await.is_none());
+    assert_eq!(follower.wait().await.unwrap_err(), FlightFailure::Unshared);
     drop(later);
     assert!(lock(&flights.unconfirmed).is_empty(), "nobody is left");
 }
