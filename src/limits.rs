@@ -69,6 +69,11 @@ impl Quota {
         held.grow(amount).then_some(held)
     }
 
+    /// Returns how much is in use.
+    pub fn used(&self) -> usize {
+        usize::try_from(self.used.get()).unwrap_or(0)
+    }
+
     /// Returns a permit that holds nothing yet.
     pub fn empty_permit(self: &Arc<Self>) -> Permit {
         Permit { quota: Arc::clone(self), amount: AtomicUsize::new(0) }

@@ -48,7 +48,7 @@ use crate::{
 pub use self::{
     connect::to_origin_form,
     error::{BodyError, PolledFrame, UploadError, UpstreamError},
-    permits::ConnectionPermit,
+    permits::{ConnectionPermit, PassedRead},
     request_body::{BodyOutcome, RequestBody, UploadEnd, relay_informational},
     response_body::ResponseBody,
 };
@@ -143,7 +143,7 @@ impl Upstream {
         protocol: UpstreamProtocol,
         repeat: RetryPolicy,
     ) -> Exchanged {
-        let stream = self.permits.stream_of(&request)?;
+        let stream = self.permits.stream_of(&mut request)?;
         let permit = self.permits.acquire().await?;
         let is_safe = repeat == RetryPolicy::OnceIfSafe && request.method().is_safe();
         let safety = if is_safe { RequestSafety::Safe } else { RequestSafety::Unsafe };

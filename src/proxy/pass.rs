@@ -39,7 +39,7 @@ use crate::{
         policy::Bypass,
         route::{WriteTarget, is_unsafe, overrides_method},
     },
-    upstream::{Exchanged, RequestBody, ResponseBody, RetryPolicy, UploadEnd},
+    upstream::{Exchanged, PassedRead, RequestBody, ResponseBody, RetryPolicy, UploadEnd},
 };
 
 /// Forwards the head of a read that the cache cannot answer, for this client only.
@@ -91,7 +91,11 @@ pub(super) async fn forward(
     });
     let (head, body) = request.into_parts();
     let (body, upload) = if may_change { body.tracked() } else { (body, None) };
-    let sent = context.send(Request::from_parts(head, body), retry).await;
+    let mut request = Request::from_parts(head, body);
+    if !may_change {
+        request.extensions_mut().insert(PassedRead);
+    }
+    let sent = context.send(request, retry).await;
     let mut response = match sent.and_then(|sent| prepare_passed(context, sent, upgrade)) {
         Ok(response) => response.map(Body::Upstream),
         Err(error) => return upstream_failure(&error),

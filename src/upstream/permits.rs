@@ -5,7 +5,10 @@
 //! A stream is an upgrade, an event stream, or an answer with a body that is still open
 //! [`LONG_ANSWER`] after its head. The first two are known in time: past the limit they are refused,
 //! unless the answer is that of a write, which has been done. An answer that only lasts longer than
-//! others is never broken off: without a permit for a stream it keeps the one it has.
+//! others is never broken off, and counts as a stream past the limit too. There it takes the place of
+//! a request that could last as long: while there are half as many such answers as
+//! `upstream.max_connections`, no request starts that the cache takes no part in and that changes nothing.
+//! So misses and writes get their connections.
 
 use std::{
     collections::VecDeque,
@@ -40,6 +43,8 @@ pub(super) struct Permits {
     connect_timeout: Duration,
     streams: Arc<Quota>,
     max_streams: usize,
+    /// Number of streams from which no [`PassedRead`] starts.
+    most_streams: usize,
     answers: Arc<OpenAnswers>,
     metrics: Arc<UpstreamMetrics>,
 }
@@ -51,6 +56,10 @@ pub(super) enum RequestSafety {
     Safe,
     Unsafe,
 }
+
+/// An extension of a request that changes nothing and that the cache takes no part in.
+#[derive(Clone, Copy, Debug)]
+pub struct PassedRead;
 
 /// The permit of one exchange, held as long as it uses its connection.
 #[derive(Debug)]
@@ -73,16 +82,18 @@ impl ConnectionPermit {
 impl Permits {
     pub(super) fn new(config: &UpstreamConfig, metrics: &Arc<UpstreamMetrics>) -> Self {
         let open = &metrics.connections.streams;
-        let max_streams = config.max_streams;
+        let UpstreamConfig { max_streams, max_connections, .. } = *config;
         let streams = Quota::of(Limit::UpstreamStreams, max_streams, open, &metrics.limits);
         Self {
-            connections: Arc::new(Semaphore::new(config.max_connections)),
-            max_connections: config.max_connections,
+            connections: Arc::new(Semaphore::new(max_connections)),
+            max_connections,
             waiting: Semaphore::new(config.max_waiting),
             connect_timeout: config.connect_timeout,
-            answers: OpenAnswers::new(&streams),
+            // Those that run when the last place is taken may all last long.
+            answers: OpenAnswers::new(&streams, max_streams + 2 * max_connections),
             streams,
             max_streams,
+            most_streams: max_streams + (max_connections / 2).max(1),
             metrics: Arc::clone(metrics),
         }
     }
@@ -113,11 +124,16 @@ impl Permits {
     }
 
     /// Takes the permit for the stream that a request asks for, if it asks to switch protocols. It
-    /// is refused before the upstream sees it.
+    /// is refused before the upstream sees it, as is a [`PassedRead`] while too many answers last long.
     pub(super) fn stream_of<B>(
         &self,
-        request: &Request<B>,
+        request: &mut Request<B>,
     ) -> Result<Option<Permit>, UpstreamError> {
+        let is_passed = request.extensions_mut().remove::<PassedRead>().is_some();
+        if is_passed && self.streams.used() >= self.most_streams {
+            self.metrics.limits.count(Limit::UpstreamStreams);
+            return Err(self.too_many_streams());
+        }
         let asks = request.headers().contains_key(UPGRADE);
         asks.then(|| self.streams.take(1).ok_or_else(|| self.too_many_streams())).transpose()
     }
@@ -161,6 +177,8 @@ impl Permits {
 struct OpenAnswers {
     answers: Mutex<Watched>,
     streams: Arc<Quota>,
+    /// Number of streams from which an answer that lasts long keeps its connection permit.
+    most_streams: usize,
 }
 
 #[derive(Default)]
@@ -171,8 +189,8 @@ struct Watched {
 }
 
 impl OpenAnswers {
-    fn new(streams: &Arc<Quota>) -> Arc<Self> {
-        Arc::new(Self { answers: Mutex::default(), streams: Arc::clone(streams) })
+    fn new(streams: &Arc<Quota>, most_streams: usize) -> Arc<Self> {
+        Arc::new(Self { answers: Mutex::default(), streams: Arc::clone(streams), most_streams })
     }
 
     fn watch(self: &Arc<Self>, permit: &Arc<ConnectionPermit>) {
@@ -208,13 +226,22 @@ impl OpenAnswers {
             }
             watched.answers.pop_front();
             if let Some(open) = open
-                && let Some(stream) = self.streams.take(1)
+                && let Some(stream) = self.stream()
             {
                 open.become_stream(stream);
             }
         }
         watched.has_task = false;
         None
+    }
+
+    /// Returns the permit for one more stream, past the limit too.
+    fn stream(&self) -> Option<Permit> {
+        self.streams.take(1).or_else(|| {
+            let forced = self.streams.empty_permit();
+            forced.force_grow(1);
+            (self.streams.used() <= self.most_streams).then_some(forced)
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Watched> {
@@ -236,11 +263,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_lasts_a_second_frees_its_connection_while_there_is_a_stream() {
-        let connections = Arc::new(Semaphore::new(3));
+        let connections = Arc::new(Semaphore::new(4));
         let streams = Quota::new(1, Gauge::default(), Counter::default());
-        let answers = OpenAnswers::new(&streams);
-        let [short, first, second] = [(), (), ()].map(|()| permit(&connections));
-        for permit in [&short, &first, &second] {
+        let answers = OpenAnswers::new(&streams, 2);
+        let [short, first, second, third] = [(), (), (), ()].map(|()| permit(&connections));
+        for permit in [&short, &first, &second, &third] {
             answers.watch(permit);
         }
         drop(short);
@@ -249,10 +276,10 @@ mod tests {
         tokio::time::sleep(LONG_ANSWER / 2).await;
         assert_eq!(connections.available_permits(), 1, "too soon");
         tokio::time::sleep(LONG_ANSWER).await;
-        assert_eq!(connections.available_permits(), 2, "one is a stream, one finds no room");
+        assert_eq!(connections.available_permits(), 3, "one is a stream, one more past the limit");
 
-        drop((first, second));
-        assert_eq!(connections.available_permits(), 3);
+        drop((first, second, third));
+        assert_eq!(connections.available_permits(), 4);
         assert!(streams.take(1).is_some());
         assert!(!answers.lock().has_task);
         answers.watch(&permit(&connections));

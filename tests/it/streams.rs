@@ -107,3 +107,33 @@ async fn past_so_many_streams_a_new_one_is_refused_and_everything_else_is_not() 
     drop((first, written, feed));
     eventually(SOON, async || switch(&setup).await.1 == "101").await;
 }
+
+/// More answers last long than there are streams and connections.
+#[tokio::test]
+async fn past_so_many_streams_long_answers_leave_misses_and_writes_their_connections() {
+    const LINES: &[(&str, &str)] = &[("content-type", "application/x-ndjson")];
+    let setup = Setup::with(|config| {
+        config.upstream.max_streams = 1;
+        config.upstream.max_connections = 4;
+        config.upstream.connect_timeout = SOON;
+    })
+    .await;
+    let mut open_ones = Vec::new();
+    // One after the other, so that each counts as a stream before the next one starts.
+    for streams in 1..=3 {
+        open_ones.push(open(&setup, "/lines", LINES).await);
+        streams_are(&setup, streams).await;
+    }
+    let before = setup.upstream.requests().len();
+    is_refused(&setup.get("/lines").await);
+    assert_eq!(setup.upstream.requests().len(), before, "refused before the API sees it");
+
+    assert_eq!(setup.get(X).await.status, StatusCode::OK);
+    assert_eq!(setup.sidecar.put(X).await.status, StatusCode::OK);
+    assert_eq!(setup.get(X).await.status, StatusCode::OK);
+    assert_eq!(setup.sidecar.admin.limit_hits("upstream.max_connections").await, 0);
+
+    open_ones.pop();
+    streams_are(&setup, 2).await;
+    open_ones.push(open(&setup, "/lines", LINES).await);
+}

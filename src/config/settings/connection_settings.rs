@@ -184,8 +184,8 @@ pub(super) const UPSTREAM: SettingSection = SettingSection {
                  that are still open a second after their head.",
             )
             .note(
-                "Another upgrade or event stream gets 503; another long response counts among \
-                 `max_connections`.",
+                "Another upgrade or event stream gets 503. Half as many further long responses as \
+                 `max_connections` go on; then requests that pass without changing anything get 503.",
             ),
         time("upstream.max_age", "60s", (MS, DAY), |c, v| c.upstream.max_age = v)
             .help("Age from which a connection takes no further request.")
