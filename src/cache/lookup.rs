@@ -267,7 +267,8 @@ impl StoreLookup<'_> {
             Found::NoEntry(reject, seen) => (reject, seen),
         };
         let is_hit_for_miss = reader.notes.is_hit_for_miss(request);
-        let facts = reader.facts_without_entry(request, is_hit_for_miss, reject, seen.in_grace);
+        let is_of_other = reader.is_of_other_program(request, reject, &seen, self.budget).await;
+        let facts = reader.facts_without_entry(request, is_hit_for_miss, is_of_other);
         match decide::without_entry(&facts, reject, seen.in_grace) {
             NoEntry::Lease => self.take_lease(&facts, &seen).await,
             NoEntry::UnconfirmedWithLease(why) => Ok(self.lead_next_with_lease(why, &seen).await),
@@ -295,7 +296,8 @@ impl StoreLookup<'_> {
             Found::NoEntry(Some(Reject::Identity), _) => return Ok(None),
             Found::NoEntry(reject, seen) => (reject, seen),
         };
-        let facts = reader.facts_without_entry(request, false, reject, seen.in_grace);
+        let is_of_other = reader.is_of_other_program(request, reject, &seen, self.budget).await;
+        let facts = reader.facts_without_entry(request, false, is_of_other);
         match decide::without_entry(&facts, reject, seen.in_grace) {
             NoEntry::Lease => {}
             NoEntry::UnconfirmedWithLease(why) | NoEntry::Uncached(Uncached::Unconfirmed(why)) => {

@@ -176,17 +176,35 @@ impl CacheReader {
         facts
     }
 
-    /// Collects the facts about a read without an entry, and notes a foreign value, with a warning.
+    /// Whether another program wrote the value that a read has found. A server that evicts may evict the
+    /// meta of an entry of ours, and leave a body that looks the same.
+    pub(super) async fn is_of_other_program(
+        &self,
+        request: &LookupRequest,
+        reject: Option<Reject>,
+        seen: &Seen,
+        budget: &mut Budget,
+    ) -> bool {
+        if reject != Some(Reject::Foreign) || seen.in_grace {
+            return false;
+        }
+        // An entry of ours expires.
+        let may_be_ours =
+            seen.stored.as_ref().is_some_and(|it| it.meta.is_empty() && it.expires_at_ms >= 0);
+        // In doubt it counts as ours: it is replaced in either case.
+        !may_be_ours || !self.state.store.has_evicted(&request.key, budget).await.unwrap_or(true)
+    }
+
+    /// Collects the facts about a read without an entry, and notes a value of another program, with a
+    /// warning.
     pub(super) fn facts_without_entry(
         &self,
         request: &LookupRequest,
         is_hit_for_miss: bool,
-        reject: Option<Reject>,
-        in_grace: bool,
+        is_of_other: bool,
     ) -> Facts {
-        let is_foreign = reject == Some(Reject::Foreign) && !in_grace;
-        let yields_key = is_foreign && self.notes.yields_key(&request.key);
-        if is_foreign {
+        let yields_key = is_of_other && self.notes.yields_key(&request.key);
+        if is_of_other {
             self.state.metrics.foreign_values.inc();
             if self.state.notes.foreign_value_warnings.admit("foreign value").is_some() {
                 warn!(

@@ -52,6 +52,13 @@ impl Store {
         self.on_key(key, inspect, |memory| Ok(memory.inspect(key))).await
     }
 
+    /// Whether the server of a key has evicted keys of its own accord since it began to count.
+    pub async fn has_evicted(&self, key: &Key, budget: &mut Budget) -> Result<bool> {
+        let has_evicted = async |shard: Arc<Shard>| shard.has_evicted(budget).await;
+        // In memory, an entry is evicted whole.
+        self.on_key(key, has_evicted, |_| Ok(false)).await
+    }
+
     /// Asks for the right to fill a key with an entry for such a reader, which the token of the
     /// lease names. `refused` is a value that the caller has read and found not to be an entry of
     /// ours; it is deleted if it is still there.

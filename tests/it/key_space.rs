@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use hyper::{Method, StatusCode};
+use jobcache::config::NearMode;
 
 use crate::support::{
     Process, RedisServer, SOON, Setup, Upstream, eventually, redis::key, upstream::version,
@@ -158,4 +159,38 @@ async fn a_full_redis_fails_fills_in_silence_and_takes_writes_and_purges() {
 
     config_set(&setup.redis, "maxmemory", "0").await;
     setup.hit(X).await.assert(200, &version("x1", 1));
+}
+
+/// A Redis that evicts may take the meta of an entry and leave its body.
+#[tokio::test]
+async fn bodies_whose_meta_was_evicted_are_not_taken_for_the_cache_of_an_application() {
+    // Only the main key is followed, so an entry in the process would hide the loss.
+    let setup = Setup::with(|config| config.cache.near.mode = NearMode::Off).await;
+    let has_evicted = async || -> bool {
+        let info: String = setup.redis.run(redis::cmd("INFO").arg("stats")).await;
+        info.lines().all(|line| line != "evicted_keys:0")
+    };
+    config_set(&setup.redis, "maxmemory-policy", "allkeys-lru").await;
+    let info: String = setup.redis.run(redis::cmd("INFO").arg("memory")).await;
+    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")).expect("it says");
+    let limit = used.parse::<usize>().expect("a number") + 300_000;
+    config_set(&setup.redis, "maxmemory", &limit.to_string()).await;
+    for junk in 0..1_000 {
+        setup.redis.set(&format!("junk:{junk}"), &[b'x'; 2_000]).await;
+        if has_evicted().await {
+            break;
+        }
+    }
+    assert!(has_evicted().await);
+    config_set(&setup.redis, "maxmemory", "0").await;
+    for round in 0..4 {
+        for job in ["x1", "y1", "z1", "x2"] {
+            let path = format!("/jobs/{job}");
+            setup.hit(&path).await;
+            setup.redis.del(&format!("{{job_status:{job}}}:meta")).await;
+            let reply = setup.get(&path).await;
+            assert!(!reply.cache_status().contains("foreign"), "{round}: {reply:?}");
+            assert!(reply.cache_status().contains("stored"), "{round}: {reply:?}");
+        }
+    }
 }

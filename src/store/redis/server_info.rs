@@ -110,6 +110,11 @@ impl ServerInfo {
         Some(self.field("maxmemory_policy")).filter(|policy| bounded && *policy != "noeviction")
     }
 
+    /// Whether the server has evicted keys; true if it does not say.
+    pub(super) fn has_evicted(&self) -> bool {
+        self.field("evicted_keys") != "0"
+    }
+
     pub(super) fn check_role(&self) -> Result<()> {
         let role = self.field("role");
         if role == "master" && !self.replid().is_empty() {
@@ -200,5 +205,8 @@ mod tests {
         assert_eq!(policy(0, "allkeys-lru"), None, "without a limit nothing is evicted");
         assert_eq!(policy(1000, "noeviction"), None);
         assert_eq!(policy(1000, "volatile-ttl").as_deref(), Some("volatile-ttl"));
+        let has_evicted = |text: &str| ServerInfo(text.to_owned()).has_evicted();
+        assert!(!has_evicted("evicted_keys:0\r\n"));
+        assert!(has_evicted("evicted_keys:7\r\n") && has_evicted(""));
     }
 }

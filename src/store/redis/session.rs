@@ -59,6 +59,8 @@ pub(super) struct Session {
     pub(super) clock_ahead_ms: AtomicI64,
     pub(super) health: SessionHealth,
     pub(super) grace: Grace,
+    /// Whether the server has evicted keys, as far as was asked.
+    pub(super) has_evicted: AtomicBool,
 }
 
 /// The time after a new epoch in which nothing is a hit.
@@ -206,6 +208,15 @@ impl Session {
     ) -> Result<T> {
         let mut requests = self.lane.connection.requests.clone();
         self.lane.ask(async { Ok(operation(&mut requests).await?) }).await
+    }
+
+    /// Whether the server has evicted keys since it began to count.
+    pub(super) async fn has_evicted(&self) -> Result<bool> {
+        if !self.has_evicted.load(Ordering::Relaxed) {
+            let info = self.query::<String>(redis::cmd("INFO").arg("stats")).await?;
+            self.has_evicted.store(ServerInfo(info).has_evicted(), Ordering::Relaxed);
+        }
+        Ok(self.has_evicted.load(Ordering::Relaxed))
     }
 
     /// Runs commands in one round trip; each has its own result.

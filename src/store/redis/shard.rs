@@ -132,6 +132,12 @@ impl Shard {
         budget.spend(session.inspect(key)).await
     }
 
+    /// Whether the server has evicted keys since it began to count.
+    pub(crate) async fn has_evicted(&self, budget: &mut Budget) -> Result<bool> {
+        let session = self.state.session()?;
+        budget.spend(session.has_evicted()).await
+    }
+
     pub(crate) async fn lease(
         &self,
         key: &Key,

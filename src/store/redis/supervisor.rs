@@ -239,6 +239,7 @@ pub(super) async fn connect_master(
         clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
         health,
         grace: Grace::default(),
+        has_evicted: AtomicBool::new(false),
     };
     Ok((session, info))
 }
