@@ -62,7 +62,7 @@ impl Mutant {
     pub fn script(self) -> Option<(&'static str, &'static str, &'static str)> {
         match self {
             Self::FillWithoutToken => {
-                let line = "if not purge or redis.call('GET', KEYS[3]) ~= ARGV[1] .. ' ' .. purge then return 0 end";
+                let line = "if type(purge) ~= 'string' or redis.call('GET', KEYS[3]) ~= ARGV[1] .. ' ' .. purge then return 0 end";
                 Some(("fill", line, ""))
             }
             Self::FillWithoutPlaceholder => Some((

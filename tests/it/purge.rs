@@ -450,3 +450,54 @@ async fn a_key_that_is_no_text_does_not_stop_a_purge_of_all() {
     .await;
     setup.hit(X).await;
 }
+
+/// Any program may write the key of the purge token, by mistake or because it has the same name.
+#[tokio::test]
+async fn a_purge_token_that_is_none_is_made_anew_and_voids_what_is_older() {
+    const TOKEN: &str = "{job_status:}:purge-token";
+    let setup = Setup::new().await;
+    let list = || redis::cmd("LPUSH").arg(TOKEN).arg("a").to_owned();
+    let words = || redis::cmd("SET").arg(TOKEN).arg("two \"words\"").to_owned();
+    for spoil in [list(), words()] {
+        fill(&setup, &["x1"]).await;
+        setup.redis.del(TOKEN).await;
+        let _: redis::Value = setup.redis.run(&spoil).await;
+
+        let reply = setup.get(X).await;
+        assert!(!reply.is_hit() && reply.cache_status().contains("stored"), "{reply:?}");
+        let token = setup.redis.get(TOKEN).await.expect("a new token");
+        assert!(token.iter().all(u8::is_ascii_hexdigit), "{token:?}");
+        assert!(setup.get(X).await.is_hit());
+    }
+    // While it is none, a fill that is under way fails, and a purge of all mends it.
+    let gate = setup.upstream.hold(Method::GET, "/jobs/y1");
+    let read = setup.sidecar.client.start(Method::GET, "/jobs/y1", "").await;
+    gate.arrived(1).await;
+    setup.redis.del(TOKEN).await;
+    let _: redis::Value = setup.redis.run(&list()).await;
+    gate.release();
+    assert_eq!(read.answer().await.0, 200);
+    assert!(purge(&setup, r#"{"all":true}"#).await.status.is_success());
+    fill(&setup, &["x1", "y1"]).await;
+}
+
+#[tokio::test]
+async fn keys_of_the_prefix_that_are_of_another_type_are_replaced() {
+    let grace = Duration::from_millis(100);
+    let setup = Setup::with(|config| config.store.reconnect_grace = grace).await;
+    for (key, command) in [("{job_status:}:epoch", "LPUSH"), ("{job_status:}:sidecars", "LPUSH")] {
+        setup.redis.del(key).await;
+        let _: redis::Value = setup.redis.run(redis::cmd(command).arg(key).arg("a")).await;
+    }
+    let second = setup.second().await;
+    eventually(SOON, async || second.get(X).await.is_hit()).await;
+    let kind = |key| redis::cmd("TYPE").arg(key).to_owned();
+    let epoch: String = setup.redis.run(&kind("{job_status:}:epoch")).await;
+    assert_eq!(epoch, "string");
+    // A record is renewed every ten seconds.
+    eventually(SOON + Duration::from_secs(10), async || {
+        let sidecars: String = setup.redis.run(&kind("{job_status:}:sidecars")).await;
+        if sidecars == "zset" { Ok(()) } else { Err(sidecars) }
+    })
+    .await;
+}

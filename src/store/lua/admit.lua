@@ -12,8 +12,8 @@ local meta = redis.call('GET', KEYS[2])
 -- Inside a JSON string every quote is escaped, so these patterns match nowhere else.
 if not meta or not string.find(meta, '"generation":"' .. ARGV[3] .. '"', 1, true) then return 0 end
 -- The epoch of an entry ends with the purge token under which it was leased.
-local purge = redis.call('GET', KEYS[4])
-if not purge or string.match(meta, '"epoch":"[^"]* (%w+)"') ~= purge then return 0 end
+local purge = redis.pcall('GET', KEYS[4])
+if type(purge) ~= 'string' or string.match(meta, '"epoch":"[^"]* (%w+)"') ~= purge then return 0 end
 local _, at = string.find(meta, '"audience":[', 1, true)
 if not at then return 0 end
 -- A caller that is there already is renewed in its place, so that the audience does not grow. Callers

@@ -5,7 +5,9 @@
 -- A server that is older than that and has no mark has not been used by jobcache: nobody owes it anything.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local mark = redis.call('GET', KEYS[1]) or ''
+-- A mark of another type was written by a third party: since when the epoch is known is unknown.
+local mark = redis.pcall('GET', KEYS[1]) or ''
+if type(mark) ~= 'string' then mark = '?' end
 local since, epoch = string.match(mark, '^(%d+) (.*)$')
 if epoch == ARGV[1] then return now - tonumber(since) end
 since = 0

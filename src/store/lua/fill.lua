@@ -3,8 +3,8 @@
 -- Reply: 1 stored, 0 revoked (purged, also by a purge of all, written to, SET by a third party, expired
 -- or leased again)
 if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('STRLEN', KEYS[1]) ~= 0 then return 0 end
-local purge = redis.call('GET', KEYS[4])
-if not purge or redis.call('GET', KEYS[3]) ~= ARGV[1] .. ' ' .. purge then return 0 end
+local purge = redis.pcall('GET', KEYS[4])
+if type(purge) ~= 'string' or redis.call('GET', KEYS[3]) ~= ARGV[1] .. ' ' .. purge then return 0 end
 -- The TTL counts from the grant: the upstream's answer is no younger than that.
 local expiry = redis.call('PEXPIRETIME', KEYS[3]) - tonumber(ARGV[5]) + tonumber(ARGV[4])
 local now = redis.call('TIME')

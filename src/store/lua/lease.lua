@@ -9,7 +9,9 @@
 -- expiry and deleted: deleting the wrong value costs one read of the upstream, never a stale one.
 -- An entry of a response without a job, such as a 404, has an empty main and its body in meta. A
 -- placeholder has no meta.
-local purge = redis.call('GET', KEYS[5])
+-- A purge token that a third party wrote, of another type or with other characters, counts as missing.
+local purge = redis.pcall('GET', KEYS[5])
+purge = type(purge) == 'string' and string.match(purge, '^%w+$')
 local body = redis.call('GET', KEYS[1])
 if body and (body ~= '' or redis.call('EXISTS', KEYS[2]) == 1) then
   local expiry = redis.call('PEXPIRETIME', KEYS[1])

@@ -10,8 +10,8 @@ if redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
 local meta = redis.call('GET', KEYS[2])
 if not meta or not string.find(meta, '"generation":"' .. ARGV[3] .. '"', 1, true) then return 0 end
 -- The epoch of an entry ends with the purge token under which it was leased.
-local purge = redis.call('GET', KEYS[4])
-if not purge or string.match(meta, '"epoch":"[^"]* (%w+)"') ~= purge then return 0 end
+local purge = redis.pcall('GET', KEYS[4])
+if type(purge) ~= 'string' or string.match(meta, '"epoch":"[^"]* (%w+)"') ~= purge then return 0 end
 local now = redis.call('TIME')
 if tonumber(ARGV[6]) <= now[1] * 1000 + math.floor(now[2] / 1000) then return 0 end
 redis.call('SET', KEYS[1], ARGV[4], 'PXAT', ARGV[6])

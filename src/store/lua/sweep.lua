@@ -2,7 +2,7 @@
 -- of other programs. It is deleted only to free its memory: no reader uses it.
 -- KEYS: main, meta, lease, purge token
 -- Reply: 1 deleted, 0 kept
-local purge = redis.call('GET', KEYS[4]) or ''
+local purge = redis.pcall('GET', KEYS[4]) or ''
 local meta = redis.pcall('GET', KEYS[2])
 local of
 if type(meta) == 'string' then

@@ -72,8 +72,21 @@ async fn exchange_records(shard: &ShardState, session: &Session) -> Result<()> {
     pipeline.cmd("ZADD").arg(&name).arg(expires_at_ms).arg(records.ours().text()).ignore();
     pipeline.cmd("PEXPIREAT").arg(&name).arg(expires_at_ms).ignore();
     pipeline.add_command(live_records(prefix, now_ms));
-    let (live,): (Vec<String>,) = session.query_all(&pipeline).await?;
+    let live = session.query_all::<(Vec<String>,)>(&pipeline).await;
+    if live.as_ref().is_err_and(|error| error.kind() == StoreErrorKind::Refused) {
+        delete_alien(session, &name).await?;
+    }
+    let (live,) = live?;
     records.compare(&live);
+    Ok(())
+}
+
+/// Deletes what a third party has written in place of the records. The next round records ours.
+async fn delete_alien(session: &Session, name: &str) -> Result<()> {
+    let kind: String = session.query(redis::cmd("TYPE").arg(name)).await?;
+    if kind != "zset" && kind != "none" {
+        session.query::<Value>(redis::cmd("DEL").arg(name)).await?;
+    }
     Ok(())
 }
 
