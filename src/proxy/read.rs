@@ -13,8 +13,8 @@
 use std::{future, pin::pin, sync::Arc};
 
 use futures_util::{
-    StreamExt as _,
-    future::{Either, select},
+    FutureExt as _, StreamExt as _,
+    future::{BoxFuture, Either, select},
     stream::FuturesUnordered,
 };
 use hyper::{
@@ -53,7 +53,7 @@ use crate::{
 };
 
 /// Number of reads of others without an answer after which a follower reads for itself.
-const MAX_FAILED: u32 = 3;
+const MAX_UNANSWERED: u32 = 3;
 
 /// What a read has taken on its arrival.
 #[derive(Clone, Copy)]
@@ -214,32 +214,17 @@ impl UnansweredRead<'_> {
         mut flight: Flight,
         mut why: Option<Bypass>,
     ) -> Answer {
-        let mut joined = FuturesUnordered::new();
-        let mut failed = 0;
-        let mut turn = 0_u32;
+        let mut joined = JoinedFlights::default();
         let found = loop {
-            turn += 1;
-            joined.push(wait_in_turn(turn, flight.clone()));
-            let mut late = pin!(flight.late());
-            loop {
-                tokio::select! {
-                    biased;
-                    Some((of, shared)) = joined.next() => match shared {
-                        Ok(entry) => return shared_answer(self.context, &self.head, &entry, why),
-                        Err(FlightFailure::Unshared) => return self.pass(Bypass::Alone).await,
-                        // That read was late, and a later one runs.
-                        Err(_) if of < turn => {}
-                        Err(FlightFailure::ServerError) => return self.pass(Bypass::Alone).await,
-                        Err(FlightFailure::Unanswered) => {
-                            failed += 1;
-                            break;
-                        }
-                    },
-                    () = &mut late => break,
+            match joined.join(flight).await {
+                FollowerNews::Response(entry) => {
+                    return shared_answer(self.context, &self.head, &entry, why);
                 }
-            }
-            if failed == MAX_FAILED {
-                break Lookup::Pass(Bypass::Alone);
+                FollowerNews::Unshared => return self.pass(Bypass::Alone).await,
+                FollowerNews::Unanswered if joined.unanswered == MAX_UNANSWERED => {
+                    break Lookup::Pass(Bypass::Alone);
+                }
+                FollowerNews::Unanswered | FollowerNews::Late => {}
             }
             self.budget = self.context.cache.budget();
             match self.look_up(lookup).await {
@@ -248,7 +233,7 @@ impl UnansweredRead<'_> {
             }
         };
         let (context, head) = (self.context, self.head.clone());
-        let shared = pin!(joined.filter_map(|(_, shared)| future::ready(shared.ok())));
+        let shared = pin!(joined.waits.filter_map(|(_, shared)| future::ready(shared.ok())));
         match select(pin!(self.answer_alone(lookup, found)), shared.into_future()).await {
             Either::Left((answer, _)) => answer,
             Either::Right(((Some(entry), _), _)) => shared_answer(context, &head, &entry, why),
@@ -346,9 +331,52 @@ impl UnansweredRead<'_> {
     }
 }
 
-/// Waits for the result of a flight, and names the turn in which it was joined.
-async fn wait_in_turn(turn: u32, flight: Flight) -> (u32, Result<Arc<Entry>, FlightFailure>) {
-    (turn, flight.wait().await)
+/// The flights that a follower has joined, one after the other.
+#[derive(Default)]
+struct JoinedFlights {
+    /// Each waits for a result, and names the turn in which the flight was joined.
+    waits: FuturesUnordered<BoxFuture<'static, (u32, Result<Arc<Entry>, FlightFailure>)>>,
+    turn: u32,
+    /// Number of flights without an answer that were the latest one.
+    unanswered: u32,
+}
+
+/// What a follower learns of the flights that it has joined.
+enum FollowerNews {
+    Response(Arc<Entry>),
+    /// The response is not shared.
+    Unshared,
+    /// The upstream has not answered the latest flight.
+    Unanswered,
+    /// The latest flight is late.
+    Late,
+}
+
+impl JoinedFlights {
+    /// Joins a flight, and waits until there is news of it or a response of an earlier one.
+    async fn join(&mut self, flight: Flight) -> FollowerNews {
+        self.turn += 1;
+        let (turn, wait) = (self.turn, flight.clone().wait());
+        self.waits.push(async move { (turn, wait.await) }.boxed());
+        let mut late = pin!(flight.late());
+        loop {
+            tokio::select! {
+                biased;
+                Some((of, result)) = self.waits.next() => match result {
+                    Ok(entry) => return FollowerNews::Response(entry),
+                    Err(FlightFailure::Unshared) => return FollowerNews::Unshared,
+                    // That one was late, and a later one is under way.
+                    Err(_) if of < turn => {}
+                    Err(FlightFailure::ServerError) => return FollowerNews::Unshared,
+                    Err(FlightFailure::Unanswered) => {
+                        self.unanswered += 1;
+                        return FollowerNews::Unanswered;
+                    }
+                },
+                () = &mut late => return FollowerNews::Late,
+            }
+        }
+    }
 }
 
 /// Answers a read with the response that another one got.
