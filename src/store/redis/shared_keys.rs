@@ -18,6 +18,7 @@ use super::{server_info::ServerInfo, session::Session, state::ShardState};
 use crate::store::{
     CredentialKey, Redirect, StoreError,
     errors::{DETACHED_TIMEOUT, Result, StoreErrorKind},
+    sidecar_record::prefixes_in,
     words::millis,
 };
 
@@ -78,6 +79,7 @@ async fn exchange_records(shard: &ShardState, session: &Session) -> Result<()> {
     }
     let (live,) = live?;
     records.compare(&live);
+    shard.context.purge_tokens.set_others(prefixes_in(&live));
     Ok(())
 }
 
