@@ -4,7 +4,7 @@
 mod cli;
 
 use std::{
-    env, io,
+    env, io, mem,
     net::SocketAddr,
     path::Path,
     process::{self, ExitCode},
@@ -45,7 +45,7 @@ const TERMINATE_ECHO: Duration = Duration::from_secs(1);
 /// Time for the tasks that are left to end, after everything has been served and logged.
 const TASKS_END: Duration = Duration::from_millis(200);
 /// Files for other purposes than connections of clients and upstream: Redis, admin listener, log.
-const SPARE_FILES: u64 = 256;
+const SPARE_FILES: usize = 256;
 /// Log filter of `jobcache demo`.
 const DEMO_LOG: &str = "warn";
 
@@ -132,7 +132,7 @@ fn serve(flags: Flags) -> Result<(), Failure> {
     let inherited = InheritedSockets::take()?;
     // Read once: a limit that changes must not make a reload differ from the start.
     let process = facts(inherited.addresses());
-    let loaded = load(&process, flags.clone())?;
+    let mut loaded = load(&process, flags.clone())?;
     let Config { log, traces, .. } = &loaded.config;
     let telemetry =
         telemetry::init(&log.filter, log.format, traces.as_ref()).map_err(io::Error::other)?;
@@ -143,9 +143,7 @@ fn serve(flags: Flags) -> Result<(), Failure> {
         let defaults = loaded.lowered.join(", ");
         info!(%limit, defaults, "defaults are lower because of the memory limit");
     }
-    let config::UpstreamConfig { max_connections, max_streams, .. } = loaded.config.upstream;
-    let wanted = loaded.config.server.max_connections + max_connections + max_streams;
-    raise_open_files(wanted as u64);
+    bound_connections(&mut loaded.config);
     run_on(serving(loaded.config.server.workers)?, async {
         let signals = Signals::new()?;
         let hangup = signal(SignalKind::hangup())?;
@@ -173,29 +171,50 @@ fn serve(flags: Flags) -> Result<(), Failure> {
     })
 }
 
-/// Raises the soft limit of open files, of which each connection is one, to what `wanted` connections
-/// need, as far as the hard limit allows. Shells start programs with a soft limit of 1,024 for those
-/// that use `select`. Warns if the result is less than all of them may need.
-fn raise_open_files(wanted: u64) {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let Some(soft) = current else { return };
-    let useful = wanted.saturating_add(SPARE_FILES);
-    let limit = maximum.unwrap_or(u64::MAX).min(useful).max(soft);
-    if limit > soft {
-        match setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum }) {
-            Ok(()) => info!(from = soft, to = limit, "raised the limit of open files"),
-            Err(error) => warn!(%error, limit = soft, "cannot raise the limit of open files"),
-        }
-    }
-    if limit < wanted {
+/// Raises the limit of open files, and accepts no more client connections than it leaves room for.
+fn bound_connections(config: &mut Config) {
+    let config::UpstreamConfig { max_connections: upstream, max_streams, .. } = config.upstream;
+    let clients = &mut config.server.max_connections;
+    let wanted = *clients + upstream;
+    let Some(limit) = raise_open_files(wanted.saturating_add(max_streams)) else { return };
+    let asked = mem::replace(clients, clients_within(limit, *clients, upstream));
+    if *clients < asked {
         warn!(
             limit,
             wanted,
-            "the limit of open files is less than server.max_connections, upstream.max_connections \
-             and upstream.max_streams may need; raise it (ulimit -Hn, LimitNOFILE=) or lower those \
-             settings"
+            clients = *clients,
+            "the limit of open files is less than server.max_connections plus \
+             upstream.max_connections, so fewer client connections are accepted; raise it \
+             (ulimit -Hn, LimitNOFILE=) or lower those settings"
         );
     }
+}
+
+/// Raises the soft limit of open files, of which each connection is one, to what `wanted` connections
+/// need, as far as the hard limit allows. Returns it. Shells start programs with a soft limit of 1,024 for
+/// those that use `select`.
+fn raise_open_files(wanted: usize) -> Option<usize> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let soft = current?;
+    let useful = wanted.saturating_add(SPARE_FILES) as u64;
+    let mut limit = maximum.unwrap_or(u64::MAX).min(useful).max(soft);
+    if limit > soft {
+        match setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum }) {
+            Ok(()) => info!(from = soft, to = limit, "raised the limit of open files"),
+            Err(error) => {
+                warn!(%error, limit = soft, "cannot raise the limit of open files");
+                limit = soft;
+            }
+        }
+    }
+    usize::try_from(limit).ok()
+}
+
+/// Returns how many of `clients` connections leave room for the admin listener, Redis and the upstream.
+fn clients_within(limit: usize, clients: usize, upstream: usize) -> usize {
+    let spare = SPARE_FILES.min(limit / 2);
+    let left = limit - spare;
+    clients.min(left - upstream.min(left / 2)).max(1)
 }
 
 /// Reloads at each SIGHUP; signals that arrive during a reload count as one.
@@ -324,6 +343,15 @@ fn single_threaded() -> io::Result<Runtime> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clients_leave_half_of_a_low_limit_of_files_to_the_rest() {
+        assert_eq!(clients_within(100_000, 10_000, 512), 10_000);
+        assert_eq!(clients_within(10_768, 10_000, 512), 10_000);
+        assert_eq!(clients_within(4_096, 10_000, 512), 4_096 - 512 - 256);
+        assert_eq!(clients_within(80, 10_000, 512), 20);
+        assert_eq!(clients_within(0, 10_000, 512), 1);
+    }
 
     #[test]
     fn a_second_signal_of_a_kind_at_once_is_the_first_one() {

@@ -4,7 +4,7 @@
 use std::{fmt::Write as _, process::Command, time::Duration};
 
 use http_body_util::BodyExt as _;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{
@@ -281,4 +281,32 @@ async fn without_a_file_for_another_client_the_others_are_served_and_the_log_has
     }
 
     assert_eq!(says_so(), 1, "{}", sidecar.stderr());
+}
+
+/// More clients come than there may be open files: the operator, Redis and the API still get theirs.
+#[tokio::test]
+async fn clients_leave_files_for_the_operator_redis_and_the_upstream() {
+    let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
+    let (redis_url, upstream_url) = (redis.url(), upstream.url());
+    let args = ["--redis-url", &redis_url, "--upstream", &upstream_url, "--settle", "0s"];
+    let sidecar = Process::with_open_files(80, &args).await;
+    eventually(SOON, async || sidecar.client.get(X).await.is_hit()).await;
+    assert!(sidecar.stderr().contains("fewer client connections are accepted"));
+
+    let mut connected = sidecar.client.connect().await;
+    let mut others = Vec::new();
+    for _ in 0..100 {
+        others.push(sidecar.client.connect().await);
+    }
+    let admin = &sidecar.admin;
+    eventually(SOON, async || admin.limit_hits("server.max_connections").await > 0).await;
+    let miss = b"GET /jobs/y1 HTTP/1.1\r\nHost: a\r\n\r\n";
+    connected.write_all(miss).await.unwrap();
+    let mut answer = [0; 4096];
+    let length = soon(connected.read(&mut answer)).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer[..length]);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("stored"), "{answer}");
+    let purge = admin.request(Method::POST, "/purge").body(r#"{"all":true}"#).send().await;
+    assert_eq!(purge.status, 200, "{purge:?}");
+    assert!(!sidecar.stderr().contains("cannot accept a connection"), "{}", sidecar.stderr());
 }

@@ -241,6 +241,11 @@ impl Process {
         Some(Self::start_from(|| seeing((path, file), args, envs)).await)
     }
 
+    /// Like [`start`](Self::start) for a child that may open this many files.
+    pub(crate) async fn with_open_files(limit: usize, args: &[&str]) -> Self {
+        Self::start_from(|| with_open_files(limit, args)).await
+    }
+
     async fn start_from(command: impl Fn() -> Command) -> Self {
         steady_clock();
         for _ in 0..PORT_ATTEMPTS {
@@ -411,6 +416,21 @@ fn command(args: &[&str], envs: &[(&str, &str)]) -> Command {
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .envs(envs.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn with_open_files(limit: usize, args: &[&str]) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "prlimit", &format!("--nofile={limit}:{limit}")])
+        .arg(env!("CARGO_BIN_EXE_jobcache"))
+        .args(args)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .envs([NO_GRACE])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
