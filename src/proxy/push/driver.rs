@@ -368,14 +368,14 @@ impl Reading {
     async fn end(self, number: usize) -> (usize, Began, Found) {
         let Self { began, change, flight, answer } = self;
         let found = match (flight.wait().await, answer) {
-            (Some(entry), _) => Found::Entry(entry, VersionSource::Upstream, change),
-            (None, Some(answer)) => match answer.await {
+            (Ok(entry), _) => Found::Entry(entry, VersionSource::Upstream, change),
+            (Err(_), Some(answer)) => match answer.await {
                 Ok(answer) if is_about_the_job(&answer.verdict, answer.response.status()) => {
                     Found::Unshareable(answer.response.status())
                 }
                 _ => Found::Failed,
             },
-            (None, None) => Found::Failed,
+            (Err(_), None) => Found::Failed,
         };
         (number, began, found)
     }

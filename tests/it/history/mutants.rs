@@ -416,7 +416,8 @@ async fn purged_by_an_old_map(mutant: Option<Mutant>, purges: usize) -> Vec<u64>
         // from the new owner.
         let before = knows.admin.metric(LESSONS).await;
         eventually(SOON, async || {
-            let (reply, lessons) = (knows.client.get(&path).await, knows.admin.metric(LESSONS).await);
+            let (reply, lessons) =
+                (knows.client.get(&path).await, knows.admin.metric(LESSONS).await);
             if reply.is_hit() && lessons > before { Ok(()) } else { Err((reply, lessons)) }
         })
         .await;
