@@ -23,7 +23,7 @@ use crate::support::{
 const X: &str = "/jobs/x1";
 
 /// A page that shows what `watchJob` reports.
-const PAGE: &str = r##"<!doctype html><meta charset="utf-8"><title>job x1</title>
+const PAGE: &str = r##"<!doctype html><meta charset="utf-8"><title>job x1</title><link rel="icon" href="data:,">
 <h1>job x1</h1><ol id="seen"></ol><p id="end">waiting</p>
 <script type="module">
 import { watchJob } from "/watch.js";
