@@ -17,6 +17,7 @@ use crate::{
         AbandonReason, ChangeId, LeaderRead, Lookup, LookupRequest, NewsListener, entry::Entry,
         flight::Flight,
     },
+    limits::GaugeGuard,
     proxy::{answer::Verdict, lead::LeadTask, proxy_context::ProxyContext},
     semantics::policy::Bypass,
     store::Budget,
@@ -87,6 +88,7 @@ pub(super) struct Driver {
     /// When to read again, and the pause before that.
     retry: Option<(Instant, Duration)>,
     recheck_at: Instant,
+    _counted: GaugeGuard,
 }
 
 impl Driver {
@@ -100,6 +102,7 @@ impl Driver {
             news: context.cache.reader.listen(&name.0),
             recheck: lookup.clone().rechecking(),
             recheck_at: Instant::now() + context.push.config.recheck,
+            _counted: context.push.metrics.count_topic(),
             context,
             topic,
             name,
@@ -168,6 +171,7 @@ impl Driver {
         // Before the read: later looks and later news are not answered by it.
         let asked = self.topic.asked();
         if let Some(at) = self.news.take() {
+            context.push.metrics.woken.inc();
             self.news_at.get_or_insert(at);
         }
         if cause == Cause::Recheck {

@@ -91,9 +91,12 @@ impl Topics {
         }
         let original = headers.clone();
         let wants = PushRequest::take(&self.config, method, headers)?;
-        let permit = if self.is_released() { None } else { self.waiting.take(1) };
+        let is_released = self.is_released();
+        let permit = if is_released { None } else { self.waiting.take(1) };
         if permit.is_none() {
-            self.metrics.refused.inc();
+            if !is_released {
+                self.metrics.refused.inc();
+            }
             // The API may have a stream of its own.
             if let PushRequest::Stream { .. } = wants {
                 *headers = original;
