@@ -34,7 +34,7 @@ use tokio::time::timeout;
 use self::{
     request_head::parse,
     wording::{
-        bypass_reason_text, bypass_text, hit_text, lease_left_ms, miss_text, refused_text,
+        bypass_reason_text, bypass_text, hit_text, lease_left_ms, miss_text, push_text, refused_text,
         shadow_text, splitting_text, wait_text, write_text,
     },
 };
@@ -104,9 +104,10 @@ impl Admin {
         let asked = self.routes.job_at(request.uri().path()).map(|job| job.id());
         let id = asked.filter(|asked| asked.as_str() == first.as_str()).unwrap_or(first);
         headers::strip_listed(request.headers_mut(), self.cache.fingerprinter().covered_headers());
+        let mut waits = None;
         if let Route::Read(_) = route {
             let method = request.method().clone();
-            PushRequest::take(&self.status_config.push, &method, request.headers_mut());
+            waits = PushRequest::take(&self.status_config.push, &method, request.headers_mut());
         }
         self.check_job(&id, &request, &route)?;
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
@@ -130,6 +131,10 @@ impl Admin {
         };
         if head.trim_ascii().is_empty() {
             verdict = verdict.without_headers(&explained.history);
+        }
+        let is_served = matches!(verdict.outcome, "hit" | "miss");
+        if let Some(waits) = waits.filter(|_| is_served && !is_shadow) {
+            verdict.why.push_str(&push_text(&waits));
         }
         verdict.why.push_str(&splitting_text(&explained.marks.splitting_headers));
         Ok(json_reply(StatusCode::OK, &Explanation::of(&id, &request, form, &explained, verdict)))
