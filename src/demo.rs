@@ -227,7 +227,7 @@ fn configure(
         config.push.mode = PushMode::All;
         // The sample jobs start over when they are completed.
         config.push.final_states.values.clear();
-        // With places left for a user.
+        // Leaves places for a user.
         config.push.max_waiting = config.push.max_waiting.max(clients + SPARE_PLACES);
         let connections = &mut config.server.max_connections;
         *connections = (*connections).max(2 * (clients + SPARE_PLACES));

@@ -34,8 +34,8 @@ use tokio::time::timeout;
 use self::{
     request_head::parse,
     wording::{
-        bypass_reason_text, bypass_text, hit_text, lease_left_ms, miss_text, push_text, refused_text,
-        shadow_text, splitting_text, wait_text, write_text,
+        bypass_reason_text, bypass_text, hit_text, lease_left_ms, miss_text, push_text,
+        refused_text, shadow_text, splitting_text, wait_text, write_text,
     },
 };
 use super::{

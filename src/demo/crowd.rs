@@ -26,7 +26,7 @@ use tracing::debug;
 use super::{
     api::{self, SampleJobs},
     client::Client,
-    figures::{AnswerSource, Figures, Group, PollOutcome},
+    figures::{AnswerSource, DemoGroup, Figures, PollOutcome},
     seen_changes::SeenChanges,
     show::DemoSetup,
 };
@@ -165,7 +165,7 @@ impl Poller {
                 proxy: setup.proxy,
                 every: setup.every,
                 client: Client::new(setup.proxy),
-                changes: SeenChanges::new(Group::Polling, job, jobs, figures),
+                changes: SeenChanges::new(DemoGroup::Polling, job, jobs, figures),
                 jobs: Arc::clone(jobs),
                 figures: Arc::clone(figures),
             };

@@ -19,7 +19,7 @@ struct DemoCounts {
     /// By [`AnswerSource`].
     latencies: [Latencies; 2],
     streams: StreamTotals,
-    /// By [`Group`].
+    /// By [`DemoGroup`].
     changes: [Changes; 2],
 }
 
@@ -36,7 +36,7 @@ pub(super) struct StreamTotals {
 
 /// How clients learn of changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Group {
+pub(super) enum DemoGroup {
     Polling,
     Push,
 }
@@ -117,7 +117,7 @@ impl Figures {
     }
 
     /// Records how long after a change a client of this group has seen it.
-    pub(super) fn record_change(&self, group: Group, delay: Duration) {
+    pub(super) fn record_change(&self, group: DemoGroup, delay: Duration) {
         let changes = &mut self.lock().changes[group as usize];
         changes.count += 1;
         changes.delays.add(delay);
@@ -128,7 +128,7 @@ impl Figures {
     }
 
     /// The number of changes that clients of this group have seen, and the most recent delays.
-    pub(super) fn changes(&self, group: Group) -> (u64, Option<Quantiles>) {
+    pub(super) fn changes(&self, group: DemoGroup) -> (u64, Option<Quantiles>) {
         let counts = self.lock();
         let Changes { count, ref delays } = counts.changes[group as usize];
         let delays = delays.clone();

@@ -18,7 +18,7 @@ use super::{
     api::{self, SampleJobs},
     client::{Client, ClientError},
     crowd::JobStatus,
-    figures::{Figures, Group},
+    figures::{DemoGroup, Figures},
     seen_changes::SeenChanges,
     show::DemoSetup,
 };
@@ -55,7 +55,7 @@ impl Follower {
                 job,
                 proxy: setup.proxy,
                 floor: 0,
-                changes: SeenChanges::new(Group::Push, job, jobs, figures),
+                changes: SeenChanges::new(DemoGroup::Push, job, jobs, figures),
                 jobs: Arc::clone(jobs),
                 figures: Arc::clone(figures),
             };

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use super::{
     api::SampleJobs,
-    figures::{Figures, Group},
+    figures::{DemoGroup, Figures},
 };
 
 /// The versions that one client has seen.
 pub(super) struct SeenChanges {
-    group: Group,
+    group: DemoGroup,
     job: usize,
     last: Option<u64>,
     jobs: Arc<SampleJobs>,
@@ -18,7 +18,7 @@ pub(super) struct SeenChanges {
 
 impl SeenChanges {
     pub(super) fn new(
-        group: Group,
+        group: DemoGroup,
         job: usize,
         jobs: &Arc<SampleJobs>,
         figures: &Arc<Figures>,
@@ -44,10 +44,10 @@ mod tests {
     #[test]
     fn a_change_is_timed_once_and_only_while_the_job_still_has_that_version() {
         let (jobs, figures) = (Arc::new(SampleJobs::new(1)), Arc::new(Figures::default()));
-        let mut changes = SeenChanges::new(Group::Push, 0, &jobs, &figures);
+        let mut changes = SeenChanges::new(DemoGroup::Push, 0, &jobs, &figures);
         let mut see = |version| {
             changes.see(version);
-            figures.changes(Group::Push).0
+            figures.changes(DemoGroup::Push).0
         };
         assert_eq!(see(1), 0, "the first version");
         jobs.advance(0);
@@ -55,6 +55,6 @@ mod tests {
         jobs.advance(0);
         jobs.advance(0);
         assert_eq!((see(3), see(4), see(3)), (1, 2, 2));
-        assert_eq!(figures.changes(Group::Polling), (0, None));
+        assert_eq!(figures.changes(DemoGroup::Polling), (0, None));
     }
 }

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use super::{
     api::SampleJobs,
-    figures::{Figures, Group, Quantiles},
+    figures::{DemoGroup, Figures, Quantiles},
     show::DemoSetup,
 };
 
@@ -44,7 +44,7 @@ impl SideBySide {
 
     fn totals(&self) -> [GroupTotals; 2] {
         let (polls, streams) = (self.figures.totals(), self.figures.streams());
-        let (changes, delay) = self.figures.changes(Group::Polling);
+        let (changes, delay) = self.figures.changes(DemoGroup::Polling);
         let polling = GroupTotals {
             requests: polls.polls,
             reads: self.jobs.reads(0..self.jobs_each),
@@ -53,7 +53,7 @@ impl SideBySide {
             failed: polls.failed,
             stale: polls.stale,
         };
-        let (changes, delay) = self.figures.changes(Group::Push);
+        let (changes, delay) = self.figures.changes(DemoGroup::Push);
         let push = GroupTotals {
             requests: streams.requests,
             reads: self.jobs.reads(self.jobs_each..2 * self.jobs_each),

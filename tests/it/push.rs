@@ -172,7 +172,10 @@ async fn the_status_counts_who_waits_and_what_they_got() {
     let changed = async {
         waiting(&setup.sidecar, 2).await;
         let push = status().await["push"].take();
-        assert_eq!((push["mode"].as_str(), push["max_waiting"].as_u64()), (Some("all"), Some(5_000)));
+        assert_eq!(
+            (push["mode"].as_str(), push["max_waiting"].as_u64()),
+            (Some("all"), Some(5_000))
+        );
         for (name, count) in [("held_polls", 1), ("open_streams", 1), ("topics", 2)] {
             assert_eq!(push[name], count, "{name}: {push}");
         }
@@ -185,7 +188,11 @@ async fn the_status_counts_who_waits_and_what_they_got() {
     stream.next().await.expect("the new version");
     let push = status().await["push"].take();
     // The stream, its first version included, and the poll.
-    assert_eq!((push["delivered"].as_u64(), push["refused"].as_u64()), (Some(3), Some(0)), "{push}");
+    assert_eq!(
+        (push["delivered"].as_u64(), push["refused"].as_u64()),
+        (Some(3), Some(0)),
+        "{push}"
+    );
     assert_eq!(push["delivery_ms"]["samples"], 2, "{push}");
     assert!(push["delivery_ms"]["p99"].as_f64() > Some(0.0), "{push}");
     assert!(push["woken"].as_u64() >= Some(2), "{push}");
@@ -220,7 +227,10 @@ async fn an_explanation_says_that_a_client_would_wait() {
     let setup = setup().await;
     tag(&setup.sidecar, X).await;
     for (fields, words) in [
-        ("Prefer: wait=90\r\nIf-None-Match: \"x\"", "held until the job has another ETag than that, for at most 60 s"),
+        (
+            "Prefer: wait=90\r\nIf-None-Match: \"x\"",
+            "held until the job has another ETag than that, for at most 60 s",
+        ),
         ("Accept: text/event-stream", "would get a stream of events"),
     ] {
         let head = format!("GET {X} HTTP/1.1\r\nHost: h\r\n{fields}\r\n");
