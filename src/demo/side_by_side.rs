@@ -67,10 +67,10 @@ impl SideBySide {
 }
 
 /// The heading of [`SideBySide::line`].
-pub(super) const HEADING: &str = "\
-       --------- polling ----------   ----- push (streams) -------
- time   requests    reads     delay    requests    reads     delay
-";
+pub(super) const HEADING: &str = concat!(
+    "       --------- polling ----------  ------ push (streams) -------\n",
+    " time   requests    reads     delay   requests    reads     delay\n",
+);
 
 fn line(at: Duration, [polling, push]: &[GroupTotals; 2]) -> String {
     let seconds = at.as_secs();
@@ -91,9 +91,10 @@ fn line(at: Duration, [polling, push]: &[GroupTotals; 2]) -> String {
 
 fn summary(at: Duration, clients: u16, purges: u64, groups: &[GroupTotals; 2]) -> String {
     let at = humantime::format_duration(Duration::from_secs(at.as_secs()));
-    let mut text = format!("In {at}:          polling         push\n");
+    let mut text = format!("{:<16} {:>10}   {:>10}\n", format!("In {at}:"), "polling", "push");
     let mut row = |name: &str, [polling, push]: [String; 2], meaning: &str| {
-        let _ = writeln!(text, "  {name:<14} {polling:>10}   {push:>10}   {meaning}");
+        let line = format!("  {name:<14} {polling:>10}   {push:>10}   {meaning}");
+        let _ = writeln!(text, "{}", line.trim_end());
     };
     let counts = |count: fn(&GroupTotals) -> u64| groups.each_ref().map(|it| count(it).to_string());
     let times = |part: fn(Quantiles) -> Duration| groups.map(|it| time(it.delay.map(part)));

@@ -91,7 +91,7 @@ function showPush({ push, mode }) {
   ];
   byId('push-counts').replaceChildren(...rows.map(([name, value, tone]) => make('div', '', make('dt', '', name), make('dd', tone, value))));
   const room = push.refused ? ` Above push.max_waiting (${count(push.max_waiting)}) requests are answered as if push were off.` : '';
-  setText(byId('push-sub'), `Delivery is the time from the news about a job to its clients, in the last minute. ${plural(push.topics, 'job')} waited for, by caller; since the start ${plural(push.woken, 'read')} because of news and ${count(push.rechecks)} without.${room}`);
+  setText(byId('push-sub'), `Delivery is the time from the news about a job to its clients, in the last minute. Waited for: ${plural(push.topics, 'job')}, counted once a caller. Since the start ${plural(push.woken, 'read')} because of news and ${count(push.rechecks)} without.${room}`);
 }
 
 function sumReasons({ miss, pass }) {
