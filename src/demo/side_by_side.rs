@@ -91,7 +91,8 @@ fn line(at: Duration, [polling, push]: &[GroupTotals; 2]) -> String {
 
 fn summary(at: Duration, clients: u16, purges: u64, groups: &[GroupTotals; 2]) -> String {
     let at = humantime::format_duration(Duration::from_secs(at.as_secs()));
-    let mut text = format!("{:<16} {:>10}   {:>10}\n", format!("In {at}:"), "polling", "push");
+    let title = format!("In {at}:");
+    let mut text = format!("{title:<16} {:>10}   {:>10}\n", "polling", "push");
     let mut row = |name: &str, [polling, push]: [String; 2], meaning: &str| {
         let line = format!("  {name:<14} {polling:>10}   {push:>10}   {meaning}");
         let _ = writeln!(text, "{}", line.trim_end());
