@@ -63,12 +63,12 @@ async fn the_demo_spares_the_api_most_reads_and_shows_nothing_stale() {
     assert!(!output.contains('\x1b'), "escape sequences without a terminal:\n{output}");
 }
 
-/// Returns the figures of polling and push after `name` in the closing table, without units.
+/// Returns the figures of polling and push in this row of the closing table.
 #[track_caller]
 fn pair(output: &str, name: &str) -> [String; 2] {
-    let line = output.lines().filter_map(|line| line.trim().strip_prefix(name)).next_back();
+    let line = output.lines().map(str::trim).rfind(|line| line.starts_with(name));
     let line = line.unwrap_or_else(|| panic!("no {name} in\n{output}"));
-    [0..11, 11..24].map(|place| line.get(place).expect("a column").trim().to_owned())
+    [14..25, 25..38].map(|place| line.get(place).expect("a column").trim().to_owned())
 }
 
 #[tokio::test]
