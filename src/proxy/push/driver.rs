@@ -17,7 +17,6 @@ use crate::{
         AbandonReason, ChangeId, LeaderRead, Lookup, LookupRequest, NewsListener, entry::Entry,
         flight::Flight,
     },
-    limits::GaugeGuard,
     proxy::{answer::Verdict, lead::LeadTask, proxy_context::ProxyContext},
     semantics::policy::Bypass,
     store::Budget,
@@ -88,7 +87,6 @@ pub(super) struct Driver {
     /// When to read again, and the pause before that.
     retry: Option<(Instant, Duration)>,
     recheck_at: Instant,
-    _counted: GaugeGuard,
 }
 
 impl Driver {
@@ -102,7 +100,6 @@ impl Driver {
             news: context.cache.reader.listen(&name.0),
             recheck: lookup.clone().rechecking(),
             recheck_at: Instant::now() + context.push.config.recheck,
-            _counted: context.push.metrics.count_topic(),
             context,
             topic,
             name,

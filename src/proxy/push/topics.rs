@@ -112,7 +112,7 @@ impl Topics {
             topic.set_reader(reader);
             return Joined::Driven(Waiter::new(topic, permit));
         }
-        let topic = Arc::new(Topic::new(reader));
+        let topic = Arc::new(Topic::new(reader, self.metrics.count_topic()));
         topics.insert(name.clone(), Arc::clone(&topic));
         Joined::New(Waiter::new(&topic, permit), topic)
     }
