@@ -29,9 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     api::SampleJobs,
-    crowd::{Poller, PurgeClient},
+    crowd::PurgeClient,
     figures::Figures,
-    follower::Follower,
     show::{DemoSetup, Show},
 };
 use crate::{
@@ -116,8 +115,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
     let admin = BoundSocket::bind(args.admin, ADMIN).await?;
     let api = BoundSocket::bind(Some((Ipv4Addr::LOCALHOST, 0).into()), LISTEN).await?;
     let config = configure(&args, &proxy, &admin, &api)?;
-    let groups = if args.push { 2 } else { 1 };
-    let jobs = Arc::new(SampleJobs::new(groups * JOBS));
+    let jobs = Arc::new(SampleJobs::new(if args.push { 2 * JOBS } else { JOBS }));
     let figures = Arc::new(Figures::default());
     let setup = setup(&args, &config, &proxy, &admin, &api);
     let store = config.store.url.clone();
@@ -136,10 +134,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
         }
         show.open().map_err(DemoError::Output)?;
         crowd::start_pipeline(&mut crowd, &jobs, &figures, &webhook).await;
-        Poller::start(&mut crowd, &setup, &jobs, &figures);
-        if setup.has_push {
-            Follower::start(&mut crowd, &setup, &jobs, &figures);
-        }
+        crowd::start_frontends(&mut crowd, &setup, &jobs, &figures);
         show.follow().await.map_err(DemoError::Output)
     };
     let result = tokio::select! {

@@ -104,11 +104,7 @@ impl Admin {
         let asked = self.routes.job_at(request.uri().path()).map(|job| job.id());
         let id = asked.filter(|asked| asked.as_str() == first.as_str()).unwrap_or(first);
         headers::strip_listed(request.headers_mut(), self.cache.fingerprinter().covered_headers());
-        let mut waits = None;
-        if let Route::Read(_) = route {
-            let method = request.method().clone();
-            waits = PushRequest::take(&self.status_config.push, &method, request.headers_mut());
-        }
+        let waits = self.take_push(&mut request, &route);
         self.check_job(&id, &request, &route)?;
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
         // The variant of an entry says nothing about the values of unknown headers.
@@ -132,12 +128,18 @@ impl Admin {
         if head.trim_ascii().is_empty() {
             verdict = verdict.without_headers(&explained.history);
         }
-        let is_served = matches!(verdict.outcome, "hit" | "miss");
-        if let Some(waits) = waits.filter(|_| is_served && !is_shadow) {
-            verdict.why.push_str(&push_text(&waits));
-        }
+        verdict.why.push_str(&push_text(verdict.outcome, waits));
         verdict.why.push_str(&splitting_text(&explained.marks.splitting_headers));
         Ok(json_reply(StatusCode::OK, &Explanation::of(&id, &request, form, &explained, verdict)))
+    }
+
+    /// Makes an ordinary read of one that asks for push, and returns what it asks for. Only the mode
+    /// `on` answers that.
+    fn take_push(&self, request: &mut Request<()>, route: &Route) -> Option<PushRequest> {
+        let Route::Read(_) = route else { return None };
+        let (method, config) = (request.method().clone(), &self.status_config);
+        let waits = PushRequest::take(&config.push, &method, request.headers_mut());
+        waits.filter(|_| config.cache == CacheMode::On)
     }
 
     /// Parses an id in the canonical spelling, under which reads are cached.

@@ -35,6 +35,7 @@ use crate::{
     observe::metrics::{Counters, RecentTimes},
     proxy::metrics::{PushMetrics, RequestTotals},
     store::{NodeStatus, Store},
+    upstream::metrics::UpstreamMetrics,
 };
 
 /// Number of busiest jobs in `/status`.
@@ -126,13 +127,7 @@ pub(super) fn status(cache: &Cache, state: &AdminState, mode: &StatusConfig) -> 
         "silent_changes": silent_changes(cache),
         "aside": aside(cache),
         "store": store(cache),
-        "upstream": {
-            "up": upstream.up.get() == 1,
-            "in_use": upstream.connections.in_use.get(),
-            "streams": upstream.connections.streams.get(),
-            "waiting": upstream.connections.waiting.get(),
-            "idle": upstream.connections.idle.get(),
-        },
+        "upstream": upstream_use(upstream),
         "near": {
             "entries": near.entries.get(),
             "bytes": near.bytes.get(),
@@ -146,6 +141,17 @@ pub(super) fn status(cache: &Cache, state: &AdminState, mode: &StatusConfig) -> 
 fn latencies(recent: &Recent) -> Value {
     let [hit, miss, upstream, store] = recent.times.each_ref().map(|times| latency(times));
     json!({ "hit": hit, "miss": miss, "upstream": upstream, "store": store })
+}
+
+fn upstream_use(upstream: &UpstreamMetrics) -> Value {
+    let UpstreamMetrics { up, connections, .. } = upstream;
+    json!({
+        "up": up.get() == 1,
+        "in_use": connections.in_use.get(),
+        "streams": connections.streams.get(),
+        "waiting": connections.waiting.get(),
+        "idle": connections.idle.get(),
+    })
 }
 
 fn store(cache: &Cache) -> Value {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, StatusCode, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
+use serde::Deserialize;
 use tokio::{
     net::TcpStream,
     time::{error::Elapsed, timeout},
@@ -77,4 +78,10 @@ impl Client {
         tokio::spawn(connection);
         Ok(sender)
     }
+}
+
+/// The part of an answer that a frontend reads.
+#[derive(Deserialize)]
+pub(super) struct JobStatus {
+    pub(super) version: u64,
 }

@@ -15,7 +15,6 @@ use hyper::{
         header::{ACCEPT, AUTHORIZATION, CACHE_STATUS, CONTENT_TYPE, HOST},
     },
 };
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{
     task::JoinSet,
@@ -25,8 +24,9 @@ use tracing::debug;
 
 use super::{
     api::{self, SampleJobs},
-    client::Client,
+    client::{Client, JobStatus},
     figures::{AnswerSource, DemoGroup, Figures, PollOutcome},
+    follower::Follower,
     seen_changes::SeenChanges,
     show::DemoSetup,
 };
@@ -130,11 +130,24 @@ pub(super) async fn is_store_up(setup: &DemoSetup) -> bool {
     false
 }
 
+/// Starts the frontends.
+pub(super) fn start_frontends(
+    crowd: &mut JoinSet<()>,
+    setup: &DemoSetup,
+    jobs: &Arc<SampleJobs>,
+    figures: &Arc<Figures>,
+) {
+    Poller::start(crowd, setup, jobs, figures);
+    if setup.has_push {
+        Follower::start(crowd, setup, jobs, figures);
+    }
+}
+
 /// Largest random change of the polling interval, as a fraction of it.
 const JITTER: f64 = 0.1;
 
 /// One simulated frontend.
-pub(super) struct Poller {
+struct Poller {
     job: usize,
     proxy: SocketAddr,
     every: Duration,
@@ -144,15 +157,9 @@ pub(super) struct Poller {
     figures: Arc<Figures>,
 }
 
-/// The part of an answer that a frontend reads.
-#[derive(Deserialize)]
-pub(super) struct JobStatus {
-    pub(super) version: u64,
-}
-
 impl Poller {
     /// Starts the crowd, spread over the jobs and over the first interval.
-    pub(super) fn start(
+    fn start(
         crowd: &mut JoinSet<()>,
         setup: &DemoSetup,
         jobs: &Arc<SampleJobs>,

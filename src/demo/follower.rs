@@ -16,8 +16,7 @@ use tracing::debug;
 
 use super::{
     api::{self, SampleJobs},
-    client::{Client, ClientError},
-    crowd::JobStatus,
+    client::{Client, ClientError, JobStatus},
     figures::{DemoGroup, Figures},
     seen_changes::SeenChanges,
     show::DemoSetup,

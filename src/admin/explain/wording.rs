@@ -88,15 +88,17 @@ fn rejected_text(why: Reject) -> &'static str {
     }
 }
 
-/// The addition for a client that asks to wait for the next version.
-pub(super) fn push_text(waits: &PushRequest) -> String {
-    match waits {
-        PushRequest::Poll { wait } => format!(
+/// The addition for a client that asks to wait for the next version; empty for any other, and if the
+/// read bypasses the cache.
+pub(super) fn push_text(outcome: &str, waits: Option<PushRequest>) -> String {
+    match waits.filter(|_| ["hit", "miss"].contains(&outcome)) {
+        None => String::new(),
+        Some(PushRequest::Poll { wait }) => format!(
             "; it has If-None-Match and Prefer: wait, so it would be held until the job has another \
              ETag than that, for at most {} s",
             wait.as_secs()
         ),
-        PushRequest::Stream { .. } => {
+        Some(PushRequest::Stream { .. }) => {
             "; it accepts text/event-stream, so it would get a stream of events with this version and \
              each later one"
                 .to_owned()
