@@ -1,16 +1,20 @@
 //! `jobcache demo`: shows what jobcache does, in one terminal and without any set-up.
 //!
 //! The demo starts a sample jobs API (`api`) with a pipeline behind it, a real sidecar in front
-//! of it ([`crate::run`]), and a crowd (`crowd`): pollers that poll the sidecar, and the pipeline. All
-//! output (`show`) is measured live (`figures`): the polls, the reads that still reached the API,
+//! of it ([`crate::run`]), and a crowd (`crowd`): pollers that poll the sidecar, and the pipeline. With
+//! `--push` as many clients keep streams of events open (`follower`), for comparison. All output (`show`) is measured live (`figures`): the polls, the reads that still reached the API,
 //! and whether any answer was older than the last acknowledged purge.
 //!
 //! The demo is not a benchmark: pollers, sidecar and API share one process and its cores.
 
 mod api;
+mod client;
 mod crowd;
 mod figures;
+mod follower;
+mod seen_changes;
 mod show;
+mod side_by_side;
 
 use std::{
     env, io,
@@ -25,13 +29,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     api::SampleJobs,
-    crowd::{Poller, PurgeClient},
+    crowd::PurgeClient,
     figures::Figures,
     show::{DemoSetup, Show},
 };
 use crate::{
     Listeners, RunError,
-    config::{Config, Flags, InvalidConfig, RawValue, StoreUrl},
+    config::{Config, Flags, InvalidConfig, PushMode, RawValue, StoreUrl},
     observe::metrics::Registry,
     server::{Server, ServerMetrics},
 };
@@ -41,6 +45,8 @@ const JOBS: usize = 20;
 /// Default addresses for clients and operators, the same as those of a real sidecar.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
+/// Connections, and places among the waiters of push, that the crowd leaves free.
+const SPARE_PLACES: usize = 100;
 /// Shortest polling interval of one poller.
 const MIN_EVERY: Duration = Duration::from_millis(10);
 /// Prefix of the variables that hold the webhook secret. The demo reads no other setting from the
@@ -59,6 +65,9 @@ pub struct Args {
     /// How often each frontend polls
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = every)]
     pub every: Duration,
+    /// Compare with as many frontends that keep a stream of events open instead of polling
+    #[arg(long)]
+    pub push: bool,
     /// Time after which the demo ends, such as 5m [default: until Ctrl-C]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub duration: Option<Duration>,
@@ -106,7 +115,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
     let admin = BoundSocket::bind(args.admin, ADMIN).await?;
     let api = BoundSocket::bind(Some((Ipv4Addr::LOCALHOST, 0).into()), LISTEN).await?;
     let config = configure(&args, &proxy, &admin, &api)?;
-    let jobs = Arc::new(SampleJobs::new(JOBS));
+    let jobs = Arc::new(SampleJobs::new(if args.push { 2 * JOBS } else { JOBS }));
     let figures = Arc::new(Figures::default());
     let setup = setup(&args, &config, &proxy, &admin, &api);
     let store = config.store.url.clone();
@@ -125,7 +134,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), D
         }
         show.open().map_err(DemoError::Output)?;
         crowd::start_pipeline(&mut crowd, &jobs, &figures, &webhook).await;
-        Poller::start(&mut crowd, &setup, &jobs, &figures);
+        crowd::start_frontends(&mut crowd, &setup, &jobs, &figures);
         show.follow().await.map_err(DemoError::Output)
     };
     let result = tokio::select! {
@@ -182,6 +191,7 @@ fn setup(
         admin: admin.reachable(),
         moved: [proxy, admin].into_iter().filter_map(BoundSocket::moved).collect(),
         jobs: JOBS,
+        has_push: args.push,
         redis: (config.store.url != StoreUrl::Memory).then(|| args.redis_url.clone()),
         needs_secret: !config.webhook.secrets.is_empty(),
         pollers: args.pollers,
@@ -206,7 +216,18 @@ fn configure(
     let secret = env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| name.starts_with(SECRET_PREFIX));
-    Ok(Config::load(Flags { config: None, values }, secret)?.config)
+    let mut config = Config::load(Flags { config: None, values }, secret)?.config;
+    if args.push {
+        let clients = usize::from(args.pollers);
+        config.push.mode = PushMode::All;
+        // The sample jobs start over when they are completed.
+        config.push.final_states.values.clear();
+        // Leaves places for a user.
+        config.push.max_waiting = config.push.max_waiting.max(clients + SPARE_PLACES);
+        let connections = &mut config.server.max_connections;
+        *connections = (*connections).max(2 * (clients + SPARE_PLACES));
+    }
+    Ok(config)
 }
 
 /// A bound socket.

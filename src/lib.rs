@@ -68,7 +68,7 @@ use crate::{
         admin_state::{AdminMetrics, StatusSources},
     },
     cache::Cache,
-    config::{Config, LoadedConfig},
+    config::{Config, LoadedConfig, PushMode},
     observe::{events::Events, metrics::Registry},
     proxy::Proxy,
     reload::{ConfigGeneration, Current, Reloads},
@@ -218,6 +218,7 @@ impl Serving {
             upstream = config.upstream.url,
             store = %config.store.url,
             routes = config.api.routes().iter().map(|route| &*route.path).collect::<Vec<_>>().join(" "),
+            push = (config.push.mode != PushMode::Off).then(|| config.push.mode.as_str()),
             "listening"
         );
         let interval = config.tls_renew_interval;

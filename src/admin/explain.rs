@@ -34,8 +34,8 @@ use tokio::time::timeout;
 use self::{
     request_head::parse,
     wording::{
-        bypass_reason_text, bypass_text, hit_text, lease_left_ms, miss_text, refused_text,
-        shadow_text, splitting_text, wait_text, write_text,
+        bypass_reason_text, bypass_text, hit_text, lease_left_ms, miss_text, push_text,
+        refused_text, shadow_text, splitting_text, wait_text, write_text,
     },
 };
 use super::{
@@ -104,10 +104,7 @@ impl Admin {
         let asked = self.routes.job_at(request.uri().path()).map(|job| job.id());
         let id = asked.filter(|asked| asked.as_str() == first.as_str()).unwrap_or(first);
         headers::strip_listed(request.headers_mut(), self.cache.fingerprinter().covered_headers());
-        if let Route::Read(_) = route {
-            let method = request.method().clone();
-            PushRequest::take(&self.status_config.push, &method, request.headers_mut());
-        }
+        let waits = self.take_push(&mut request, &route);
         self.check_job(&id, &request, &route)?;
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
         // The variant of an entry says nothing about the values of unknown headers.
@@ -131,8 +128,18 @@ impl Admin {
         if head.trim_ascii().is_empty() {
             verdict = verdict.without_headers(&explained.history);
         }
+        verdict.why.push_str(&push_text(verdict.outcome, waits));
         verdict.why.push_str(&splitting_text(&explained.marks.splitting_headers));
         Ok(json_reply(StatusCode::OK, &Explanation::of(&id, &request, form, &explained, verdict)))
+    }
+
+    /// Makes an ordinary read of one that asks for push, and returns what it asks for. Only the mode
+    /// `on` answers that.
+    fn take_push(&self, request: &mut Request<()>, route: &Route) -> Option<PushRequest> {
+        let Route::Read(_) = route else { return None };
+        let (method, config) = (request.method().clone(), &self.status_config);
+        let waits = PushRequest::take(&config.push, &method, request.headers_mut());
+        waits.filter(|_| config.cache == CacheMode::On)
     }
 
     /// Parses an id in the canonical spelling, under which reads are cached.

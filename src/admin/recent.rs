@@ -115,6 +115,7 @@ impl Recent {
             self.sample();
             if tick % ROTATE_AFTER == 0 {
                 self.times.iter().for_each(|times| times.rotate());
+                self.proxy.push.recent.rotate();
             }
         }
     }

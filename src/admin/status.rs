@@ -33,8 +33,9 @@ use crate::{
     config::{self, Config, StoreUrl},
     limits::Limit,
     observe::metrics::{Counters, RecentTimes},
-    proxy::metrics::RequestTotals,
+    proxy::metrics::{PushMetrics, RequestTotals},
     store::{NodeStatus, Store},
+    upstream::metrics::UpstreamMetrics,
 };
 
 /// Number of busiest jobs in `/status`.
@@ -47,6 +48,9 @@ const WINDOWS_S: [(&str, usize); 2] = [("last_minute", 60), ("last_10_minutes", 
 /// Reads the current use of a limit.
 type ReadUse = fn(&StatusSources, &Cache) -> i64;
 
+/// Each limit with its value and its current use.
+type LimitUses = [(Limit, usize, ReadUse); 9];
+
 /// The part of the configuration that `/status` shows.
 #[derive(Clone, Debug)]
 pub(super) struct StatusConfig {
@@ -55,15 +59,13 @@ pub(super) struct StatusConfig {
     store: &'static str,
     near: &'static str,
     credentials: &'static str,
-    /// Each limit with its value and its current use.
-    limits: [(Limit, usize, ReadUse); 8],
+    limits: LimitUses,
     near_bytes: usize,
     routes: Arc<[String]>,
 }
 
 impl StatusConfig {
     pub(super) fn of(config: &Config) -> Self {
-        let (server, upstream) = (&config.server, &config.upstream);
         Self {
             cache: config.cache.mode,
             push: config.push.clone(),
@@ -74,32 +76,29 @@ impl StatusConfig {
             },
             near: config.cache.near.mode.as_str(),
             credentials: config.cache.credentials.mode.as_str(),
-            limits: [
-                (Limit::Connections, server.max_connections, |s, _| s.connections.get()),
-                (Limit::Requests, server.max_requests, |s, _| s.proxy.in_flight.get()),
-                (Limit::Flights, config.cache.limits.max_flights, |_, cache| {
-                    cache.metrics().flights.get()
-                }),
-                (Limit::Captured, config.cache.limits.max_captured, |_, cache| {
-                    cache.metrics().captured.get()
-                }),
-                (Limit::Inspected, config.cache.limits.max_inspected, |s, _| {
-                    s.proxy.inspected.get()
-                }),
-                (Limit::UpstreamConnections, upstream.max_connections, |s, _| {
-                    s.upstream.connections.in_use.get()
-                }),
-                (Limit::UpstreamStreams, upstream.max_streams, |s, _| {
-                    s.upstream.connections.streams.get()
-                }),
-                (Limit::UpstreamWaiting, upstream.max_waiting, |s, _| {
-                    s.upstream.connections.waiting.get()
-                }),
-            ],
+            limits: limit_uses(config),
             near_bytes: config.cache.near.max_bytes,
             routes: config.api.routes().into_iter().map(|route| route.path).collect(),
         }
     }
+}
+
+fn limit_uses(config: &Config) -> LimitUses {
+    let Config { server, upstream, push, .. } = config;
+    let cache = &config.cache.limits;
+    [
+        (Limit::Connections, server.max_connections, |s, _| s.connections.get()),
+        (Limit::Requests, server.max_requests, |s, _| s.proxy.in_flight.get()),
+        (Limit::Waiting, push.max_waiting, |s, _| s.proxy.push.waiting.get()),
+        (Limit::Flights, cache.max_flights, |_, cache| cache.metrics().flights.get()),
+        (Limit::Captured, cache.max_captured, |_, cache| cache.metrics().captured.get()),
+        (Limit::Inspected, cache.max_inspected, |s, _| s.proxy.inspected.get()),
+        (Limit::UpstreamConnections, upstream.max_connections, |s, _| {
+            s.upstream.connections.in_use.get()
+        }),
+        (Limit::UpstreamStreams, upstream.max_streams, |s, _| s.upstream.connections.streams.get()),
+        (Limit::UpstreamWaiting, upstream.max_waiting, |s, _| s.upstream.connections.waiting.get()),
+    ]
 }
 
 /// The body of `/status`.
@@ -124,16 +123,11 @@ pub(super) fn status(cache: &Cache, state: &AdminState, mode: &StatusConfig) -> 
         "shadow": comparison_counts(&proxy.comparisons.shadow),
         "verify": comparison_counts(&proxy.comparisons.verify),
         "latency_ms": latencies(recent),
+        "push": push(&proxy.push, &mode.push),
         "silent_changes": silent_changes(cache),
         "aside": aside(cache),
         "store": store(cache),
-        "upstream": {
-            "up": upstream.up.get() == 1,
-            "in_use": upstream.connections.in_use.get(),
-            "streams": upstream.connections.streams.get(),
-            "waiting": upstream.connections.waiting.get(),
-            "idle": upstream.connections.idle.get(),
-        },
+        "upstream": upstream_use(upstream),
         "near": {
             "entries": near.entries.get(),
             "bytes": near.bytes.get(),
@@ -147,6 +141,17 @@ pub(super) fn status(cache: &Cache, state: &AdminState, mode: &StatusConfig) -> 
 fn latencies(recent: &Recent) -> Value {
     let [hit, miss, upstream, store] = recent.times.each_ref().map(|times| latency(times));
     json!({ "hit": hit, "miss": miss, "upstream": upstream, "store": store })
+}
+
+fn upstream_use(upstream: &UpstreamMetrics) -> Value {
+    let UpstreamMetrics { up, connections, .. } = upstream;
+    json!({
+        "up": up.get() == 1,
+        "in_use": connections.in_use.get(),
+        "streams": connections.streams.get(),
+        "waiting": connections.waiting.get(),
+        "idle": connections.idle.get(),
+    })
 }
 
 fn store(cache: &Cache) -> Value {
@@ -168,6 +173,22 @@ fn store(cache: &Cache) -> Value {
             "sibling_invalidations": journal.sibling_invalidations,
         })),
         "nodes": nodes(store),
+    })
+}
+
+/// Clients that wait, and the news that they got.
+fn push(metrics: &PushMetrics, config: &config::PushConfig) -> Value {
+    json!({
+        "mode": config.mode.as_str(),
+        "held_polls": metrics.held_polls.get(),
+        "open_streams": metrics.open_streams.get(),
+        "topics": metrics.topics.get(),
+        "delivered": metrics.delivered(),
+        "delivery_ms": latency(&metrics.recent),
+        "woken": metrics.woken.get(),
+        "rechecks": metrics.rechecks.get(),
+        "refused": metrics.refused.get(),
+        "max_waiting": config.max_waiting,
     })
 }
 
@@ -271,9 +292,11 @@ fn millis(took: Duration) -> f64 {
     f64::from(u32::try_from(took.as_micros()).unwrap_or(u32::MAX)) / 1e3
 }
 
-/// The use of each limit, by the name of its setting.
+/// The use of each limit, by the name of its setting. Those of push are left out while it is off.
 fn limits(cache: &Cache, state: &AdminState, mode: &StatusConfig) -> Value {
-    let limits = mode.limits.iter().map(|&(limit, max, used)| {
+    let is_on = mode.push.mode != config::PushMode::Off;
+    let limits = mode.limits.iter().filter(|(limit, ..)| is_on || *limit != Limit::Waiting);
+    let limits = limits.map(|&(limit, max, used)| {
         let met = state.metrics.limits.counter(limit).get();
         let used = used(&state.status, cache);
         let usage = json!({ "used": used, "limit": max, "times_met": met });

@@ -4,11 +4,12 @@
 //! Each change increments the job's `version`, by which the pollers recognise an outdated answer.
 
 use std::{
+    ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -39,11 +40,12 @@ const ID_PREFIX: &str = "demo-";
 /// The jobs table.
 pub(super) struct SampleJobs {
     jobs: Vec<Job>,
-    reads: AtomicU64,
 }
 
 struct Job {
     row: Mutex<Row>,
+    /// Queries that GETs have caused.
+    reads: AtomicU64,
     /// Version of the last change with an acknowledged purge.
     acknowledged: AtomicU64,
 }
@@ -53,16 +55,18 @@ struct Row {
     stage: usize,
     version: u64,
     updated_at: SystemTime,
+    changed_at: Instant,
 }
 
 impl SampleJobs {
     /// Creates `count` jobs in different stages.
     pub(super) fn new(count: usize) -> Self {
         let job = |n: usize| Job {
-            row: Mutex::new(Row { stage: n % STAGES.len(), version: 1, updated_at: clock::now() }),
+            row: Mutex::new(Row::new(n % STAGES.len())),
+            reads: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
         };
-        Self { jobs: (0..count).map(job).collect(), reads: AtomicU64::new(0) }
+        Self { jobs: (0..count).map(job).collect() }
     }
 
     /// Number of jobs.
@@ -70,9 +74,15 @@ impl SampleJobs {
         self.jobs.len()
     }
 
-    /// Number of queries that GETs have caused so far.
-    pub(super) fn reads(&self) -> u64 {
-        self.reads.load(Ordering::Relaxed)
+    /// Number of queries that GETs of these jobs have caused so far.
+    pub(super) fn reads(&self, jobs: Range<usize>) -> u64 {
+        self.jobs[jobs].iter().map(|job| job.reads.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Time since a job has changed to this version; `None` if it has another one by now.
+    pub(super) fn age(&self, job: usize, version: u64) -> Option<Duration> {
+        let row = *self.row(job);
+        (row.version == version).then(|| row.changed_at.elapsed())
     }
 
     /// Moves a job to its next stage, and from the last to the first. Returns the new version.
@@ -100,7 +110,7 @@ impl SampleJobs {
         };
         match (request.method(), action) {
             (&Method::GET | &Method::HEAD, "") => {
-                self.reads.fetch_add(1, Ordering::Relaxed);
+                self.jobs[job].reads.fetch_add(1, Ordering::Relaxed);
                 // A query sees the row as it was when it began. A change and its purge may overtake
                 // the answer; a cache must handle that.
                 let row = *self.row(job);
@@ -129,6 +139,7 @@ impl SampleJobs {
         row.stage = next(row.stage);
         row.version += 1;
         row.updated_at = clock::now();
+        row.changed_at = Instant::now();
         *row
     }
 
@@ -138,6 +149,10 @@ impl SampleJobs {
 }
 
 impl Row {
+    fn new(stage: usize) -> Self {
+        Self { stage, version: 1, updated_at: clock::now(), changed_at: Instant::now() }
+    }
+
     fn to_json(self, job: usize) -> Value {
         let (status, progress) = STAGES[self.stage];
         json!({

@@ -4,91 +4,33 @@
 //! The pipeline changes a job directly in the database, where the sidecar does not see it, and then
 //! calls the purge webhook until that answers 200.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use hyper::{
     Request, Response, StatusCode,
-    client::conn::http1,
     http::{
         HeaderMap, HeaderValue,
         header::{ACCEPT, AUTHORIZATION, CACHE_STATUS, CONTENT_TYPE, HOST},
     },
 };
-use hyper_util::rt::TokioIo;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{
-    net::TcpStream,
     task::JoinSet,
-    time::{Instant, error::Elapsed, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until},
 };
 use tracing::debug;
 
 use super::{
     api::{self, SampleJobs},
-    figures::{AnswerSource, Figures, PollOutcome},
+    client::{Client, JobStatus},
+    figures::{AnswerSource, DemoGroup, Figures, PollOutcome},
+    follower::Follower,
+    seen_changes::SeenChanges,
     show::DemoSetup,
 };
 use crate::config::Secret;
-
-/// Time limit from connecting to the last byte of the answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A client of one server.
-struct Client {
-    address: SocketAddr,
-    sender: Option<http1::SendRequest<Full<Bytes>>>,
-}
-
-/// Reason why there was no answer.
-#[derive(Debug, thiserror::Error)]
-enum ClientError {
-    #[error("cannot connect: {0}")]
-    Connect(#[from] io::Error),
-    #[error("the exchange failed: {0}")]
-    Http(#[from] hyper::Error),
-    #[error("no answer within {ANSWER_TIMEOUT:?}")]
-    Timeout(#[from] Elapsed),
-}
-
-type Answer = Result<Response<Bytes>, ClientError>;
-
-impl Client {
-    fn new(address: SocketAddr) -> Self {
-        Self { address, sender: None }
-    }
-
-    /// Sends a request and reads the whole answer. Opens a new connection if the last one is
-    /// closed.
-    async fn send(&mut self, request: Request<Full<Bytes>>) -> Answer {
-        timeout(ANSWER_TIMEOUT, self.exchange(request)).await?
-    }
-
-    /// Keeps the connection only after a complete answer: a broken connection, or one with an
-    /// unread answer, cannot be used again.
-    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Answer {
-        let mut sender = match self.sender.take() {
-            Some(sender) if !sender.is_closed() => sender,
-            _ => self.connect().await?,
-        };
-        sender.ready().await?;
-        let (head, body) = sender.send_request(request).await?.into_parts();
-        let body = body.collect().await?.to_bytes();
-        self.sender = Some(sender);
-        Ok(Response::from_parts(head, body))
-    }
-
-    async fn connect(&self) -> Result<http1::SendRequest<Full<Bytes>>, ClientError> {
-        let stream = TcpStream::connect(self.address).await?;
-        stream.set_nodelay(true)?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // Ends when the sender is dropped. The sender reports its errors.
-        tokio::spawn(connection);
-        Ok(sender)
-    }
-}
 
 /// Shortest and longest time that a job stays in one stage, in seconds.
 const STAGE_SECONDS: (f64, f64) = (10.0, 30.0);
@@ -188,39 +130,49 @@ pub(super) async fn is_store_up(setup: &DemoSetup) -> bool {
     false
 }
 
+/// Starts the frontends.
+pub(super) fn start_frontends(
+    crowd: &mut JoinSet<()>,
+    setup: &DemoSetup,
+    jobs: &Arc<SampleJobs>,
+    figures: &Arc<Figures>,
+) {
+    Poller::start(crowd, setup, jobs, figures);
+    if setup.has_push {
+        Follower::start(crowd, setup, jobs, figures);
+    }
+}
+
 /// Largest random change of the polling interval, as a fraction of it.
 const JITTER: f64 = 0.1;
 
 /// One simulated frontend.
-pub(super) struct Poller {
+struct Poller {
     job: usize,
     proxy: SocketAddr,
     every: Duration,
     client: Client,
+    changes: SeenChanges,
     jobs: Arc<SampleJobs>,
     figures: Arc<Figures>,
 }
 
-/// The part of an answer that a frontend reads.
-#[derive(Deserialize)]
-struct PolledJob {
-    version: u64,
-}
-
 impl Poller {
     /// Starts the crowd, spread over the jobs and over the first interval.
-    pub(super) fn start(
+    fn start(
         crowd: &mut JoinSet<()>,
         setup: &DemoSetup,
         jobs: &Arc<SampleJobs>,
         figures: &Arc<Figures>,
     ) {
         for n in 0..usize::from(setup.pollers) {
+            let job = n % setup.jobs;
             let poller = Self {
-                job: n % jobs.count(),
+                job,
                 proxy: setup.proxy,
                 every: setup.every,
                 client: Client::new(setup.proxy),
+                changes: SeenChanges::new(DemoGroup::Polling, job, jobs, figures),
                 jobs: Arc::clone(jobs),
                 figures: Arc::clone(figures),
             };
@@ -235,6 +187,9 @@ impl Poller {
             let next = Instant::now() + self.every.mul_f64(jitter);
             let poll = self.poll().await;
             self.figures.record_poll(poll);
+            if let PollOutcome::Answered { version, .. } = poll {
+                self.changes.see(version);
+            }
             sleep_until(next).await;
         }
     }
@@ -262,10 +217,10 @@ fn classify_answer(response: &Response<Bytes>, acknowledged: u64, took: Duration
     if response.status() != StatusCode::OK {
         return PollOutcome::Failed;
     }
-    match serde_json::from_slice::<PolledJob>(response.body()) {
-        Ok(PolledJob { version }) => {
+    match serde_json::from_slice::<JobStatus>(response.body()) {
+        Ok(JobStatus { version }) => {
             let source = source(response.headers());
-            PollOutcome::Answered { source, took, stale: version < acknowledged }
+            PollOutcome::Answered { source, took, version, stale: version < acknowledged }
         }
         Err(_) => PollOutcome::Failed,
     }
@@ -294,16 +249,21 @@ mod tests {
 
     #[test]
     fn an_answer_older_than_an_acknowledged_purge_is_stale() {
-        let poll = |source, stale| PollOutcome::Answered { source, took: Duration::ZERO, stale };
+        let poll = |source, version, stale| PollOutcome::Answered {
+            source,
+            took: Duration::ZERO,
+            version,
+            stale,
+        };
         let ok = StatusCode::OK;
         let cache = "jobcache; hit; ttl=213";
-        check(ok, cache, r#"{"id":"demo-1","version":5}"#, &poll(AnswerSource::Cache, false));
-        check(ok, cache, r#"{"id":"demo-1","version":4}"#, &poll(AnswerSource::Cache, true));
+        check(ok, cache, r#"{"id":"demo-1","version":5}"#, &poll(AnswerSource::Cache, 5, false));
+        check(ok, cache, r#"{"id":"demo-1","version":4}"#, &poll(AnswerSource::Cache, 4, true));
         check(
             ok,
             "jobcache; fwd=miss; stored",
             r#"{"version":6}"#,
-            &poll(AnswerSource::Upstream, false),
+            &poll(AnswerSource::Upstream, 6, false),
         );
         check(ok, cache, "not JSON", &PollOutcome::Failed);
         check(StatusCode::BAD_GATEWAY, "", r#"{"version":6}"#, &PollOutcome::Failed);

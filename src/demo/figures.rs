@@ -18,6 +18,34 @@ struct DemoCounts {
     totals: DemoTotals,
     /// By [`AnswerSource`].
     latencies: [Latencies; 2],
+    streams: StreamTotals,
+    /// By [`DemoGroup`].
+    changes: [Changes; 2],
+}
+
+/// Totals of the streams since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct StreamTotals {
+    /// Requests for a stream.
+    pub(super) requests: u64,
+    /// Streams that were refused or broke off, and events without a job.
+    pub(super) failed: u64,
+    /// Events older than an earlier one, or than a purge that was acknowledged before the request.
+    pub(super) stale: u64,
+}
+
+/// How clients learn of changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DemoGroup {
+    Polling,
+    Push,
+}
+
+/// The changes that a group of clients has seen.
+#[derive(Default)]
+struct Changes {
+    count: u64,
+    delays: Latencies,
 }
 
 /// Totals since the start.
@@ -41,7 +69,7 @@ pub(super) struct DemoTotals {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PollOutcome {
     /// A status of the job.
-    Answered { source: AnswerSource, took: Duration, stale: bool },
+    Answered { source: AnswerSource, took: Duration, version: u64, stale: bool },
     /// Any other answer, or none.
     Failed,
 }
@@ -67,13 +95,45 @@ impl Figures {
     pub(super) fn record_poll(&self, poll: PollOutcome) {
         let mut counts = self.lock();
         counts.totals.polls += 1;
-        let PollOutcome::Answered { source, took, stale } = poll else {
+        let PollOutcome::Answered { source, took, stale, .. } = poll else {
             counts.totals.failed += 1;
             return;
         };
         counts.totals.stale += u64::from(stale);
         counts.totals.hits += u64::from(source == AnswerSource::Cache);
         counts.latencies[source as usize].add(took);
+    }
+
+    pub(super) fn stream_requested(&self) {
+        self.lock().streams.requests += 1;
+    }
+
+    pub(super) fn stream_failed(&self) {
+        self.lock().streams.failed += 1;
+    }
+
+    pub(super) fn stale_event(&self) {
+        self.lock().streams.stale += 1;
+    }
+
+    /// Records how long after a change a client of this group has seen it.
+    pub(super) fn record_change(&self, group: DemoGroup, delay: Duration) {
+        let changes = &mut self.lock().changes[group as usize];
+        changes.count += 1;
+        changes.delays.add(delay);
+    }
+
+    pub(super) fn streams(&self) -> StreamTotals {
+        self.lock().streams
+    }
+
+    /// The number of changes that clients of this group have seen, and the most recent delays.
+    pub(super) fn changes(&self, group: DemoGroup) -> (u64, Option<Quantiles>) {
+        let counts = self.lock();
+        let Changes { count, ref delays } = counts.changes[group as usize];
+        let delays = delays.clone();
+        drop(counts);
+        (count, delays.quantiles())
     }
 
     pub(super) fn purge_acknowledged(&self) {
@@ -91,11 +151,7 @@ impl Figures {
     /// Latencies of the most recent answers from each source; `None` before the first.
     pub(super) fn latencies(&self) -> [Option<Quantiles>; 2] {
         let kept = self.lock().latencies.clone();
-        kept.map(|Latencies(times)| {
-            let mut sorted = Vec::from(times);
-            sorted.sort_unstable();
-            Quantiles::of(&sorted)
-        })
+        kept.map(Latencies::quantiles)
     }
 
     fn lock(&self) -> MutexGuard<'_, DemoCounts> {
@@ -109,6 +165,12 @@ impl Latencies {
             self.0.pop_front();
         }
         self.0.push_back(took);
+    }
+
+    fn quantiles(self) -> Option<Quantiles> {
+        let mut sorted = Vec::from(self.0);
+        sorted.sort_unstable();
+        Quantiles::of(&sorted)
     }
 }
 
@@ -131,6 +193,7 @@ mod tests {
             figures.record_poll(PollOutcome::Answered {
                 source: AnswerSource::Cache,
                 took,
+                version: 1,
                 stale: ms == 7,
             });
         }

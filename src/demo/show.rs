@@ -18,6 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use super::{
     api::{self, SampleJobs},
     figures::{DemoTotals, Figures, Quantiles},
+    side_by_side::{HEADING, SideBySide},
 };
 
 /// Interval between two updates: on a terminal, where lines are rewritten, and elsewhere.
@@ -32,7 +33,10 @@ pub(super) struct DemoSetup {
     pub(super) admin: SocketAddr,
     /// Default addresses that were taken, each with the one used instead.
     pub(super) moved: Vec<(SocketAddr, SocketAddr)>,
+    /// Jobs of a group of clients.
     pub(super) jobs: usize,
+    /// Whether a second group of clients keeps streams open instead of polling.
+    pub(super) has_push: bool,
     /// URL of the store, if it is Redis.
     pub(super) redis: Option<String>,
     /// Whether the webhook requires a secret.
@@ -51,6 +55,8 @@ pub(super) struct Show {
     started: Instant,
     /// Readings of the last minute, oldest first.
     window: VecDeque<Reading>,
+    /// The figures of polling and push, if both are shown.
+    both: Option<SideBySide>,
 }
 
 /// The counters at one moment.
@@ -71,7 +77,9 @@ impl Show {
             reads: 0,
         }]);
         let introduction = setup.introduction();
-        Self { out, rewrites, introduction, figures, jobs, started: Instant::now(), window }
+        let both = || SideBySide::new(setup, Arc::clone(&jobs), Arc::clone(&figures));
+        let both = setup.has_push.then(both);
+        Self { out, rewrites, introduction, figures, jobs, started: Instant::now(), window, both }
     }
 
     /// Prints the introduction and starts the clock.
@@ -96,7 +104,10 @@ impl Show {
     pub(super) fn close(&mut self) -> io::Result<()> {
         let now = self.read();
         let gap = if self.rewrites { "\n\n" } else { "\n" };
-        let text = summary(&now, self.figures.latencies());
+        let text = match &self.both {
+            Some(both) => both.summary(now.at),
+            None => summary(&now, self.figures.latencies()),
+        };
         write!(self.out, "{gap}{text}")?;
         self.out.flush()
     }
@@ -106,7 +117,10 @@ impl Show {
         while self.window.len() > 1 && now.at > self.window[0].at + WINDOW {
             self.window.pop_front();
         }
-        let line = line(&self.window[0], &now, self.figures.latencies());
+        let line = match &self.both {
+            Some(both) => both.line(now.at),
+            None => line(&self.window[0], &now, self.figures.latencies()),
+        };
         self.window.push_back(now);
         if self.rewrites {
             // Line wrapping is off (`?7l`): half of a wrapped line would stay on the screen.
@@ -119,14 +133,13 @@ impl Show {
 
     fn read(&self) -> Reading {
         let at = self.started.elapsed();
-        Reading { at, totals: self.figures.totals(), reads: self.jobs.reads() }
+        Reading { at, totals: self.figures.totals(), reads: self.jobs.reads(0..self.jobs.count()) }
     }
 }
 
 impl DemoSetup {
     fn introduction(&self) -> String {
-        let Self { api, proxy, pollers, jobs, .. } = self;
-        let every = humantime::format_duration(self.every);
+        let Self { api, proxy, .. } = self;
         let store = if self.redis.is_some() { "Redis" } else { "embedded, memory://" };
         let mut text = String::from("\n");
         // Writing to a `String` cannot fail.
@@ -135,20 +148,40 @@ impl DemoSetup {
         }
         let _ = writeln!(
             text,
-            "{pollers} pollers read {jobs} jobs, each poller every {every}:\n\n  \
-             pollers -> jobcache http://{proxy} -> sample jobs API http://{api}\n  \
+            "{}\n\n  \
+             clients -> jobcache http://{proxy} -> sample jobs API http://{api}\n  \
              store: {store}\n\n\
-             Each job changes every 10 to 30 s; the pipeline then calls the purge webhook. Commands \
-             to try:\n",
+             Each job changes every 10 to 30 s; the pipeline then calls the purge webhook.\n\
+             Commands to try:\n",
+            self.crowd(),
         );
-        let hints = self.hints();
-        let width = hints.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
-        for (command, effect) in &hints {
-            let _ = writeln!(text, "  {command:width$}  # {effect}");
+        for (command, effect) in self.hints() {
+            let _ = writeln!(text, "  # {effect}\n  {command}");
         }
-        text.push_str(
-            "\nCtrl-C ends the demo with a summary. Rates cover the last minute; times are p50/p99.\n\n",
-        );
+        text.push_str("\nCtrl-C ends the demo with a summary. ");
+        text.push_str(if self.has_push {
+            "Delay is the median time from a change\nin the database to a client that has seen the version before.\n\n"
+        } else {
+            "Rates cover the last minute;\ntimes are p50/p99.\n\n"
+        });
+        if self.has_push {
+            text.push_str(HEADING);
+        }
+        text
+    }
+
+    /// Describes the clients.
+    fn crowd(&self) -> String {
+        let Self { pollers, jobs, .. } = self;
+        let every = humantime::format_duration(self.every);
+        let mut text = format!("{pollers} pollers read {jobs} jobs, each poller every {every}");
+        if self.has_push {
+            let _ = write!(
+                text,
+                ";\n{pollers} clients follow {jobs} others by streams of events (SSE)"
+            );
+        }
+        text.push(':');
         text
     }
 
@@ -172,6 +205,15 @@ impl DemoSetup {
             (format!("curl http://{admin}/readyz"), "health"),
             (format!("curl http://{admin}/metrics"), "metrics"),
         ];
+        if self.has_push {
+            hints.push((
+                format!(
+                    "curl -N -H 'Accept: text/event-stream' http://{proxy}/jobs/{}",
+                    api::id(self.jobs)
+                ),
+                "the events of a job",
+            ));
+        }
         if let Some(url) = &self.redis {
             // A password belongs neither on the screen nor in the shell history.
             let url = if url.contains('@') { "\"$REDIS_URL\"" } else { url };

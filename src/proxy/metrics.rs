@@ -6,7 +6,7 @@ use hyper::Method;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tracing::warn;
 
-use super::push::PushMetrics;
+pub(crate) use super::push::PushMetrics;
 use crate::{
     cache::ComparisonResult,
     limits::LimitHits,

@@ -14,9 +14,14 @@ use crate::support::{SOON, eventually};
 const DEMO: Duration = Duration::from_mins(1);
 
 fn start(duration: &str) -> Child {
+    start_with(duration, &[])
+}
+
+fn start_with(duration: &str, options: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_jobcache"))
         .args(["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
         .args(["--duration", duration])
+        .args(options)
         .env_remove("JOBCACHE_WEBHOOK_SECRET")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -56,6 +61,40 @@ async fn the_demo_spares_the_api_most_reads_and_shows_nothing_stale() {
     assert!(figure(&output, "stale answers") < 1.0, "{output}");
     assert!(!output.contains("failed") && !output.contains("refused"), "{output}");
     assert!(!output.contains('\x1b'), "escape sequences without a terminal:\n{output}");
+}
+
+/// Returns the figures of polling and push in this row of the closing table.
+#[track_caller]
+fn pair(output: &str, name: &str) -> [String; 2] {
+    let line = output.lines().map(str::trim).rfind(|line| line.starts_with(name));
+    let line = line.unwrap_or_else(|| panic!("no {name} in\n{output}"));
+    [14..25, 25..38].map(|place| line.get(place).expect("a column").trim().to_owned())
+}
+
+#[tokio::test]
+async fn the_demo_puts_polling_and_push_side_by_side() {
+    let mut child = start_with("12s", &["--push", "--every", "3s"]);
+    let status = end(&mut child, DEMO).await;
+    let mut output = String::new();
+    child.stdout.take().expect("a pipe").read_to_string(&mut output).expect("UTF-8");
+    assert!(status.success(), "{status}\n{output}\n{}", stderr(&mut child));
+    let counts = |name| pair(&output, name).map(|n| n.parse::<u64>().expect("a count"));
+    let [polls, streams] = counts("requests");
+    assert!(polls > 200 && streams == 100, "{output}");
+    assert!(counts("upstream reads").iter().all(|reads| (20..80).contains(reads)), "{output}");
+    assert!(counts("changes seen").iter().all(|changes| *changes > 0), "{output}");
+    assert_eq!(counts("stale answers"), [0, 0], "{output}");
+    let millis = |delay: &String| -> f64 {
+        let (number, unit) = delay.split_once(' ').expect("a unit");
+        number.parse::<f64>().expect("a number") * if unit == "s" { 1_000.0 } else { 1.0 }
+    };
+    let delays = pair(&output, "median delay");
+    let [polling, push] = delays.each_ref().map(millis);
+    assert!(polling > 200.0 && push < polling / 2.0, "{output}");
+    assert!(!output.contains("failed"), "{output}");
+    for line in output.lines() {
+        assert!(line.chars().count() <= 80, "too wide: {line}");
+    }
 }
 
 #[tokio::test]

@@ -162,6 +162,85 @@ async fn a_change_costs_one_read_however_many_wait() {
 }
 
 #[tokio::test]
+async fn the_status_counts_who_waits_and_what_they_got() {
+    let setup = setup().await;
+    let status = async || setup.sidecar.admin.get("/status").await.json();
+    let known = tag(&setup.sidecar, X).await;
+    let mut stream = Stream::open(&setup.sidecar, &[]).await;
+    stream.next().await.expect("the current version");
+    let held = poll(&setup.sidecar, &known, "wait=30");
+    let changed = async {
+        waiting(&setup.sidecar, 2).await;
+        let push = status().await["push"].take();
+        assert_eq!(
+            (push["mode"].as_str(), push["max_waiting"].as_u64()),
+            (Some("all"), Some(5_000))
+        );
+        for (name, count) in [("held_polls", 1), ("open_streams", 1), ("topics", 2)] {
+            assert_eq!(push[name], count, "{name}: {push}");
+        }
+        let limit = status().await["limits"]["push.max_waiting"].take();
+        assert_eq!((limit["used"].as_u64(), limit["limit"].as_u64()), (Some(2), Some(5_000)));
+        setup.upstream.commit("x1");
+        purge(&setup.sidecar, "x1").await;
+    };
+    tokio::join!(held, changed);
+    stream.next().await.expect("the new version");
+    let push = status().await["push"].take();
+    // The stream, its first version included, and the poll.
+    assert_eq!(
+        (push["delivered"].as_u64(), push["refused"].as_u64()),
+        (Some(3), Some(0)),
+        "{push}"
+    );
+    assert_eq!(push["delivery_ms"]["samples"], 2, "{push}");
+    assert!(push["delivery_ms"]["p99"].as_f64() > Some(0.0), "{push}");
+    assert!(push["woken"].as_u64() >= Some(2), "{push}");
+}
+
+#[tokio::test]
+async fn a_client_without_a_place_is_answered_at_once_and_counted_as_refused() {
+    let setup = Setup::with(|config| {
+        on(config);
+        config.push.max_waiting = 1;
+    })
+    .await;
+    let known = tag(&setup.sidecar, X).await;
+    let mut stream = Stream::open(&setup.sidecar, &[]).await;
+    stream.next().await.expect("the current version");
+    let (reply, _) = poll(&setup.sidecar, &known, "wait=30").await;
+    assert_eq!(reply.status, StatusCode::NOT_MODIFIED);
+    assert_eq!(reply.header("preference-applied"), "");
+    assert_eq!(setup.sidecar.admin.metric("jobcache_push_refused_total").await, 1);
+    assert_eq!(setup.sidecar.admin.get("/status").await.json()["push"]["refused"], 1);
+}
+
+#[tokio::test]
+async fn while_push_is_off_the_status_says_no_more_than_that() {
+    let status = Setup::new().await.sidecar.admin.get("/status").await.json();
+    assert_eq!(status["push"]["mode"], "off");
+    assert!(status["limits"]["push.max_waiting"].is_null(), "{status}");
+}
+
+#[tokio::test]
+async fn an_explanation_says_that_a_client_would_wait() {
+    let setup = setup().await;
+    tag(&setup.sidecar, X).await;
+    for (fields, words) in [
+        (
+            "Prefer: wait=90\r\nIf-None-Match: \"x\"",
+            "held until the job has another ETag than that, for at most 60 s",
+        ),
+        ("Accept: text/event-stream", "would get a stream of events"),
+    ] {
+        let head = format!("GET {X} HTTP/1.1\r\nHost: h\r\n{fields}\r\n");
+        let post = setup.sidecar.admin.request(Method::POST, "/explain/x1").body(head);
+        let why = post.send().await.json()["verdict"]["why"].to_string();
+        assert!(why.contains(words), "{why}");
+    }
+}
+
+#[tokio::test]
 async fn a_stream_has_each_version_once_and_ends_after_a_final_state() {
     let setup = setup().await;
     let known = tag(&setup.sidecar, X).await;

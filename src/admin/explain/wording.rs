@@ -17,7 +17,10 @@ use crate::{
         jobs::{JobEvent, JobHistory},
     },
     proxy::framing::Refusal,
-    semantics::policy::{Bypass, NoStore},
+    semantics::{
+        policy::{Bypass, NoStore},
+        push_request::PushRequest,
+    },
 };
 
 /// The sentence for a hit.
@@ -81,6 +84,24 @@ fn rejected_text(why: Reject) -> &'static str {
         Reject::Identity => {
             "would go to the API: the entry in Redis is of another route or API with the same key; the \
              answer replaces it (give one of them another store.prefix)"
+        }
+    }
+}
+
+/// The addition for a client that asks to wait for the next version; empty for any other, and if the
+/// read bypasses the cache.
+pub(super) fn push_text(outcome: &str, waits: Option<PushRequest>) -> String {
+    match waits.filter(|_| ["hit", "miss"].contains(&outcome)) {
+        None => String::new(),
+        Some(PushRequest::Poll { wait }) => format!(
+            "; it has If-None-Match and Prefer: wait, so it would be held until the job has another \
+             ETag than that, for at most {} s",
+            wait.as_secs()
+        ),
+        Some(PushRequest::Stream { .. }) => {
+            "; it accepts text/event-stream, so it would get a stream of events with this version and \
+             each later one"
+                .to_owned()
         }
     }
 }

@@ -23,6 +23,7 @@ function showStatus(data) {
   showLatencies(data.latency_ms);
   showHealth(data, store, upstream);
   showComparison(data);
+  showPush(data);
   showReasons(data);
   showLimits(data);
   showBusiest(data.busiest);
@@ -76,6 +77,22 @@ function showHealth(data, store, upstream) {
   if (data.mode.store === 'memory') rows.splice(0, 3, ['store', 'good', 'in this process']);
   byId('health').replaceChildren(...rows.map(([name, tone, text]) =>
     make('li', `is-${tone}`, dot(tone), make('b', '', name), make('span', '', text))));
+}
+
+// Clients that wait, only while push is on.
+function showPush({ push, mode }) {
+  byId('push').hidden = push.mode === 'off' || mode.cache !== 'on';
+  if (byId('push').hidden) return;
+  setText(byId('push-title'), `Push: ${push.mode}`);
+  const { p50, p99 } = push.delivery_ms;
+  const rows = [
+    ['held polls', count(push.held_polls)], ['open streams', count(push.open_streams)],
+    ['deliveries', brief(push.delivered)], ['delivery p50', ms(p50)], ['delivery p99', ms(p99)],
+    ['refused', brief(push.refused), push.refused ? 'bad' : ''],
+  ];
+  byId('push-counts').replaceChildren(...rows.map(([name, value, tone]) => make('div', '', make('dt', '', name), make('dd', tone, value))));
+  const room = push.refused ? ` Above push.max_waiting (${count(push.max_waiting)}) requests are answered as if push were off.` : '';
+  setText(byId('push-sub'), `Delivery is the time from the news about a job to its clients, in the last minute. Waited for: ${plural(push.topics, 'job')}, counted once a caller. Since the start ${plural(push.woken, 'read')} because of news and ${count(push.rechecks)} without.${room}`);
 }
 
 function sumReasons({ miss, pass }) {

@@ -224,6 +224,7 @@ impl Driver {
     /// Takes what a read that begins now will answer.
     fn begin(&mut self, cause: Cause) -> Began {
         if let Some(at) = self.news.take() {
+            context.push.metrics.woken.inc();
             self.news_at.get_or_insert(at);
         }
         if cause == Cause::Recheck {

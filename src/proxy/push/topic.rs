@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::{
     cache::{entry::Entry, flight::CoalesceKey},
-    limits::Permit,
+    limits::{GaugeGuard, Permit},
     store::Key,
     transport::Peer,
 };
@@ -115,10 +115,12 @@ pub(super) struct Topic {
     looks: watch::Sender<Looks>,
     updates: watch::Sender<Updates>,
     reader: Mutex<TopicReader>,
+    _counted: GaugeGuard,
 }
 
 impl Topic {
-    pub(super) fn new(reader: TopicReader) -> Self {
+    /// `counted` counts the topic as long as it lives.
+    pub(super) fn new(reader: TopicReader, counted: GaugeGuard) -> Self {
         Self {
             waiters: AtomicUsize::new(0),
             asked: AtomicU64::new(0),
@@ -126,6 +128,7 @@ impl Topic {
             looks: watch::Sender::default(),
             updates: watch::Sender::default(),
             reader: Mutex::new(reader),
+            _counted: counted,
         }
     }
 

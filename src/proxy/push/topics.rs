@@ -91,9 +91,12 @@ impl Topics {
         }
         let original = headers.clone();
         let wants = PushRequest::take(&self.config, method, headers)?;
-        let permit = if self.is_released() { None } else { self.waiting.take(1) };
+        let is_released = self.is_released();
+        let permit = if is_released { None } else { self.waiting.take(1) };
         if permit.is_none() {
-            self.metrics.refused.inc();
+            if !is_released {
+                self.metrics.refused.inc();
+            }
             // The API may have a stream of its own.
             if let PushRequest::Stream { .. } = wants {
                 *headers = original;
@@ -109,7 +112,7 @@ impl Topics {
             topic.set_reader(reader);
             return Joined::Driven(Waiter::new(topic, permit));
         }
-        let topic = Arc::new(Topic::new(reader));
+        let topic = Arc::new(Topic::new(reader, self.metrics.count_topic()));
         topics.insert(name.clone(), Arc::clone(&topic));
         Joined::New(Waiter::new(&topic, permit), topic)
     }

@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     thread,
     time::Duration,
@@ -239,7 +239,7 @@ pub(super) async fn connect_master(
         clock_ahead_ms: AtomicI64::new(clock_ahead_ms),
         health,
         grace: Grace::default(),
-        has_evicted: std::sync::atomic::AtomicBool::new(false),
+        has_evicted: AtomicBool::new(false),
     };
     Ok((session, info))
 }

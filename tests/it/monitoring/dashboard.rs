@@ -53,6 +53,7 @@ fn the_dashboard_imports_into_any_grafana_from_10_on() {
             "Latency",
             "Redis and near cache",
             "Upstream",
+            "Push",
             "Limits",
             "Process"
         ]
