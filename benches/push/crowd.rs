@@ -32,7 +32,7 @@ const RAMP: usize = 32;
 /// Pause of a client after a failure.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
-/// What a process of clients has to do, as an argument of its command line.
+/// Duties of a process of clients, as an argument of its command line.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Assignment {
     /// Where the benchmark waits for the process.
@@ -234,7 +234,7 @@ impl Crowd {
     }
 }
 
-/// What a client knows of its job.
+/// Knowledge of a client about its job.
 struct View {
     client: usize,
     /// Newest version; zero at first.

@@ -9,7 +9,7 @@ use crate::{
     stats::{median, quantile, real},
 };
 
-/// What each client has seen, in order.
+/// Versions that each client has seen, in order.
 pub(crate) struct Sightings(Vec<Vec<Sighting>>);
 
 /// The delays of some changes, in milliseconds.

@@ -64,7 +64,7 @@ struct Args {
     /// Skip sizes with more clients
     #[arg(long, default_value_t = 10_000)]
     max_clients: usize,
-    /// Only plays whose name contains this, such as `SSE, 10000`
+    /// Only plays with this text in their name, such as `SSE, 10000`
     #[arg(long, default_value = "")]
     only: String,
     /// Binary to measure instead of this build's

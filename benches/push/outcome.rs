@@ -30,7 +30,7 @@ pub(crate) struct Outcome {
     pub(crate) burst: Delays,
 }
 
-/// What the play cost while jobs changed one by one.
+/// Costs of a play while jobs change one by one.
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
     pub(crate) minutes: f64,

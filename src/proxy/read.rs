@@ -181,7 +181,8 @@ impl UnansweredRead<'_> {
             None => {
                 // A topic that ends sends all its waiters here.
                 let _turn = self.context.push.turn().await;
-                self.answer(lookup, None).await
+                // Boxed: its future is large, and clients that are held should not pay for it.
+                Box::pin(self.answer(lookup, None)).await
             }
         }
     }
