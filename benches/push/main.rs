@@ -122,7 +122,12 @@ fn run(args: &Args) -> Result<()> {
             continue;
         }
         println!("{label}");
-        outcomes.push(runtime.block_on(perform::perform(args, play, &interrupt))?);
+        match runtime.block_on(perform::perform(args, play, &interrupt)) {
+            // A peer that cannot take the load costs its row only.
+            Err(error) if play.front == Front::Pushpin => println!("no figures: {error}"),
+            outcome => outcomes.push(outcome?),
+        }
+        interrupt.check()?;
     }
     let tables = outcome::tables(&outcomes);
     print!("\n{tables}");

@@ -20,6 +20,9 @@ use crate::{
 /// Sockets between the parts of Pushpin, from its package; the HTTP client has its sockets elsewhere.
 const INTERNAL: &str = "/usr/lib/pushpin/internal.conf";
 
+/// zurl logs each request otherwise.
+const QUIET: &str = "--loglevel=0";
+
 /// A running Pushpin.
 pub(crate) struct Pushpin {
     pub(crate) listen: SocketAddr,
@@ -58,7 +61,8 @@ impl Pushpin {
         let config = files.write("pushpin.conf", &config)?;
         let zurl_config = files.write("zurl.conf", include_str!("zurl.conf"))?;
         let program = process::find("zurl").ok_or(missing)?;
-        let zurl = Process::spawn(program, &[format!("--config={zurl_config}")], dir)?;
+        let zurl =
+            Process::spawn(program, &[format!("--config={zurl_config}"), QUIET.to_owned()], dir)?;
         let program = process::find("pushpin").ok_or(missing)?;
         let mut runner = Process::spawn(program, &[format!("--config={config}")], dir)?;
         runner.wait_for(files.listen)?;
