@@ -185,7 +185,8 @@ impl UnansweredRead<'_> {
         }
         // A topic that ends sends all its waiters here.
         let _turn = self.context.push.turn().await;
-        self.answer(lookup, None).await
+        // Boxed: its future is large, and clients that are held should not pay for it.
+        Box::pin(self.answer(lookup, None)).await
     }
 
     /// A store that is down or slow costs the client at most the store budget and a trip to the

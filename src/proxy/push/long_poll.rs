@@ -44,8 +44,9 @@ pub(super) async fn answer(
     if !version.entry.is_held_by(&head.headers) {
         context.push.metrics.count_poll(&version);
     }
-    let mut answer = version_answer(context, head, &version);
-    answer.verdict = Verdict::Held { is_hit: version.source == VersionSource::Cache };
+    let response = entry_response(&version.entry, head, context.cache.store().now_ms());
+    let verdict = Verdict::Held { is_hit: version.source == VersionSource::Cache };
+    let mut answer = Answer::new(response, verdict);
     if let Ok(applied) = HeaderValue::try_from(format!("wait={}", wait.as_secs())) {
         answer.response.headers_mut().insert(PREFERENCE_APPLIED, applied);
     }
