@@ -35,6 +35,8 @@ mod line;
 pub(crate) mod link;
 #[cfg(feature = "mutants")]
 mod mutants;
+mod push;
+mod push_judge;
 mod record;
 mod second_judge;
 mod shards;
@@ -50,11 +52,13 @@ use self::{
     counts::Counts,
     faults::{Fault, Faults},
     judge::{Verdict, judge},
+    push::PushLoad,
+    push_judge::{Bounds, judge_push},
     record::History,
     spelling::Spelling,
     truth::UpstreamBehaviour,
     workload::Load,
-    world::{Flaw, Plan},
+    world::{Flaw, Plan, Store},
 };
 
 /// Length of a short run, for each number of sidecars.
@@ -92,6 +96,8 @@ fn plan(sidecars: u8, seed: u64, length: Duration) -> Plan {
         faults: Faults { kinds: &Fault::ALL, peace_ms: (450, 850), hang_ms: 1400 },
         staleness_ms: 0,
         tracking: "broadcast",
+        push: PushLoad { polls: 12, streams: 12, recheck: Duration::from_secs(3) },
+        store: Store::Redis,
         callers: EVERYONE,
         named_one_in: 3,
         grace_ms: from_env("HISTORY_GRACE_MS").unwrap_or(0),
@@ -122,6 +128,7 @@ async fn run(plan: Plan) -> (History, Verdict) {
         commits,
         served,
         troubles,
+        subscriptions: told.subscriptions,
         residents: plan.sidecars,
         failed_reads: told.failed_reads,
         dropped_reads: told.dropped_reads,
@@ -165,9 +172,13 @@ async fn check_run(
             plan.sidecars, plan.length, plan.seed
         );
         let Verdict { stale, leaked, counts, .. } = &verdict;
-        eprintln!("{run}\n{counts}\n  both judges: {stale} stale reads, {leaked} leaked reads");
+        let push = judge_push(&history, Bounds::of(&plan));
+        let summary = format!("both judges: {stale} stale reads, {leaked} leaked reads");
+        eprintln!("{run}\n{counts}\n{push}\n  {summary}");
         let slices = explain(&history, &verdict);
         assert_eq!((*stale, *leaked), (0, 0), "stale or leaked reads in the {run}\n{slices}");
+        let wrong = push.violations.join("\n");
+        assert_eq!(push.wrong, 0, "held polls or streams in the {run}\n{wrong}");
         let Some(lack) = lacks(&verdict.counts) else { return };
         eprintln!("{lack} in the {run}");
     }
@@ -183,6 +194,7 @@ fn lack(counts: &Counts, length: Duration) -> Option<String> {
         ("hits", counts.hits, 3 * seconds),
         ("collapsed", counts.collapsed, seconds / 3),
         ("stored", counts.stored, 2 * seconds),
+        ("versions for held clients", counts.held, seconds),
         ("PUTs", counts.puts, seconds),
         ("PUTs committed in their bodies", counts.puts_in_body, seconds / 30),
         ("purges", counts.purges, seconds / 2),

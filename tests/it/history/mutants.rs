@@ -14,11 +14,12 @@ use super::{
     faults::{Fault, Faults},
     judge::Verdict,
     link::Link,
+    push::PushLoad,
     run,
     spelling::Spelling,
     truth::UpstreamBehaviour,
     workload::Load,
-    world::{Flaw, Plan},
+    world::{Flaw, Plan, Store},
 };
 use crate::support::{
     Cluster, Process, RedisServer, SOON, Upstream, eventually, redis::key, upstream::version,
@@ -56,6 +57,8 @@ pub(super) const RACES: Plan = Plan {
     faults: Faults { kinds: &[], peace_ms: (100, 200), hang_ms: 1500 },
     staleness_ms: 0,
     tracking: "broadcast",
+    push: PushLoad::NONE,
+    store: Store::Redis,
     callers: 1,
     named_one_in: 1,
     grace_ms: 0,
