@@ -316,3 +316,54 @@ async fn a_sentinel_failover_of_a_dead_or_hung_master_leaves_no_old_body() {
 async fn a_sentinel_failover_of_a_master_that_is_well_leaves_no_old_body_for_long() {
     fail_over(&[Fault::MasterDeposed], 1000).await;
 }
+
+/// Length of the runs without faults, and how rarely their jobs are read again without news: a client
+/// that was not told waits for longer than the judge allows.
+const CALM: Duration = Duration::from_secs(8);
+const RARELY: Duration = Duration::from_secs(30);
+
+/// Runs clients that wait, without any fault, so that every delivery has the short bound.
+async fn wait_calmly(name: &str, change: impl FnOnce(Plan) -> Plan) {
+    let seed = from_env("HISTORY_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let length = from_env("HISTORY_SECONDS").map_or(CALM, Duration::from_secs);
+    let all = plan(2, seed, length);
+    let plan = Plan {
+        jobs: 8,
+        pollers: 4,
+        load: Load { putters: 2, purgers: 2, pause_ms: 150, hang_ups: 0, ..all.load },
+        behaviour: UpstreamBehaviour { very_slow: 0, broken: 0, ..all.behaviour },
+        faults: Faults { kinds: &[], ..all.faults },
+        push: PushLoad { polls: 16, streams: 16, recheck: RARELY },
+        ..all
+    };
+    check_run(change(plan), name, 0, |counts| {
+        let is_enough = counts.held > 200 && counts.puts + counts.purges + counts.dels > 50;
+        (!is_enough).then(|| "too few versions for held clients, or writes".to_owned())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_wait_are_given_every_change_in_time() {
+    wait_calmly("without faults", |plan| plan).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_wait_are_given_every_change_in_time_told_by_keys() {
+    wait_calmly("without faults, by keys", |plan| Plan { tracking: "keys", ..plan }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_wait_are_given_every_change_in_time_without_near_entries() {
+    let alone = |plan| Plan { store: Store::RedisAlone, ..plan };
+    wait_calmly("without faults and near entries", alone).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_wait_are_given_every_change_in_time_without_redis() {
+    let memory = |plan: Plan| {
+        let load = Load { deleters: 0, ..plan.load };
+        Plan { store: Store::Memory, sidecars: 1, load, ..plan }
+    };
+    wait_calmly("in memory", memory).await;
+}

@@ -17,6 +17,7 @@ use crate::{
         AbandonReason, ChangeId, LeaderRead, Lookup, LookupRequest, NewsListener, entry::Entry,
         flight::Flight,
     },
+    mutants::{self, Mutant},
     proxy::{answer::Verdict, lead::LeadTask, proxy_context::ProxyContext},
     semantics::policy::Bypass,
     store::Budget,
@@ -175,6 +176,10 @@ impl Driver {
             self.recheck_at = Instant::now() + context.push.config.recheck;
         }
         let found = self.find(cause, asked.is_some()).await;
+        let asked = if mutants::is(Mutant::PushRunningRead) { self.topic.asked() } else { asked };
+        if mutants::is(Mutant::PushListenLate) {
+            self.news.take();
+        }
         let found = self.conclude(found);
         if let Some(number) = asked {
             self.topic.end_looks(number, found);

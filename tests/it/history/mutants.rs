@@ -15,6 +15,7 @@ use super::{
     judge::Verdict,
     link::Link,
     push::PushLoad,
+    push_judge::{Bounds, judge_push},
     run,
     spelling::Spelling,
     truth::UpstreamBehaviour,
@@ -156,6 +157,52 @@ pub(super) async fn check_flaw(faulty: Plan, plan: Plan) {
         return;
     }
     panic!("{flaw:?} was not caught");
+}
+
+/// Clients that wait for the versions of a few jobs. No recheck finds what was missed.
+const WAITING: Plan = Plan {
+    length: Duration::from_secs(5),
+    jobs: 4,
+    pollers: 4,
+    load: Load { putters: 1, purgers: 2, deleters: 2, pause_ms: 250, hang_ups: 0, ..RACES.load },
+    behaviour: UpstreamBehaviour { slow: 60, very_slow: 0, broken: 0, ..RACES.behaviour },
+    push: PushLoad { polls: 12, streams: 12, recheck: Duration::from_secs(30) },
+    ..RACES
+};
+
+/// Runs clients that wait with a fault of push, which must be caught, and without, which must pass.
+async fn check_push(mutant: Mutant) {
+    for seed in SEEDS {
+        let of_seed =
+            |flaw| Plan { seed: u64::from(seed), length: WAITING.length * seed, flaw, ..WAITING };
+        let bounds = Bounds::of(&WAITING);
+        let (history, verdict) = run(of_seed(Flaw::Mutant(mutant.as_str()))).await;
+        let push = judge_push(&history, bounds);
+        eprintln!("{mutant:?}: seed {seed}, {} stale, {} wrong\n{push}", verdict.stale, push.wrong);
+        let caught = match mutant {
+            Mutant::PushRunningRead => verdict.stale,
+            _ => push.wrong,
+        };
+        if caught == 0 {
+            continue;
+        }
+        let (history, verdict) = run(of_seed(Flaw::None)).await;
+        let push = judge_push(&history, bounds);
+        let slices = explain(&history, &verdict) + &push.violations.join("\n");
+        assert_eq!((verdict.stale, verdict.leaked, push.wrong), (0, 0, 0), "{push}\n{slices}");
+        return;
+    }
+    panic!("{mutant:?} was not caught");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_is_missed_during_a_read_for_held_clients_is_caught() {
+    check_push(Mutant::PushListenLate).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_client_that_gets_a_read_from_before_it_came_is_caught() {
+    check_push(Mutant::PushRunningRead).await;
 }
 
 #[test]
