@@ -395,3 +395,50 @@ async fn a_reload_that_takes_the_route_away_answers_what_was_held() {
     purge(&sidecar).await;
     soon(poll).await.expect("an answer").assert(200, &version("x1", 1));
 }
+
+#[tokio::test]
+async fn the_cache_control_of_one_client_costs_the_others_no_reads() {
+    for directive in ["no-cache", "max-age=0", "no-store"] {
+        let setup = setup().await;
+        let known = tag(&setup.sidecar, NOBODY).await;
+        let _first = hold(&setup.sidecar, ("cache-control", directive), &known);
+        waiting(&setup.sidecar, 1).await;
+        setup.hit(X).await;
+        setup.upstream.forget_requests();
+        for count in 2..6 {
+            let _plain = hold(&setup.sidecar, NOBODY, &known);
+            waiting(&setup.sidecar, count).await;
+        }
+        assert_eq!(setup.upstream.reads(X), 0, "{directive}");
+    }
+}
+
+#[tokio::test]
+async fn without_near_entries_a_reload_that_turns_push_on_also_has_news() {
+    let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("jobcache.toml");
+    let write = |text: &str| std::fs::write(&path, text).expect("a file written");
+    write("near = 'off'\nsettle = '0s'\n");
+    let env = [
+        ("REDIS_URL", redis.url()),
+        ("UPSTREAM_URL", upstream.url()),
+        ("JOBCACHE_CONFIG", path.to_str().expect("a path").to_owned()),
+        ("JOBCACHE_STORE_BUDGET", "2s".to_owned()),
+        ("JOBCACHE_STORE_RECONNECT_GRACE", "0s".to_owned()),
+    ];
+    let env = env.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    let load = move || Config::load(Flags::default(), env.clone());
+    let (sidecar, reloader) = Sidecar::reloading(load).await;
+    sidecar.warm().await;
+    write("near = 'off'\nsettle = '0s'\npush.mode = 'all'\n");
+    let outcome = soon(reloader.reload()).await.expect("a sidecar that runs");
+    assert_eq!(outcome, jobcache::reload::ReloadOutcome::Applied);
+
+    let poll = hold(&sidecar, NOBODY, &tag(&sidecar, NOBODY).await);
+    waiting(&sidecar, 1).await;
+    upstream.commit("x1");
+    redis.del(&key("x1")).await;
+    // Well before the recheck, after 30 s.
+    soon(poll).await.expect("an answer").assert(200, &version("x1", 1));
+}

@@ -214,34 +214,45 @@ pub(super) async fn read_streams(
             sleep(TICK).await;
             continue;
         };
-        let Some(mut line) = Line::ready(None, Some(door)).await else { continue };
-        let known = last.get(&(job, caller)).cloned().filter(|_| rng.bool());
-        let seen = known.as_ref().map(|(_, version)| *version);
+        let Some(line) = Line::ready(None, Some(door)).await else { continue };
+        let had = last.get(&(job, caller));
+        let seen = had.map(|(_, version)| *version);
         let watch = Watch { job, sidecar, caller, door, start: world.clock.now(), seen };
-        if last
-            .get(&(job, caller))
-            .is_some_and(|(_, seen)| Watch { seen: Some(*seen), ..watch }.is_done(&world))
-        {
+        if watch.is_done(&world) {
             return told;
         }
-        let mut request = watch.request(&world).header("accept", "text/event-stream");
-        if let Some((id, _)) = &known {
-            request = request.header("last-event-id", id);
-        }
-        let head = tokio::select! {
-            head = line.send(request) => head,
-            () = watch.done(&world) => return told,
-        };
-        let Some(head) = head else {
-            told.failed_reads += 1;
-            continue;
-        };
+        let known = had.cloned().filter(|_| rng.bool());
         let most = Duration::from_millis(rng.u64(300..MAX_STREAM_MS));
-        let mut stream = Stream { world: &world, watch, told: &mut told, text: String::new() };
-        if let Some(seen) = stream.read(head, most).await {
+        let seen = read_stream(&world, watch, (line, known), most, &mut told).await;
+        if let Some(seen) = seen {
             last.insert((job, caller), seen);
         }
     }
+}
+
+/// Reads one stream. Returns the last id and version.
+async fn read_stream(
+    world: &World,
+    watch: Watch,
+    (mut line, known): (Line, Option<(String, u32)>),
+    most: Duration,
+    told: &mut Observations,
+) -> Option<(String, u32)> {
+    let seen = known.as_ref().map(|(_, version)| *version);
+    let watch = Watch { seen, ..watch };
+    let mut request = watch.request(world).header("accept", "text/event-stream");
+    if let Some((id, _)) = &known {
+        request = request.header("last-event-id", id);
+    }
+    let head = tokio::select! {
+        head = line.send(request) => head,
+        () = watch.done(world) => None,
+    };
+    let Some(head) = head else {
+        told.failed_reads += 1;
+        return None;
+    };
+    Stream { world, watch, told, text: String::new() }.read(head, most).await
 }
 
 /// One stream of events.
