@@ -442,3 +442,25 @@ async fn without_near_entries_a_reload_that_turns_push_on_also_has_news() {
     // Well before the recheck, after 30 s.
     soon(poll).await.expect("an answer").assert(200, &version("x1", 1));
 }
+
+#[tokio::test]
+async fn the_time_of_a_delivery_does_not_count_while_nobody_waits() {
+    let setup = setup().await;
+    let known = tag(&setup.sidecar, NOBODY).await;
+    let poll = hold(&setup.sidecar, NOBODY, &known);
+    waiting(&setup.sidecar, 1).await;
+    setup.upstream.commit("x1");
+    purge(&setup.sidecar).await;
+    soon(poll).await.expect("an answer").assert(200, &version("x1", 1));
+    // The topic stays for a while.
+    setup.upstream.commit("x1");
+    purge(&setup.sidecar).await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let mut stream = Stream::open(&setup.sidecar, &[]).await;
+    stream.expect(&version("x1", 2)).await;
+    let metric = "jobcache_push_delivery_seconds";
+    let all = setup.sidecar.admin.metric(&format!("{metric}_count")).await;
+    let fast = setup.sidecar.admin.metric(&format!("{metric}_bucket{{le=\"1.0\"}}")).await;
+    assert!(all > 0);
+    assert_eq!(fast, all);
+}
