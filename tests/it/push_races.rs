@@ -27,10 +27,10 @@ use crate::support::{
 };
 
 const X: &str = "/jobs/x1";
-const ALICE: (&str, &str) = ("authorization", "Bearer alice");
-const BOB: (&str, &str) = ("authorization", "Bearer bob");
-const CAROL: (&str, &str) = ("authorization", "Bearer carol");
-const NOBODY: (&str, &str) = ("x-nothing", "");
+const ALICE: &[(&str, &str)] = &[("authorization", "Bearer alice")];
+const BOB: &[(&str, &str)] = &[("authorization", "Bearer bob")];
+const CAROL: &[(&str, &str)] = &[("authorization", "Bearer carol")];
+const NOBODY: &[(&str, &str)] = &[];
 
 /// Time in which a client would have been woken that must not be.
 const QUIET: Duration = Duration::from_millis(700);
@@ -47,22 +47,25 @@ async fn rechecking() -> Setup {
     .await
 }
 
-async fn tag(sidecar: &Sidecar, who: (&'static str, &str)) -> String {
-    let reply = sidecar.client.request(Method::GET, X).header(who.0, who.1).send().await;
-    reply.header("etag").to_owned()
+async fn tag(sidecar: &Sidecar, who: &[(&'static str, &str)]) -> String {
+    let get = sidecar.client.request(Method::GET, X);
+    let get = who.iter().fold(get, |get, (name, value)| get.header(name, value));
+    get.send().await.header("etag").to_owned()
 }
 
 /// Sends a poll from a client of its own.
 fn hold(
     sidecar: &Sidecar,
-    who: (&'static str, &'static str),
+    who: &'static [(&'static str, &'static str)],
     tag: &str,
 ) -> tokio::task::JoinHandle<Reply> {
     let (address, tag) = (sidecar.client.address(), tag.to_owned());
     tokio::spawn(async move {
         let client = Client::new(address);
         let request = client.request(Method::GET, X).header("prefer", "wait=30");
-        let request = request.header("if-none-match", &tag).header(who.0, who.1);
+        let request = request.header("if-none-match", &tag);
+        let request =
+            who.iter().fold(request, |request, (name, value)| request.header(name, value));
         request.try_send().await.expect("an answer")
     })
 }
@@ -163,8 +166,8 @@ async fn callers_with_bodies_of_their_own_neither_wake_nor_end_each_others_holds
 async fn streams_of_callers_with_bodies_of_their_own_cost_one_read_each_for_a_change() {
     let setup = setup().await;
     let number = personalise(&setup.upstream);
-    let mut alice = Stream::open(&setup.sidecar, &[ALICE]).await;
-    let mut bob = Stream::open(&setup.sidecar, &[BOB]).await;
+    let mut alice = Stream::open(&setup.sidecar, ALICE).await;
+    let mut bob = Stream::open(&setup.sidecar, BOB).await;
     for round in 0..4 {
         alice.expect(&format!(r#"{{"for":"Bearer alice","version":{round}}}"#)).await;
         bob.expect(&format!(r#"{{"for":"Bearer bob","version":{round}}}"#)).await;
@@ -182,16 +185,16 @@ async fn a_credential_that_is_revoked_ends_what_it_holds_and_nothing_else() {
     let is_revoked = Arc::new(AtomicU64::new(0));
     let revoked = Arc::clone(&is_revoked);
     setup.upstream.respond_to(X, move |headers| {
-        let is_alice = headers.get("authorization").is_some_and(|who| who == ALICE.1);
+        let is_alice = headers.get("authorization").is_some_and(|who| who == ALICE[0].1);
         if is_alice && revoked.load(Ordering::SeqCst) > 0 {
             return json(StatusCode::UNAUTHORIZED, "no");
         }
         json(StatusCode::OK, version("x1", 0))
     });
     let known = tag(&setup.sidecar, ALICE).await;
-    let mut stream = Stream::open(&setup.sidecar, &[ALICE]).await;
+    let mut stream = Stream::open(&setup.sidecar, ALICE).await;
     stream.expect(&version("x1", 0)).await;
-    let mut other = Stream::open(&setup.sidecar, &[BOB]).await;
+    let mut other = Stream::open(&setup.sidecar, BOB).await;
     other.expect(&version("x1", 0)).await;
     let (alice, bob) = (hold(&setup.sidecar, ALICE, &known), hold(&setup.sidecar, BOB, &known));
     waiting(&setup.sidecar, 4).await;
@@ -398,10 +401,14 @@ async fn a_reload_that_takes_the_route_away_answers_what_was_held() {
 
 #[tokio::test]
 async fn the_cache_control_of_one_client_costs_the_others_no_reads() {
-    for directive in ["no-cache", "max-age=0", "no-store"] {
+    for directive in [
+        &[("cache-control", "no-cache")],
+        &[("cache-control", "max-age=0")],
+        &[("cache-control", "no-store")],
+    ] {
         let setup = setup().await;
         let known = tag(&setup.sidecar, NOBODY).await;
-        let _first = hold(&setup.sidecar, ("cache-control", directive), &known);
+        let _first = hold(&setup.sidecar, directive, &known);
         waiting(&setup.sidecar, 1).await;
         setup.hit(X).await;
         setup.upstream.forget_requests();
@@ -409,7 +416,7 @@ async fn the_cache_control_of_one_client_costs_the_others_no_reads() {
             let _plain = hold(&setup.sidecar, NOBODY, &known);
             waiting(&setup.sidecar, count).await;
         }
-        assert_eq!(setup.upstream.reads(X), 0, "{directive}");
+        assert_eq!(setup.upstream.reads(X), 0, "{directive:?}");
     }
 }
 
