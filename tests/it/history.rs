@@ -35,6 +35,8 @@ mod line;
 pub(crate) mod link;
 #[cfg(feature = "mutants")]
 mod mutants;
+mod push;
+mod push_judge;
 mod record;
 mod second_judge;
 mod shards;
@@ -50,11 +52,13 @@ use self::{
     counts::Counts,
     faults::{Fault, Faults},
     judge::{Verdict, judge},
+    push::PushLoad,
+    push_judge::{Bounds, judge_push},
     record::History,
     spelling::Spelling,
     truth::UpstreamBehaviour,
     workload::Load,
-    world::{Flaw, Plan},
+    world::{Flaw, Plan, Store},
 };
 
 /// Length of a short run, for each number of sidecars.
@@ -92,6 +96,8 @@ fn plan(sidecars: u8, seed: u64, length: Duration) -> Plan {
         faults: Faults { kinds: &Fault::ALL, peace_ms: (450, 850), hang_ms: 1400 },
         staleness_ms: 0,
         tracking: "broadcast",
+        push: PushLoad { polls: 12, streams: 12, recheck: Duration::from_secs(3) },
+        store: Store::Redis,
         callers: EVERYONE,
         named_one_in: 3,
         grace_ms: from_env("HISTORY_GRACE_MS").unwrap_or(0),
@@ -122,6 +128,7 @@ async fn run(plan: Plan) -> (History, Verdict) {
         commits,
         served,
         troubles,
+        subscriptions: told.subscriptions,
         residents: plan.sidecars,
         failed_reads: told.failed_reads,
         dropped_reads: told.dropped_reads,
@@ -165,9 +172,13 @@ async fn check_run(
             plan.sidecars, plan.length, plan.seed
         );
         let Verdict { stale, leaked, counts, .. } = &verdict;
-        eprintln!("{run}\n{counts}\n  both judges: {stale} stale reads, {leaked} leaked reads");
+        let push = judge_push(&history, Bounds::of(&plan));
+        let summary = format!("both judges: {stale} stale reads, {leaked} leaked reads");
+        eprintln!("{run}\n{counts}\n{push}\n  {summary}");
         let slices = explain(&history, &verdict);
         assert_eq!((*stale, *leaked), (0, 0), "stale or leaked reads in the {run}\n{slices}");
+        let wrong = push.violations.join("\n");
+        assert_eq!(push.wrong, 0, "held polls or streams in the {run}\n{wrong}");
         let Some(lack) = lacks(&verdict.counts) else { return };
         eprintln!("{lack} in the {run}");
     }
@@ -183,6 +194,7 @@ fn lack(counts: &Counts, length: Duration) -> Option<String> {
         ("hits", counts.hits, 3 * seconds),
         ("collapsed", counts.collapsed, seconds / 3),
         ("stored", counts.stored, 2 * seconds),
+        ("versions for held clients", counts.held, seconds),
         ("PUTs", counts.puts, seconds),
         ("PUTs committed in their bodies", counts.puts_in_body, seconds / 30),
         ("purges", counts.purges, seconds / 2),
@@ -303,4 +315,55 @@ async fn a_sentinel_failover_of_a_dead_or_hung_master_leaves_no_old_body() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sentinel_failover_of_a_master_that_is_well_leaves_no_old_body_for_long() {
     fail_over(&[Fault::MasterDeposed], 1000).await;
+}
+
+/// Length of the runs without faults, and how rarely their jobs are read again without news: a client
+/// that was not told waits for longer than the judge allows.
+const CALM: Duration = Duration::from_secs(8);
+const RARELY: Duration = Duration::from_secs(30);
+
+/// Runs clients that wait, without any fault, so that every delivery has the short bound.
+async fn wait_calmly(name: &str, change: impl FnOnce(Plan) -> Plan) {
+    let seed = from_env("HISTORY_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let length = from_env("HISTORY_SECONDS").map_or(CALM, Duration::from_secs);
+    let all = plan(2, seed, length);
+    let plan = Plan {
+        jobs: 8,
+        pollers: 4,
+        load: Load { putters: 2, purgers: 2, pause_ms: 150, hang_ups: 0, ..all.load },
+        behaviour: UpstreamBehaviour { very_slow: 0, broken: 0, ..all.behaviour },
+        faults: Faults { kinds: &[], ..all.faults },
+        push: PushLoad { polls: 16, streams: 16, recheck: RARELY },
+        ..all
+    };
+    check_run(change(plan), name, 0, |counts| {
+        let is_enough = counts.held > 200 && counts.puts + counts.purges + counts.dels > 50;
+        (!is_enough).then(|| "too few versions for held clients, or writes".to_owned())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_wait_are_given_every_change_in_time() {
+    wait_calmly("without faults", |plan| plan).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_wait_are_given_every_change_in_time_told_by_keys() {
+    wait_calmly("without faults, by keys", |plan| Plan { tracking: "keys", ..plan }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_wait_are_given_every_change_in_time_without_near_entries() {
+    let alone = |plan| Plan { store: Store::RedisAlone, ..plan };
+    wait_calmly("without faults and near entries", alone).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_wait_are_given_every_change_in_time_without_redis() {
+    let memory = |plan: Plan| {
+        let load = Load { deleters: 0, ..plan.load };
+        Plan { store: Store::Memory, sidecars: 1, load, ..plan }
+    };
+    wait_calmly("in memory", memory).await;
 }

@@ -54,6 +54,7 @@ mod proxying;
 mod purge;
 mod push;
 mod push_documents;
+mod push_races;
 mod query;
 mod reads;
 mod receipts;

@@ -20,6 +20,7 @@ use crate::{
     cache::{
         ChangeId, LeaderRead, Lookup, LookupRequest, NewsListener, entry::Entry, flight::Flight,
     },
+    mutants::{self, Mutant},
     proxy::{
         answer::{Answer, Verdict},
         lead::LeadTask,
@@ -224,7 +225,7 @@ impl Driver {
     /// Takes what a read that begins now will answer.
     fn begin(&mut self, cause: Cause) -> Began {
         if let Some(at) = self.news.take() {
-            context.push.metrics.woken.inc();
+            self.context.push.metrics.woken.inc();
             self.news_at.get_or_insert(at);
         }
         if cause == Cause::Recheck {
@@ -247,8 +248,13 @@ impl Driver {
 
     /// Publishes what was found, and decides when to read again.
     fn conclude(&mut self, found: Found, began: Began) {
+        if mutants::is(Mutant::PushListenLate) {
+            self.news.take();
+        }
+        let asked =
+            if mutants::is(Mutant::PushRunningRead) { self.topic.asked() } else { began.asked };
         let version = self.publish(found, began.is_past_fence);
-        if let Some(number) = began.asked {
+        if let Some(number) = asked {
             self.topic.end_looks(number, version);
         }
     }

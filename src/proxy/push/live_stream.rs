@@ -63,7 +63,7 @@ pub(super) async fn answer(
     let mut events = Events {
         context: Arc::clone(context),
         waiter,
-        last: Arc::clone(&current),
+        last: current.body_hash,
         ready: VecDeque::new(),
         is_over: false,
         _held: context.push.metrics.hold_stream(),
@@ -73,7 +73,7 @@ pub(super) async fn answer(
     if !is_known {
         events.deliver(&current);
     }
-    events.end_if_final();
+    events.end_if_final(&current);
     let body = StreamBody::new(stream::unfold(events, |mut events| async move {
         let bytes = events.next().await?;
         Some((Ok::<_, Infallible>(Frame::data(bytes)), events))
@@ -86,8 +86,8 @@ pub(super) async fn answer(
 struct Events {
     context: Arc<ProxyContext>,
     waiter: Waiter,
-    /// The version that the client has.
-    last: Arc<Version>,
+    /// Hash of the version that the client has. The version itself may be large.
+    last: u128,
     /// What is sent before the next update is waited for.
     ready: VecDeque<Bytes>,
     is_over: bool,
@@ -115,14 +115,12 @@ impl Events {
 
     fn take(&mut self, update: Update) {
         match update {
-            Update::Version(version) if self.last.has_body_of(&version.entry) => {
-                self.last = version;
-            }
+            Update::Version(version) if self.last == version.body_hash => {}
             Update::Version(version) if is_event(&version.entry) => {
                 self.deliver(&version);
                 self.context.push.metrics.count_event(&version);
-                self.last = version;
-                self.end_if_final();
+                self.last = version.body_hash;
+                self.end_if_final(&version);
             }
             Update::Version(version) => self.fail(version.entry.status()),
             Update::Refused(status) => self.fail(status),
@@ -140,9 +138,9 @@ impl Events {
         self.ready.push_back(event_stream::event(&tag(&version.entry), &data));
     }
 
-    fn end_if_final(&mut self) {
+    fn end_if_final(&mut self, version: &Version) {
         let FinalStates { pointer, values } = &self.context.push.config.final_states;
-        if event_stream::is_final(self.last.entry.body(), pointer, values) {
+        if event_stream::is_final(version.entry.body(), pointer, values) {
             self.ready.push_back(event_stream::end());
             self.is_over = true;
         }

@@ -34,6 +34,8 @@ pub(super) async fn answer(
     if !current.entry.is_held_by(&head.headers) {
         return Some(version_answer(context, head, &current));
     }
+    // A held client keeps no body.
+    drop(current);
     admission.shrink_to(0);
     let _held = context.push.metrics.hold_poll();
     let version = tokio::select! {

@@ -18,6 +18,8 @@ use tokio::{
     time::Instant,
 };
 
+use xxhash_rust::xxh3::xxh3_128_with_seed;
+
 use crate::{
     cache::{entry::Entry, flight::CoalesceKey},
     limits::{GaugeGuard, Permit},
@@ -46,6 +48,8 @@ pub(super) struct Version {
     /// Position among the versions of the topic, from 1.
     number: u64,
     pub(super) entry: Arc<Entry>,
+    /// Hash of status and body.
+    pub(super) body_hash: u128,
     pub(super) source: VersionSource,
     /// When the news came that led to this version.
     pub(super) news_at: Option<Instant>,
@@ -61,13 +65,12 @@ pub(super) enum VersionSource {
 impl Version {
     /// Whether an entry is the same state of the job.
     fn is_same(&self, entry: &Entry) -> bool {
-        self.has_body_of(entry) && self.entry.etag() == entry.etag()
+        self.body_hash == body_hash(entry) && self.entry.etag() == entry.etag()
     }
+}
 
-    /// Whether an entry has the same status and body.
-    pub(super) fn has_body_of(&self, entry: &Entry) -> bool {
-        self.entry.status() == entry.status() && self.entry.body() == entry.body()
-    }
+fn body_hash(entry: &Entry) -> u128 {
+    xxh3_128_with_seed(entry.body(), entry.status().as_u16().into())
 }
 
 /// News for a waiter.
@@ -182,7 +185,8 @@ impl Topic {
         };
         let is_new = is_refused || last.as_ref().is_none_or(|last| !last.is_same(&entry));
         let number = last.map_or(0, |last| last.number) + u64::from(is_new);
-        let version = Arc::new(Version { number, entry, source, news_at });
+        let body_hash = body_hash(&entry);
+        let version = Arc::new(Version { number, entry, body_hash, source, news_at });
         let published = Arc::clone(&version);
         self.updates.send_if_modified(|updates| {
             if !is_new {

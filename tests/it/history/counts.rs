@@ -18,6 +18,8 @@ pub(super) struct Counts {
     pub(super) hits: usize,
     pub(super) collapsed: usize,
     pub(super) stored: usize,
+    /// By held polls and streams.
+    pub(super) held: usize,
     pub(super) failed_reads: usize,
     pub(super) dropped_reads: usize,
     /// Callers with a hit.
@@ -72,6 +74,7 @@ impl Counts {
             }
             How::Collapsed => self.collapsed += 1,
             How::Stored => self.stored += 1,
+            How::Held => self.held += 1,
             How::Miss | How::Pass => {}
         }
         self.guests_reads += usize::from(read.process.sidecar >= residents);

@@ -156,7 +156,7 @@ fn is_troubled(history: &History, from: Micros, to: Micros) -> bool {
 
 /// For each trouble in order, returns the period in which a sidecar may have been without its
 /// store. A trouble before all have recovered from the last one makes the backoff longer still.
-fn recoveries(troubles: &[Trouble]) -> impl Iterator<Item = (Micros, Micros)> {
+pub(super) fn recoveries(troubles: &[Trouble]) -> impl Iterator<Item = (Micros, Micros)> {
     troubles.iter().scan(None, |last, trouble| {
         if matches!(trouble.fault, Fault::SidecarKilled | Fault::Joined) {
             // The sidecar comes up at the end, and must then connect.

@@ -37,6 +37,9 @@ pub(super) struct Answer {
     pub(super) view: Option<Caller>,
     pub(super) how: How,
     pub(super) pending: bool,
+    pub(super) tag: Option<String>,
+    /// Whether the answer was held.
+    pub(super) is_applied: bool,
 }
 
 impl Drop for Line {
@@ -73,6 +76,11 @@ impl Line {
         Some(Self { process, sender, connection })
     }
 
+    /// Sends a request without a body, and returns the head of the answer.
+    pub(super) async fn send(&mut self, outgoing: Outgoing) -> Option<Response<Incoming>> {
+        self.sender.send_request(outgoing.request).await.ok()
+    }
+
     pub(super) async fn exchange(&mut self, outgoing: Outgoing) -> Option<Answer> {
         let Outgoing { request, rest } = outgoing;
         let head = self.sender.send_request(request).await.ok()?;
@@ -84,12 +92,13 @@ impl Line {
 }
 
 impl Answer {
-    async fn read(response: Response<Incoming>) -> Option<Self> {
+    pub(super) async fn read(response: Response<Incoming>) -> Option<Self> {
         let (head, body) = response.into_parts();
         let body = body.collect().await.ok()?.to_bytes();
         let said = head.headers.get_all("cache-status").iter().next_back();
         let said = said.and_then(|said| said.to_str().ok()).unwrap_or_default();
         let how = match said {
+            _ if said.contains("detail=held") => How::Held,
             _ if said.contains("; hit") => How::Hit,
             _ if said.contains("; collapsed") => How::Collapsed,
             _ if said.contains("; stored") => How::Stored,
@@ -99,7 +108,10 @@ impl Answer {
         let pending = said.contains("detail=invalidation-pending");
         let version = number_in(&body, r#""version":"#);
         let view = number_in(&body, r#""caller":"#).and_then(|view| Caller::try_from(view).ok());
-        Some(Self { status: head.status, version, view, how, pending })
+        let tag = head.headers.get(header::ETAG).and_then(|tag| tag.to_str().ok());
+        let tag = tag.map(str::to_owned);
+        let is_applied = head.headers.contains_key("preference-applied");
+        Some(Self { status: head.status, version, view, how, pending, tag, is_applied })
     }
 }
 
@@ -144,7 +156,7 @@ impl Outgoing {
 }
 
 /// Returns the number after a name, which is all that the judge needs of a body.
-fn number_in(body: &[u8], name: &str) -> Option<u32> {
+pub(super) fn number_in(body: &[u8], name: &str) -> Option<u32> {
     let name = name.as_bytes();
     let at = body.windows(name.len()).position(|window| window == name)? + name.len();
     let digits = body[at..].iter().take_while(|byte| byte.is_ascii_digit());

@@ -14,11 +14,13 @@ use super::{
     faults::{Fault, Faults},
     judge::Verdict,
     link::Link,
+    push::PushLoad,
+    push_judge::{Bounds, PushVerdict, judge_push},
     run,
     spelling::Spelling,
     truth::UpstreamBehaviour,
     workload::Load,
-    world::{Flaw, Plan},
+    world::{Flaw, Plan, Store},
 };
 use crate::support::{
     Cluster, Process, RedisServer, SOON, Upstream, eventually, redis::key, upstream::version,
@@ -56,6 +58,8 @@ pub(super) const RACES: Plan = Plan {
     faults: Faults { kinds: &[], peace_ms: (100, 200), hang_ms: 1500 },
     staleness_ms: 0,
     tracking: "broadcast",
+    push: PushLoad::NONE,
+    store: Store::Redis,
     callers: 1,
     named_one_in: 1,
     grace_ms: 0,
@@ -153,6 +157,53 @@ pub(super) async fn check_flaw(faulty: Plan, plan: Plan) {
         return;
     }
     panic!("{flaw:?} was not caught");
+}
+
+/// Streams of a few jobs that change all the time, and nothing that reads a job but they.
+const WATCHED: Plan = Plan {
+    length: Duration::from_secs(4),
+    sidecars: 1,
+    jobs: 4,
+    pollers: 0,
+    load: load(0, 4, 0, 60, 0),
+    behaviour: UpstreamBehaviour { slow: 60, very_slow: 0, broken: 0, ..RACES.behaviour },
+    push: PushLoad { polls: 0, streams: 8, recheck: Duration::from_secs(10) },
+    ..RACES
+};
+
+/// The same with clients that come again and again.
+const VISITED: Plan = Plan { push: PushLoad { polls: 8, ..WATCHED.push }, ..WATCHED };
+
+/// Runs clients that wait with a fault of push, which must be caught, and without, which must pass.
+async fn check_push(mutant: Mutant, plan: Plan, caught: fn(&Verdict, &PushVerdict) -> usize) {
+    let bounds = Bounds::of(&plan);
+    for seed in SEEDS {
+        let length = plan.length * seed;
+        let of_seed = |flaw| Plan { seed: u64::from(seed), length, flaw, ..plan };
+        let (history, verdict) = run(of_seed(Flaw::Mutant(mutant.as_str()))).await;
+        let push = judge_push(&history, bounds);
+        let first = push.violations.first();
+        eprintln!("{mutant:?}: seed {seed}, {} stale, {first:?}\n{push}", verdict.stale);
+        if caught(&verdict, &push) == 0 {
+            continue;
+        }
+        let (history, verdict) = run(of_seed(Flaw::None)).await;
+        let push = judge_push(&history, bounds);
+        let slices = explain(&history, &verdict) + &push.violations.join("\n");
+        assert_eq!((verdict.stale, verdict.leaked, push.wrong), (0, 0, 0), "{push}\n{slices}");
+        return;
+    }
+    panic!("{mutant:?} was not caught");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_is_missed_during_a_read_for_held_clients_is_caught() {
+    check_push(Mutant::PushListenLate, WATCHED, |_, push| push.wrong).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_client_that_gets_a_read_from_before_it_came_is_caught() {
+    check_push(Mutant::PushRunningRead, VISITED, |verdict, _| verdict.stale).await;
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, fmt, time::Instant};
 
-use super::{callers::Caller, spelling::Spelling};
+use super::{callers::Caller, push_judge::Subscription, spelling::Spelling};
 
 /// Microseconds since the run began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,6 +60,8 @@ pub(super) enum How {
     Stored,
     Miss,
     Pass,
+    /// By a held poll or a stream.
+    Held,
 }
 
 /// A GET that was answered with 200. There are millions, so it is small.
@@ -151,6 +153,8 @@ pub(super) struct History {
     pub(super) commits: Vec<Commit>,
     pub(super) served: Served,
     pub(super) troubles: Vec<Trouble>,
+    /// Clients that waited for changes.
+    pub(super) subscriptions: Vec<Subscription>,
     /// GETs that were not answered with 200.
     pub(super) failed_reads: usize,
     /// GETs that ended in a hang-up by the client.

@@ -55,6 +55,18 @@ pub(super) struct UpstreamBehaviour {
     pub(super) broken: u32,
 }
 
+/// Longest slow and very slow step, in milliseconds.
+const SLOW_MS: u64 = 60;
+const VERY_SLOW_MS: u64 = 900;
+
+impl UpstreamBehaviour {
+    /// Returns the longest time of a read: two steps, and a pause within the body.
+    pub(super) const fn longest_read_ms(&self) -> u64 {
+        let step = if self.very_slow > 0 { VERY_SLOW_MS } else { SLOW_MS };
+        3 * step
+    }
+}
+
 pub(super) struct Truth {
     clock: Clock,
     seed: u64,
@@ -127,6 +139,10 @@ impl Truth {
         let at = self.clock.now();
         log.commits.push(Commit { number, job, version, at, in_body, sent: None });
         version
+    }
+
+    pub(super) fn version(&self, job: u16) -> u32 {
+        self.versions[usize::from(job)].load(Ordering::SeqCst)
     }
 
     /// Returns the commits, and what was served.
@@ -254,8 +270,8 @@ impl Truth {
 
     fn draw(&self, rng: &mut fastrand::Rng) -> Duration {
         let ms = match rng.u32(..100) {
-            n if n < self.behaviour.very_slow => rng.u64(200..900),
-            n if n < self.behaviour.very_slow + self.behaviour.slow => rng.u64(5..60),
+            n if n < self.behaviour.very_slow => rng.u64(200..VERY_SLOW_MS),
+            n if n < self.behaviour.very_slow + self.behaviour.slow => rng.u64(5..SLOW_MS),
             n if n < 60 => 0,
             _ => rng.u64(..4),
         };

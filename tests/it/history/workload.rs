@@ -12,6 +12,8 @@ use tokio::{
 use super::{
     callers::{CALLERS, CallerPicker},
     line::{Line, Outgoing},
+    push::{hold_polls, read_streams},
+    push_judge::Subscription,
     record::{Kind, Outcome, Process, Read, Write},
     spelling::{Deck, Spelling},
     truth::{EARLY, SLOW, WRITE},
@@ -48,6 +50,7 @@ pub(super) struct Observations {
     pub(super) writes: Vec<Write>,
     pub(super) failed_reads: usize,
     pub(super) dropped_reads: usize,
+    pub(super) subscriptions: Vec<Subscription>,
 }
 
 /// Runs all clients until the run is over.
@@ -59,24 +62,42 @@ pub(super) async fn run(world: &Arc<World>) -> Observations {
         let callers = CallerPicker::new(poller, plan.named_one_in, plan.callers);
         clients.spawn(poll(Arc::clone(world), seeds.fork(), callers));
     }
+    let mut writers = JoinSet::new();
     for _ in 0..load.putters {
-        clients.spawn(put_all(Arc::clone(world), seeds.fork()));
+        writers.spawn(put_all(Arc::clone(world), seeds.fork()));
     }
     for _ in 0..load.purgers {
-        clients.spawn(change(Arc::clone(world), seeds.fork(), Kind::Purge));
+        writers.spawn(change(Arc::clone(world), seeds.fork(), Kind::Purge));
     }
     for _ in 0..load.deleters {
-        clients.spawn(change(Arc::clone(world), seeds.fork(), Kind::Del));
+        writers.spawn(change(Arc::clone(world), seeds.fork(), Kind::Del));
+    }
+    for poller in 0..plan.push.polls {
+        let callers = CallerPicker::new(poller, plan.named_one_in, plan.callers);
+        clients.spawn(hold_polls(Arc::clone(world), seeds.fork(), callers));
+    }
+    for reader in 0..plan.push.streams {
+        let callers = CallerPicker::new(reader, plan.named_one_in, plan.callers);
+        clients.spawn(read_streams(Arc::clone(world), seeds.fork(), callers));
     }
     let mut all = Observations::default();
-    while let Some(told) = clients.join_next().await {
-        let told = told.expect("no client panics");
-        all.reads.extend(told.reads);
-        all.writes.extend(told.writes);
-        all.failed_reads += told.failed_reads;
-        all.dropped_reads += told.dropped_reads;
-    }
+    all.add_all(&mut writers).await;
+    let _ = world.writers_done.set(world.clock.now());
+    all.add_all(&mut clients).await;
     all
+}
+
+impl Observations {
+    async fn add_all(&mut self, clients: &mut JoinSet<Self>) {
+        while let Some(told) = clients.join_next().await {
+            let told = told.expect("no client panics");
+            self.reads.extend(told.reads);
+            self.writes.extend(told.writes);
+            self.failed_reads += told.failed_reads;
+            self.dropped_reads += told.dropped_reads;
+            self.subscriptions.extend(told.subscriptions);
+        }
+    }
 }
 
 async fn poll(world: Arc<World>, mut rng: fastrand::Rng, callers: CallerPicker) -> Observations {
@@ -303,6 +324,6 @@ async fn delete_in(world: &World, id: &str) -> Outcome {
 }
 
 /// Returns a job; half of the traffic goes to the first few.
-fn pick(rng: &mut fastrand::Rng, jobs: u16) -> u16 {
+pub(super) fn pick(rng: &mut fastrand::Rng, jobs: u16) -> u16 {
     if rng.bool() { rng.u16(..HOT.min(jobs)) } else { rng.u16(..jobs) }
 }

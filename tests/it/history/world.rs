@@ -5,7 +5,7 @@ use std::{
     io::Write as _,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},
     },
     time::Duration,
@@ -20,7 +20,8 @@ use super::{
     guests::Guest,
     ids::Ids,
     link::{Link, Target},
-    record::{Clock, Process},
+    push::PushLoad,
+    record::{Clock, Micros, Process},
     spelling::RULE,
     truth::{Server, Truth, UpstreamBehaviour},
 };
@@ -56,6 +57,10 @@ pub(super) struct Plan {
     pub(super) staleness_ms: u64,
     /// The value of the tracking setting.
     pub(super) tracking: &'static str,
+    /// The clients that wait.
+    pub(super) push: PushLoad,
+    /// The store of the sidecars.
+    pub(super) store: Store,
     /// How many of the [callers](super::callers::CALLERS) poll.
     pub(super) callers: Caller,
     /// Of so many pollers one is not anonymous: a job that all callers read has few hits.
@@ -64,6 +69,16 @@ pub(super) struct Plan {
     pub(super) grace_ms: u64,
     /// The deliberate fault of the sidecars.
     pub(super) flaw: Flaw,
+}
+
+/// The store of the sidecars.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Store {
+    Redis,
+    /// Redis, and no entries in the processes.
+    RedisAlone,
+    /// The process itself; there is only one.
+    Memory,
 }
 
 /// A deliberate fault of the sidecars.
@@ -85,6 +100,8 @@ pub(super) struct World {
     pub(super) clock: Clock,
     pub(super) truth: Arc<Truth>,
     pub(super) over: AtomicBool,
+    /// When the last writer had ended.
+    pub(super) writers_done: OnceLock<Micros>,
     pub(super) writes: AtomicU64,
     pub(super) ids: Ids,
     /// One for each sidecar; the last is that of who joins. Nobody is behind an empty one.
@@ -203,6 +220,7 @@ pub(super) async fn create(plan: Plan) -> (Arc<World>, Machinery) {
         clock,
         truth,
         over: AtomicBool::new(false),
+        writers_done: OnceLock::new(),
         writes: AtomicU64::new(1),
         ids,
         doors,
@@ -278,6 +296,13 @@ impl Machinery {
             envs.push(("JOBCACHE_STORE_RECONNECT_GRACE", &grace));
         }
         envs.push(("JOBCACHE_NEAR_TRACKING", plan.tracking));
+        if plan.store == Store::RedisAlone {
+            envs.push(("JOBCACHE_NEAR", "off"));
+        }
+        let recheck = format!("{}ms", plan.push.recheck.as_millis());
+        if plan.push.is_on() {
+            envs.extend([("JOBCACHE_PUSH", "all"), ("JOBCACHE_PUSH_RECHECK", &recheck)]);
+        }
         match plan.flaw {
             Flaw::Mutant(mutant) => envs.push(("JOBCACHE_MUTANT", mutant)),
             Flaw::Ignores(header) => envs.push(("JOBCACHE_CREDENTIALS_IGNORE", header)),
@@ -287,6 +312,9 @@ impl Machinery {
     }
 
     fn redis_url(&self, plan: &Plan, sidecar: usize) -> String {
+        if plan.store == Store::Memory {
+            return "memory://".to_owned();
+        }
         if let Some(cluster) = &self.cluster {
             return cluster.url();
         }
