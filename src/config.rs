@@ -90,7 +90,7 @@ pub struct Config {
     pub drain: DrainConfig,
     /// What the requests of the API mean.
     pub api: ApiConfig,
-    /// What is cached, for whom and for how long.
+    /// What is cached, for which callers and for how long.
     pub cache: CachingConfig,
     /// Limits for clients.
     pub server: ServerConfig,
@@ -148,7 +148,7 @@ pub struct DrainConfig {
     pub timeout: Duration,
 }
 
-/// What is cached, for whom and for how long.
+/// What is cached, for which callers and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CachingConfig {
     /// Whether reads are answered from the cache.

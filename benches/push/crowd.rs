@@ -6,9 +6,10 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, UNIX_EPOCH},
 };
 
+use jobcache::clock;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
@@ -91,7 +92,7 @@ pub(crate) fn run(assignment: &str) -> Result<()> {
 
 /// Returns the time in microseconds, by a clock that all processes share.
 pub(crate) fn now_us() -> u64 {
-    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let time = clock::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -137,10 +138,10 @@ impl Crowd {
             sleep(POLL_EVERY.mul_f64(fastrand::f64())).await;
         }
         loop {
-            if let Err(error) = self.watch(&mut view).await {
-                if self.failed.fetch_add(1, Ordering::Relaxed) < 3 {
-                    eprintln!("client {client}: {error}");
-                }
+            if let Err(error) = self.watch(&mut view).await
+                && self.failed.fetch_add(1, Ordering::Relaxed) < 3
+            {
+                eprintln!("client {client}: {error}");
             }
             sleep(RETRY_AFTER).await;
         }

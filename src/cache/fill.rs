@@ -1,6 +1,6 @@
 //! Turns an upstream response into an entry: shares it with the readers that wait, and stores it.
 //!
-//! Where it may be stored depends on the lookup ([`FillTarget`]): under a lease, beside the entry of
+//! Where it may be stored depends on the lookup ([`FillTarget`]): under a lease, next to the entry of
 //! another reader ([`held_fill`](super::held_fill)), in place of a known entry, or nowhere.
 
 use std::{sync::Arc, time::Duration};

@@ -2,7 +2,7 @@
 //!
 //! News says that the state of a key may have changed: by a write or purge through this process, or as
 //! Redis reports it. It comes after the near entry is gone, and before the change is acknowledged here
-//! or the next barrier passes. It says neither what has changed nor by whom: a fill is news, too.
+//! or the next barrier passes. It does not say what has changed, and a fill is news, too.
 
 use std::{
     collections::HashMap,

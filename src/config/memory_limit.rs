@@ -14,8 +14,8 @@ use super::parse::show_bytes;
 /// Most groups above this process that are looked at.
 const MAX_DEPTH: usize = 64;
 /// Mounts that are tried where `/proc/self/mountinfo` does not name any.
-const USUAL_MOUNTS: [(Version, &str); 2] =
-    [(Version::Two, "/sys/fs/cgroup"), (Version::One, "/sys/fs/cgroup/memory")];
+const USUAL_MOUNTS: [(CgroupVersion, &str); 2] =
+    [(CgroupVersion::Two, "/sys/fs/cgroup"), (CgroupVersion::One, "/sys/fs/cgroup/memory")];
 
 /// The lowest memory limit that applies to this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,14 +34,14 @@ impl fmt::Display for MemoryLimit {
 
 /// Versions of cgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Version {
+enum CgroupVersion {
     One,
     Two,
 }
 
 /// A mounted hierarchy.
 struct Hierarchy {
-    version: Version,
+    version: CgroupVersion,
     /// The group that is mounted.
     group: PathBuf,
     mount: PathBuf,
@@ -84,7 +84,7 @@ impl Hierarchy {
     }
 }
 
-impl Version {
+impl CgroupVersion {
     /// The group of this process, from its line of `/proc/self/cgroup`: `id:controllers:group`.
     fn own_group(self, line: &str) -> Option<&Path> {
         let mut parts = line.splitn(3, ':');
@@ -116,8 +116,10 @@ fn hierarchy(line: &str) -> Option<Hierarchy> {
     let (group, mount) = (mount.next()?.into(), mount.next()?.into());
     let mut file_system = file_system.split(' ');
     let version = match file_system.next()? {
-        "cgroup2" => Version::Two,
-        "cgroup" if file_system.nth(1)?.split(',').any(|option| option == "memory") => Version::One,
+        "cgroup2" => CgroupVersion::Two,
+        "cgroup" if file_system.nth(1)?.split(',').any(|option| option == "memory") => {
+            CgroupVersion::One
+        }
         _ => return None,
     };
     Some(Hierarchy { version, group, mount })

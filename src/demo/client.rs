@@ -34,7 +34,7 @@ pub(super) enum ClientError {
     NoStream(StatusCode),
 }
 
-pub(super) type Answer = Result<Response<Bytes>, ClientError>;
+pub(super) type DemoAnswer = Result<Response<Bytes>, ClientError>;
 
 impl Client {
     pub(super) fn new(address: SocketAddr) -> Self {
@@ -43,13 +43,13 @@ impl Client {
 
     /// Sends a request and reads the whole answer. Opens a new connection if the last one is
     /// closed.
-    pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> Answer {
+    pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> DemoAnswer {
         timeout(ANSWER_TIMEOUT, self.exchange(request)).await?
     }
 
     /// Keeps the connection only after a complete answer: a broken connection, or one with an
     /// unread answer, cannot be used again.
-    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Answer {
+    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> DemoAnswer {
         let mut sender = match self.sender.take() {
             Some(sender) if !sender.is_closed() => sender,
             _ => self.connect().await?,

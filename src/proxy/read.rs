@@ -332,11 +332,13 @@ impl UnansweredRead<'_> {
     }
 }
 
+type FlightResult = Result<Arc<Entry>, FlightFailure>;
+
 /// The flights that a follower has joined, one after the other.
 #[derive(Default)]
 struct JoinedFlights {
     /// Each waits for a result, and names the turn in which the flight was joined.
-    waits: FuturesUnordered<BoxFuture<'static, (u32, Result<Arc<Entry>, FlightFailure>)>>,
+    waits: FuturesUnordered<BoxFuture<'static, (u32, FlightResult)>>,
     turn: u32,
     /// Number of flights without an answer that were the latest one.
     unanswered: u32,

@@ -257,7 +257,7 @@ impl From<RedisError> for StoreError {
             AuthenticationFailed => Self::Denied(Diagnosis::WrongLogin, message),
             Io => Self::Lost(message),
             // Most are `Client`: found before the command was sent, or in the replies to a login.
-            // They say nothing about the operation, so it is safe to begin anew.
+            // They say nothing about the operation, so it is safe to begin again.
             _ => Self::Unusable(message),
         }
     }

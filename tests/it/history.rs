@@ -22,6 +22,8 @@
 //! other. `HISTORY_GRACE_MS` sets `store.reconnect_grace`, which is 0 otherwise. The `mutants` module
 //! checks the checker: each deliberate fault of the protocol must be caught.
 
+#![allow(clippy::large_types_passed_by_value, reason = "a plan is made once for each history")]
+
 mod callers;
 mod counts;
 mod faults;

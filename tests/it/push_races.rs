@@ -391,7 +391,7 @@ async fn a_reload_that_takes_the_route_away_answers_what_was_held() {
         write(here);
         soon(reloader.reload()).await.expect("a sidecar that runs");
     }
-    // What waits under the new configuration is told of changes.
+    // Waiters under the new configuration hear of changes.
     let poll = hold(&sidecar, NOBODY, &tag(&sidecar, NOBODY).await);
     waiting(&sidecar, 1).await;
     upstream.commit("x1");

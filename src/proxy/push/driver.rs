@@ -54,7 +54,7 @@ enum Cause {
 }
 
 /// What a read has found.
-enum Found {
+enum ReadResult {
     Entry(Arc<Entry>, VersionSource, Option<ChangeId>),
     /// No change since the last version was read.
     Unchanged,
@@ -76,7 +76,7 @@ struct Began {
 }
 
 /// A read of the upstream that is under way.
-struct Reading {
+struct PendingRead {
     began: Began,
     /// The change since which it reads.
     change: Option<ChangeId>,
@@ -86,9 +86,9 @@ struct Reading {
 }
 
 /// The result of a lookup.
-enum Step {
-    Found(Found),
-    Reading(Reading),
+enum ReadStep {
+    Done(ReadResult),
+    Pending(PendingRead),
 }
 
 /// A wait for the fence of the job.
@@ -189,7 +189,7 @@ impl Driver {
     }
 
     /// Reads the job, and tells the waiters. If the read is late and somebody waits for a later one, that
-    /// one begins beside it, so that a read that never ends delays nobody for long.
+    /// one begins as well, so that a read that never ends delays nobody for long.
     async fn read(&mut self, mut cause: Cause) {
         let context = Arc::clone(&self.context);
         let mut pending = FuturesUnordered::new();
@@ -197,8 +197,8 @@ impl Driver {
             let mut turn = context.push.turn().await;
             let began = self.begin(cause);
             let reading = match self.find(cause, began).await {
-                Step::Found(found) => return self.conclude(found, began),
-                Step::Reading(reading) => reading,
+                ReadStep::Done(found) => return self.conclude(found, began),
+                ReadStep::Pending(reading) => reading,
             };
             let is_own = reading.answer.is_some();
             let mut late = pin!(reading.flight.clone().late());
@@ -207,7 +207,7 @@ impl Driver {
                 tokio::select! {
                     Some((of, began, found)) = pending.next() => {
                         // A failure says nothing as long as another read may succeed.
-                        if !matches!(found, Found::Failed) || pending.is_empty() {
+                        if !matches!(found, ReadResult::Failed) || pending.is_empty() {
                             self.conclude(found, began);
                             if of == number || pending.is_empty() {
                                 return;
@@ -235,7 +235,7 @@ impl Driver {
         Began { asked: self.topic.asked(), is_past_fence: false }
     }
 
-    /// Waits until another read is wanted beside a late one: for a later look or later news, or because
+    /// Waits until another read is wanted although one is late: for a later look or later news, or because
     /// the late one is not the own.
     async fn wanted(&mut self, asked: Option<u64>, is_own: bool) {
         while is_own && self.topic.asked() <= asked {
@@ -247,7 +247,7 @@ impl Driver {
     }
 
     /// Publishes what was found, and decides when to read again.
-    fn conclude(&mut self, found: Found, began: Began) {
+    fn conclude(&mut self, found: ReadResult, began: Began) {
         if mutants::is(Mutant::PushListenLate) {
             self.news.take();
         }
@@ -259,10 +259,10 @@ impl Driver {
         }
     }
 
-    fn publish(&mut self, found: Found, is_past_fence: bool) -> Option<Arc<Version>> {
+    fn publish(&mut self, found: ReadResult, is_past_fence: bool) -> Option<Arc<Version>> {
         let (fence, retry) = (self.fence.take(), self.retry.take());
         match found {
-            Found::Entry(entry, source, change) => {
+            ReadResult::Entry(entry, source, change) => {
                 if source == VersionSource::Upstream {
                     self.recheck_at = Instant::now() + self.context.push.config.recheck;
                 }
@@ -273,11 +273,11 @@ impl Driver {
                 self.known = change;
                 Some(self.topic.publish(entry, source, self.news_at.take()))
             }
-            Found::Unchanged => {
+            ReadResult::Unchanged => {
                 self.news_at = None;
                 self.topic.last()
             }
-            Found::Fenced => {
+            ReadResult::Fenced => {
                 let now = Instant::now();
                 let since = fence.map_or(now, |fence| fence.since);
                 let until = (now + FENCE_WAIT).min(since + MAX_FENCE_WAIT);
@@ -285,12 +285,12 @@ impl Driver {
                 self.retry = retry;
                 None
             }
-            Found::Unshareable(status) => {
+            ReadResult::Unshareable(status) => {
                 self.known = None;
                 self.topic.refuse(status);
                 None
             }
-            Found::Failed => {
+            ReadResult::Failed => {
                 self.retry_after(retry);
                 None
             }
@@ -305,7 +305,7 @@ impl Driver {
     }
 
     /// Looks the job up, and begins to read the upstream if that is what the lookup says.
-    async fn find(&mut self, cause: Cause, mut began: Began) -> Step {
+    async fn find(&mut self, cause: Cause, mut began: Began) -> ReadStep {
         let reader = &self.context.cache.reader;
         let lookup = if cause == Cause::Recheck { &self.recheck } else { &self.lookup };
         let mut budget = self.context.cache.budget();
@@ -322,15 +322,17 @@ impl Driver {
             found = reader.lead_next(lookup, why);
         }
         match found {
-            Lookup::Hit(entry) => Step::Found(Found::Entry(entry, VersionSource::Cache, change)),
+            Lookup::Hit(entry) => {
+                ReadStep::Done(ReadResult::Entry(entry, VersionSource::Cache, change))
+            }
             // A flight or lease that is not used is given up when it is dropped.
-            _ if is_known => Step::Found(Found::Unchanged),
-            _ if awaits_fence && began.is_past_fence => Step::Found(Found::Fenced),
+            _ if is_known => ReadStep::Done(ReadResult::Unchanged),
+            _ if awaits_fence && began.is_past_fence => ReadStep::Done(ReadResult::Fenced),
             Lookup::Lead(lead) => self.lead(*lead, began, change, budget).await,
             Lookup::Join(flight, _) => {
-                Step::Reading(Reading { began, change, flight, answer: None })
+                ReadStep::Pending(PendingRead { began, change, flight, answer: None })
             }
-            Lookup::Pass(_) => Step::Found(Found::Failed),
+            Lookup::Pass(_) => ReadStep::Done(ReadResult::Failed),
         }
     }
 
@@ -350,16 +352,16 @@ impl Driver {
         began: Began,
         change: Option<ChangeId>,
         budget: Budget,
-    ) -> Step {
+    ) -> ReadStep {
         let reader = self.topic.reader();
         let flight = lead.leader.flight();
         let request = self.context.fill_request(&reader.head, reader.peer);
         let client = ((*reader.head).clone(), reader.peer);
         match LeadTask::spawn(&self.context, lead, client, request, budget).await {
             Some((_, answer)) => {
-                Step::Reading(Reading { began, change, flight, answer: Some(answer) })
+                ReadStep::Pending(PendingRead { began, change, flight, answer: Some(answer) })
             }
-            None => Step::Found(Found::Failed),
+            None => ReadStep::Done(ReadResult::Failed),
         }
     }
 }
@@ -370,19 +372,19 @@ impl Drop for Driver {
     }
 }
 
-impl Reading {
+impl PendingRead {
     /// Waits for the end of the read.
-    async fn end(self, number: usize) -> (usize, Began, Found) {
+    async fn end(self, number: usize) -> (usize, Began, ReadResult) {
         let Self { began, change, flight, answer } = self;
         let found = match (flight.wait().await, answer) {
-            (Ok(entry), _) => Found::Entry(entry, VersionSource::Upstream, change),
+            (Ok(entry), _) => ReadResult::Entry(entry, VersionSource::Upstream, change),
             (Err(_), Some(answer)) => match answer.await {
                 Ok(answer) if is_about_the_job(&answer.verdict, answer.response.status()) => {
-                    Found::Unshareable(answer.response.status())
+                    ReadResult::Unshareable(answer.response.status())
                 }
-                _ => Found::Failed,
+                _ => ReadResult::Failed,
             },
-            (Err(_), None) => Found::Failed,
+            (Err(_), None) => ReadResult::Failed,
         };
         (number, began, found)
     }

@@ -60,7 +60,7 @@ pub(super) async fn answer(
     set_headers(&mut response, &current.entry);
     let is_known =
         last_event_id.is_some_and(|id| event_stream::is_same_tag(&id, &tag(&current.entry)));
-    let mut events = Events {
+    let mut events = EventBody {
         context: Arc::clone(context),
         waiter,
         last: current.body_hash,
@@ -83,7 +83,7 @@ pub(super) async fn answer(
 }
 
 /// The events of one stream.
-struct Events {
+struct EventBody {
     context: Arc<ProxyContext>,
     waiter: Waiter,
     /// Hash of the version that the client has. The version itself may be large.
@@ -94,7 +94,7 @@ struct Events {
     _held: GaugeGuard,
 }
 
-impl Events {
+impl EventBody {
     /// Returns the next bytes; `None` at the end of the stream.
     async fn next(&mut self) -> Option<Bytes> {
         loop {

@@ -35,7 +35,7 @@ const MAX_BYTES: usize = 64 << 10;
 /// Job and identity of a topic.
 pub(super) type TopicName = (Key, CoalesceKey);
 
-/// The client in whose name a topic reads: any of its waiters, because all are of one identity.
+/// The client that a topic reads for: any of its waiters, because all are of one identity.
 #[derive(Clone)]
 pub(super) struct TopicReader {
     pub(super) head: Arc<Parts>,

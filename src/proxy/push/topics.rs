@@ -127,7 +127,7 @@ impl Topics {
         is_idle
     }
 
-    /// Ends a topic: nobody joins it any more, and its waiters are told.
+    /// Ends a topic: nobody joins it any more, and its waiters are notified.
     pub(super) fn end(&self, name: &TopicName, topic: &Arc<Topic>) {
         remove(&mut self.lock(), name, topic);
         topic.end();
