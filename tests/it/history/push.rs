@@ -91,7 +91,7 @@ impl Watch {
             start: self.start,
             end: self.start,
             versions: known.into_iter().collect(),
-            is_refused: false,
+            error: None,
         }
     }
 
@@ -317,7 +317,9 @@ impl Stream<'_> {
 
     /// Records an event. Returns its id and version.
     fn note(&mut self, subscription: &mut Subscription, event: &str) -> Option<(String, u32)> {
-        subscription.is_refused |= event.starts_with("event: error");
+        if event.starts_with("event: error") {
+            subscription.error = Some(event.replace('\n', " "));
+        }
         let id = event.lines().find_map(|line| line.strip_prefix("id: "))?;
         let version = number_in(event.as_bytes(), r#""version":"#).expect("a version");
         let view = number_in(event.as_bytes(), r#""caller":"#);

@@ -57,8 +57,8 @@ pub(super) struct Subscription {
     pub(super) end: Micros,
     /// What the client had, and then what it was given.
     pub(super) versions: Vec<(Micros, u32)>,
-    /// Whether a stream ended with an error, although the upstream never refuses a job.
-    pub(super) is_refused: bool,
+    /// The error with which a stream ended, although the upstream never refuses a job.
+    pub(super) error: Option<String>,
 }
 
 /// What the judge found.
@@ -128,8 +128,8 @@ impl Subscription {
     /// Describes versions that do not rise. A poll may be answered with what the client has: its tag
     /// may be that of another form.
     fn disorder(&self) -> Option<String> {
-        if self.is_refused {
-            return Some("ended with an error".to_owned());
+        if let Some(error) = &self.error {
+            return Some(format!("ended with {error}"));
         }
         let at = self.versions.windows(2).find(|pair| pair[0].1 >= pair[1].1)?;
         let ((_, before), (at, version)) = (at[0], at[1]);
@@ -237,7 +237,7 @@ mod tests {
             start: ms(1),
             end: ms(3_000),
             versions: versions.iter().map(|(at, version)| (ms(*at), *version)).collect(),
-            is_refused: false,
+            error: None,
         };
         let trouble = fault.map(|fault| Trouble { fault, start: ms(5), end: ms(12) });
         let history = History {
