@@ -39,17 +39,19 @@ use crate::{
 };
 
 pub(crate) use self::push_metrics::PushMetrics;
-pub(super) use self::topics::{PushedRead, Topics};
+pub(super) use self::{
+    topic::Unpushed,
+    topics::{PushedRead, Topics},
+};
 
-/// Answers a read that asks for push; `None` if it has to be answered like any other. A held poll gives
-/// `admission` back while it waits.
+/// Answers a read that asks for push. A held poll gives `admission` back while it waits.
 pub(super) async fn answer(
     context: &Arc<ProxyContext>,
     lookup: &LookupRequest,
     (head, client): (&Parts, Peer),
     PushedRead { wants, permit }: PushedRead,
     admission: &Permit,
-) -> Option<Answer> {
+) -> Result<Answer, Unpushed> {
     // A topic may outlive the connection.
     let peer = Peer { connection: None, ..client };
     let reader = TopicReader { head: Arc::new(head.clone()), peer };
@@ -67,7 +69,8 @@ pub(super) async fn answer(
             long_poll::answer(context, head, waiter, wait, admission).await
         }
         PushRequest::Stream { last_event_id } => {
-            live_stream::answer(context, head, waiter, last_event_id).await
+            let answer = live_stream::answer(context, head, waiter, last_event_id).await;
+            answer.ok_or(Unpushed::Ordinary)
         }
     }
 }

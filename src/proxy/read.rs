@@ -30,7 +30,7 @@ use super::{
     lead::LeadTask,
     pass,
     proxy_context::{ProxyContext, Requester, relay_informational},
-    push::{self, PushedRead},
+    push::{self, PushedRead, Unpushed},
     repeat_hit::RepeatHit,
     verify::{self, ComparedBody},
 };
@@ -180,13 +180,17 @@ impl UnansweredRead<'_> {
         permit: &Permit,
     ) -> Answer {
         let from = (&self.head, self.requester.client);
-        if let Some(answer) = push::answer(self.context, lookup, from, pushed, permit).await {
-            return answer;
-        }
+        let unpushed = match push::answer(self.context, lookup, from, pushed, permit).await {
+            Ok(answer) => return answer,
+            Err(unpushed) => unpushed,
+        };
         // A topic that ends sends all its waiters here.
         let _turn = self.context.push.turn().await;
         // Boxed: its future is large, and clients that are held should not pay for it.
-        Box::pin(self.answer(lookup, None)).await
+        match unpushed {
+            Unpushed::Ordinary => Box::pin(self.answer(lookup, None)).await,
+            Unpushed::Refused => Box::pin(self.pass(Bypass::Alone)).await,
+        }
     }
 
     /// A store that is down or slow costs the client at most the store budget and a trip to the

@@ -189,7 +189,7 @@ fn run(mut command: Command, input: String) -> JoinHandle<Output> {
 
 /// Changes the job for a program that polls it, and returns what it prints.
 async fn printed(setup: &Setup, program: JoinHandle<Output>) -> String {
-    let (_, output) = tokio::join!(change_while_polls_are_held(setup), soon(program));
+    let ((), output) = tokio::join!(change_while_polls_are_held(setup), soon(program));
     let output = output.expect("no panic");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stderr}");

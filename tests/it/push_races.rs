@@ -425,36 +425,6 @@ async fn the_cache_control_of_one_client_costs_the_others_no_reads() {
 }
 
 #[tokio::test]
-async fn without_near_entries_a_reload_that_turns_push_on_also_has_news() {
-    let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let path = dir.path().join("jobcache.toml");
-    let write = |text: &str| std::fs::write(&path, text).expect("a file written");
-    write("near = 'off'\nsettle = '0s'\n");
-    let env = [
-        ("REDIS_URL", redis.url()),
-        ("UPSTREAM_URL", upstream.url()),
-        ("JOBCACHE_CONFIG", path.to_str().expect("a path").to_owned()),
-        ("JOBCACHE_STORE_BUDGET", "2s".to_owned()),
-        ("JOBCACHE_STORE_RECONNECT_GRACE", "0s".to_owned()),
-    ];
-    let env = env.map(|(name, value)| (name.to_owned(), value)).to_vec();
-    let load = move || Config::load(Flags::default(), env.clone());
-    let (sidecar, reloader) = Sidecar::reloading(load).await;
-    sidecar.warm().await;
-    write("near = 'off'\nsettle = '0s'\npush.mode = 'all'\n");
-    let outcome = soon(reloader.reload()).await.expect("a sidecar that runs");
-    assert_eq!(outcome, jobcache::reload::ReloadOutcome::Applied);
-
-    let poll = hold(&sidecar, NOBODY, &tag(&sidecar, NOBODY).await);
-    waiting(&sidecar, 1).await;
-    upstream.commit("x1");
-    redis.del(&key("x1")).await;
-    // Well before the recheck, after 30 s.
-    soon(poll).await.expect("an answer").assert(200, &version("x1", 1));
-}
-
-#[tokio::test]
 async fn the_time_of_a_delivery_does_not_count_while_nobody_waits() {
     let setup = setup().await;
     let known = tag(&setup.sidecar, NOBODY).await;

@@ -73,7 +73,6 @@ const MODE: SettingSpec = choice(
 )
 .flag("push", "MODE", CACHING)
 .env(&["JOBCACHE_PUSH"])
-.on_reload()
 .help("How clients may wait for the next version of a job.")
 .note(
     "`long-poll`: a `GET` with `Prefer: wait=20` and `If-None-Match` is held until the job has another \

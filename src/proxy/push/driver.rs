@@ -149,13 +149,19 @@ impl Driver {
                 () = context.superseded.cancelled() => {}
             }
         });
+        let mut is_idle = false;
         loop {
             if self.topic.asked().is_some() {
+                if std::mem::take(&mut is_idle) {
+                    // The time of a delivery counts from when somebody waits for it.
+                    (self.news_at, _) = (None, self.news.take());
+                }
                 let is_overdue = Instant::now() >= self.recheck_at;
                 self.read(if is_overdue { Cause::Recheck } else { Cause::Asked }).await;
                 continue;
             }
             let has_waiters = self.topic.has_waiters();
+            is_idle |= !has_waiters;
             if !has_waiters && context.push.is_crowded() {
                 return;
             }
@@ -391,9 +397,10 @@ impl PendingRead {
 }
 
 /// Whether an answer says that the upstream does not give the job to this identity. A server that fails
-/// or is overloaded says nothing about it.
+/// or is overloaded says nothing about it, and neither does a success that came too late to be shared.
 fn is_about_the_job(verdict: &Verdict, status: StatusCode) -> bool {
     let is_from_upstream = !matches!(verdict, Verdict::Failed(_) | Verdict::Refused(_));
     let is_transient = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
-    is_from_upstream && !status.is_server_error() && !is_transient.contains(&status)
+    let is_refusal = !status.is_success() && !status.is_server_error();
+    is_from_upstream && is_refusal && !is_transient.contains(&status)
 }

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use hyper::http::{HeaderMap, HeaderName, HeaderValue, request::Parts};
 use tokio::time::{Instant, sleep_until};
 
-use super::topic::{Update, Version, VersionSource, Waiter};
+use super::topic::{Unpushed, Update, Version, VersionSource, Waiter};
 use crate::{
     limits::Permit,
     proxy::{
@@ -21,47 +21,47 @@ use crate::{
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// Answers a poll: at once if the client does not know the current version, else when the job changes
-/// or the time is over. `None` if there is no version that can be shared.
+/// or the time is over.
 pub(super) async fn answer(
     context: &ProxyContext,
     head: &Parts,
     mut waiter: Waiter,
     wait: Duration,
     admission: &Permit,
-) -> Option<Answer> {
+) -> Result<Answer, Unpushed> {
     let deadline = Instant::now() + wait;
-    let current = waiter.look().await?;
+    let current = waiter.look().await.ok_or(Unpushed::Ordinary)?;
     if !current.entry.is_held_by(&head.headers) {
-        return Some(version_answer(context, head, &current));
+        return Ok(version_answer(context, head, &current));
     }
     // A held client keeps no body.
     drop(current);
     admission.shrink_to(0);
     let _held = context.push.metrics.hold_poll();
     let version = tokio::select! {
-        version = next_unknown(&mut waiter, &head.headers) => version,
+        version = next_unknown(&mut waiter, &head.headers) => {
+            version.inspect(|version| context.push.metrics.count_poll(version))
+        }
         // A look reads the store, so it sees every change that was acknowledged before it.
-        () = sleep_until(deadline) => waiter.look().await,
+        () = sleep_until(deadline) => waiter.look().await.ok_or(Unpushed::Ordinary),
     }?;
-    if !version.entry.is_held_by(&head.headers) {
-        context.push.metrics.count_poll(&version);
-    }
     let response = entry_response(&version.entry, head, context.cache.store().now_ms());
     let verdict = Verdict::Held { is_hit: version.source == VersionSource::Cache };
     let mut answer = Answer::new(response, verdict);
     if let Ok(applied) = HeaderValue::try_from(format!("wait={}", wait.as_secs())) {
         answer.response.headers_mut().insert(PREFERENCE_APPLIED, applied);
     }
-    Some(answer)
+    Ok(answer)
 }
 
-/// Waits for a version that the client does not know; `None` if there will be none.
-async fn next_unknown(waiter: &mut Waiter, headers: &HeaderMap) -> Option<Arc<Version>> {
+/// Waits for a version that the client does not know.
+async fn next_unknown(waiter: &mut Waiter, headers: &HeaderMap) -> Result<Arc<Version>, Unpushed> {
     loop {
         match waiter.next().await {
             Update::Version(version) if version.entry.is_held_by(headers) => {}
-            Update::Version(version) => return Some(version),
-            Update::Refused(_) | Update::Over => return None,
+            Update::Version(version) => return Ok(version),
+            Update::Refused(_) => return Err(Unpushed::Refused),
+            Update::Over => return Err(Unpushed::Ordinary),
         }
     }
 }

@@ -73,6 +73,15 @@ fn body_hash(entry: &Entry) -> u128 {
     xxh3_128_with_seed(entry.body(), entry.status().as_u16().into())
 }
 
+/// How a read that asks for push goes on if push does not answer it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::proxy) enum Unpushed {
+    /// Like any other read: no version can be shared, or a drain has begun.
+    Ordinary,
+    /// Past the cache: the upstream has just refused the job to this identity.
+    Refused,
+}
+
 /// News for a waiter.
 #[derive(Debug)]
 pub(super) enum Update {

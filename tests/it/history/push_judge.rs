@@ -19,7 +19,7 @@ use super::{
 };
 
 /// Longest wait for the fence of a write, and a second for a busy machine.
-const QUIET_MS: u64 = 3_000;
+const QUIET_MS: u64 = 8_000;
 /// Reads that a change may have to wait for: the one that began before it, and its own.
 const READS: u64 = 2;
 
@@ -33,7 +33,7 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    /// Two seconds for a fence, one for the machine, and two reads of the upstream; `push.recheck` in
+    /// Two seconds for a fence, six for a busy machine, and two reads of the upstream; `push.recheck` in
     /// addition if there was a fault.
     pub(super) fn of(plan: &Plan) -> Self {
         let quiet_ms = QUIET_MS + READS * plan.behaviour.longest_read_ms() + plan.staleness_ms;
