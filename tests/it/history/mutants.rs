@@ -167,7 +167,7 @@ const WATCHED: Plan = Plan {
     pollers: 0,
     load: load(0, 4, 0, 60, 0),
     behaviour: UpstreamBehaviour { slow: 60, very_slow: 0, broken: 0, ..RACES.behaviour },
-    push: PushLoad { polls: 0, streams: 8, recheck: Duration::from_secs(60) },
+    push: PushLoad { polls: 0, streams: 8, recheck: Duration::from_mins(1) },
     ..RACES
 };
 
