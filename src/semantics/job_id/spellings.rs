@@ -121,7 +121,7 @@ fn add_ids_of_spelling(spelling: &str, ids: &mut Vec<String>) {
 }
 
 /// Returns whether `raw` is plainly canonical, as nearly every id is: a UUID or a number in its usual
-/// format. This saves the copies that [`canonical_uuid`] and [`canonical_integer`] make, which were a
+/// format. This saves the copies that `canonical_uuid` and `canonical_integer` make, which were a
 /// tenth of the cost of a hit.
 pub fn is_plainly_canonical(raw: &str) -> bool {
     let is_hex = |bytes: &[u8]| bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
