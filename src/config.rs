@@ -36,7 +36,6 @@ use std::{path::PathBuf, time::Duration};
 
 use hyper::http::{HeaderName, Uri};
 
-pub(crate) use self::route_tables::is_prefix;
 pub use self::{
     address::ListenAddress,
     connection_config::{

@@ -138,11 +138,6 @@ impl FileTable for RouteConfig {
     }
 }
 
-/// Whether a text can be the beginning of keys.
-pub(crate) fn is_prefix(text: &str) -> bool {
-    prefix(text).is_ok()
-}
-
 fn prefix(text: &str) -> Result<String, String> {
     if !(1..=MAX_PREFIX).contains(&text.len()) {
         return Err(format!("must be 1 to {MAX_PREFIX} bytes long"));

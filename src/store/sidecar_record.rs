@@ -16,14 +16,12 @@ use tracing::warn;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    config::{Config, Ids, RouteConfig, is_prefix},
+    config::{Config, Ids, RouteConfig},
     observe::throttle::HourlyPerName,
 };
 
 /// Longest part of another sidecar's value that is shown, in characters.
 const MAX_SHOWN: usize = 200;
-/// Most prefixes that are taken from records.
-const MAX_PREFIXES: usize = 32;
 
 /// The settings on which the sidecars of one prefix have to agree.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,8 +29,6 @@ const MAX_PREFIXES: usize = 32;
 pub struct SidecarRecord {
     api: String,
     routes: Vec<String>,
-    /// What the keys begin with. A purge of all through another sidecar reaches these too.
-    prefixes: Vec<String>,
     /// Hash of `query.*`.
     query: Option<String>,
     /// Hash of the settings that tell callers apart.
@@ -86,7 +82,6 @@ impl SidecarRecord {
         Self {
             api: config.api.name.clone().unwrap_or_default(),
             routes: sorted(&config.api.routes().iter().map(shown).collect::<Vec<_>>()),
-            prefixes: config.prefixes(),
             query: Some(hash(
                 &[&config.api.query.ignore, &config.api.query.allow].map(|all| sorted(all)),
             )),
@@ -205,28 +200,9 @@ impl SidecarRecords {
     }
 }
 
-/// Returns the prefixes that these records name, as far as they can be prefixes.
-pub(super) fn prefixes_in(records: &[String]) -> Vec<String> {
-    let read = |record: &String| serde_json::from_str::<SidecarRecord>(record).ok();
-    let named = records.iter().filter_map(read).flat_map(|record| record.prefixes);
-    let mut prefixes: Vec<_> = named.filter(|prefix| is_prefix(prefix)).collect();
-    prefixes.sort_unstable();
-    prefixes.dedup();
-    prefixes.truncate(MAX_PREFIXES);
-    prefixes
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_what_can_be_a_prefix_is_taken_from_a_record() {
-        let record = |prefixes: &str| format!("{{\"prefixes\":[{prefixes}]}}");
-        let ours = SidecarRecord::of(&Config::default()).text();
-        let records = [ours, "[]".into(), record("\"a:\",\"a}b{\",\"\",\"b c\""), record("\"a:\"")];
-        assert_eq!(prefixes_in(&records), ["a:", "job_status:"]);
-    }
 
     #[track_caller]
     fn check(change: impl Fn(&mut Config), others: impl Fn(&mut Config), want: Option<&str>) {

@@ -92,7 +92,8 @@ async fn the_demo_puts_polling_and_push_side_by_side() {
     let [polling, push] = delays.each_ref().map(millis);
     assert!(polling > 200.0 && push < polling / 2.0, "{output}");
     assert!(!output.contains("failed"), "{output}");
-    for line in output.lines() {
+    // The line with the addresses is as long as their ports are.
+    for line in output.lines().filter(|line| !line.contains("http://")) {
         assert!(line.chars().count() <= 80, "too wide: {line}");
     }
 }

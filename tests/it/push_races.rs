@@ -357,54 +357,6 @@ async fn a_stream_begins_with_the_current_version_unless_the_client_names_it() {
 }
 
 #[tokio::test]
-async fn a_reload_that_takes_the_route_away_answers_what_was_held() {
-    let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let path = dir.path().join("jobcache.toml");
-    let write = |text: &str| std::fs::write(&path, text).expect("a file written");
-    let here = "settle = '0s'\n[push]\nmode = 'all'\n";
-    write(here);
-    let env = [
-        ("REDIS_URL", redis.url()),
-        ("UPSTREAM_URL", upstream.url()),
-        ("JOBCACHE_CONFIG", path.to_str().expect("a path").to_owned()),
-        ("JOBCACHE_STORE_BUDGET", "2s".to_owned()),
-        ("JOBCACHE_STORE_RECONNECT_GRACE", "0s".to_owned()),
-    ];
-    let env = env.map(|(name, value)| (name.to_owned(), value)).to_vec();
-    let load = move || Config::load(Flags::default(), env.clone());
-    let (sidecar, reloader) = Sidecar::reloading(load).await;
-    sidecar.warm().await;
-    for is_gone in [true] {
-        let known = tag(&sidecar, NOBODY).await;
-        let poll = hold(&sidecar, NOBODY, &known);
-        let mut stream = Stream::open(&sidecar, &[]).await;
-        stream.expect(r#""status":"running"}"#).await;
-        waiting(&sidecar, 2).await;
-        write(if is_gone {
-            "routes = ['/elsewhere/{id}']\n"
-        } else {
-            "ttl = '50s'\n[push]\nmode = 'all'\n"
-        });
-        soon(reloader.reload()).await.expect("a sidecar that runs");
-
-        let status = soon(poll).await.expect("an answer").status;
-        assert!([200, 304].contains(&status.as_u16()), "{is_gone}: {status}");
-        assert!(stream.next().await.expect("an event").starts_with("retry: "), "{is_gone}");
-        assert_eq!(stream.next().await, None, "{is_gone}");
-        waiting(&sidecar, 0).await;
-        write(here);
-        soon(reloader.reload()).await.expect("a sidecar that runs");
-    }
-    // Waiters under the new configuration hear of changes.
-    let poll = hold(&sidecar, NOBODY, &tag(&sidecar, NOBODY).await);
-    waiting(&sidecar, 1).await;
-    upstream.commit("x1");
-    purge(&sidecar).await;
-    soon(poll).await.expect("an answer").assert(200, &version("x1", 1));
-}
-
-#[tokio::test]
 async fn the_cache_control_of_one_client_costs_the_others_no_reads() {
     for directive in [
         &[("cache-control", "no-cache"), JSON],

@@ -9,7 +9,6 @@ use serde_json::json;
 use crate::support::{
     Body, Process, RedisServer, Reply, SOON, Setup, Upstream, eventually,
     redis::key,
-    sidecar::Sidecar,
     upstream::{self, with_status},
 };
 
@@ -275,41 +274,6 @@ async fn a_route_with_a_prefix_of_its_own_is_followed_and_purged_too() {
     hit(&setup, export).await;
     assert_eq!(purge(&setup, &json!({ "all": true })).await.status, StatusCode::OK);
     assert!(!setup.get(export).await.is_hit() && !setup.get(job).await.is_hit());
-}
-
-/// A purge of all reaches the prefixes of other sidecars too, by the configuration that they record.
-#[tokio::test]
-async fn a_purge_of_all_reaches_a_prefix_that_only_another_sidecar_has() {
-    let with_exports = |config: &mut Config| {
-        let exports =
-            RouteConfig { prefix: Some("exports:".to_owned()), ..RouteConfig::at("/exports/{id}") };
-        config.api.tables = vec![exports];
-    };
-    let setup = Setup::with(with_exports).await;
-    let export = "/exports/x17";
-    eventually(SOON, async || setup.redis.holds("{job_status:}:sidecars").await).await;
-    let mut config = setup.config().clone();
-    config.api.tables.clear();
-    let plain = Sidecar::start(config).await;
-    // It learns of the other one with its first record, soon after it has connected.
-    eventually(SOON, async || {
-        hit(&setup, export).await;
-        let purge =
-            plain.admin.request(Method::POST, "/purge").body(r#"{"all":true}"#).send().await;
-        if purge.status == StatusCode::OK && !setup.get(export).await.is_hit() {
-            Ok(())
-        } else {
-            Err(purge)
-        }
-    })
-    .await;
-    for _ in 0..3 {
-        hit(&setup, export).await;
-        let purge =
-            plain.admin.request(Method::POST, "/purge").body(r#"{"all":true}"#).send().await;
-        assert_eq!(purge.status, StatusCode::OK, "{purge:?}");
-        assert!(!setup.get(export).await.is_hit());
-    }
 }
 
 #[tokio::test]

@@ -114,36 +114,26 @@ impl RedisEngine {
     ) -> Result<(SlotSet, Option<StoreError>)> {
         let tokens = &self.context.purge_tokens;
         let new = PurgeTokens::random();
-        let mut names: Vec<(u16, Cow<'_, str>)> = tokens.in_slots(slots).collect();
-        let own = names.len();
-        // Others may use prefixes that this sidecar does not, and that it may not be allowed to change.
-        let others = tokens.of_others_in_slots(slots).into_iter();
-        names.extend(others.map(|(slot, name)| (slot, name.into())));
+        let names: Vec<(u16, Cow<'_, str>)> = tokens.in_slots(slots).collect();
         let set = |name: &str| cmd("SET").arg(name).arg(&new).to_owned();
         let renewed = session.query_each(names.iter().map(|(_, name)| set(name))).await?;
         let mut renewals = Renewals { failed_slots: SlotSet::NONE, failed: None };
         let mut refused = Vec::new();
-        for (at, ((slot, name), renewed)) in names.iter().zip(renewed).enumerate() {
-            let renewed = match renewed {
+        for ((slot, name), renewed) in names.iter().zip(renewed) {
+            match renewed {
                 Err(error) if error.kind() == StoreErrorKind::Refused => {
-                    refused.push((at, *slot, name));
-                    continue;
+                    refused.push((*slot, name));
                 }
                 Err(StoreError::Redirected(Redirect::Ask(_))) => {
-                    self.query_single(shard, &set(name)).await
+                    renewals.note(*slot, self.query_single(shard, &set(name)).await);
                 }
-                renewed => renewed,
-            };
-            if at < own {
-                renewals.note(*slot, renewed);
+                renewed => renewals.note(*slot, renewed),
             }
         }
         // A server that is full takes no new token. Without a token nothing counts either.
-        let deletions = refused.iter().map(|(.., name)| cmd("DEL").arg(&***name).to_owned());
-        for ((at, slot, _), deleted) in refused.iter().zip(session.query_each(deletions).await?) {
-            if *at < own {
-                renewals.note(*slot, deleted);
-            }
+        let deletions = refused.iter().map(|(_, name)| cmd("DEL").arg(&***name).to_owned());
+        for ((slot, _), deleted) in refused.iter().zip(session.query_each(deletions).await?) {
+            renewals.note(*slot, deleted);
         }
         let Renewals { failed_slots, failed } = renewals;
         let confirmed = match failed {

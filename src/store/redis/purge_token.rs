@@ -2,7 +2,7 @@
 //!
 //! Each prefix has one token or, in a cluster, one in each slot. A token is part of the epoch of an
 //! entry and of the value of a lease, so a new one voids all entries and leases under the prefix at once,
-//! however many there are. A lease that finds no token, or a value that is none, makes one (`lua/lease.lua`), which voids what is
+//! however many there are. A lease that finds no token makes one (`lua/lease.lua`), which voids what is
 //! older. Tokens are read with the keys of a job, and tracked as they are. `purge_all.rs` renews them.
 //!
 //! The name is `{job_status:}:purge-token` or, in a cluster, `{job_status:{17}:purge-token`: there the
@@ -12,7 +12,7 @@
 use std::{
     borrow::Cow,
     sync::{
-        Mutex, OnceLock, PoisonError,
+        OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -28,8 +28,6 @@ pub(super) struct PurgeTokens {
     /// Whether each slot has tokens of its own. A cluster of one master may be used as a single server, and
     /// refuses commands with keys in several slots as well; so that is known only with a connection.
     are_by_slot: AtomicBool,
-    /// Prefixes that only other sidecars use.
-    others: Mutex<Vec<TokensOfPrefix>>,
 }
 
 struct TokensOfPrefix {
@@ -42,27 +40,13 @@ struct TokensOfPrefix {
 
 impl PurgeTokens {
     pub(super) fn new(prefixes: &[String]) -> Self {
-        let prefixes = prefixes.iter().map(|prefix| TokensOfPrefix::new(prefix)).collect();
-        Self { prefixes, are_by_slot: AtomicBool::new(false), others: Mutex::default() }
-    }
-
-    /// Sets the prefixes that other sidecars use.
-    pub(super) fn set_others(&self, mut prefixes: Vec<String>) {
-        prefixes.retain(|other| self.prefixes.iter().all(|ours| ours.prefix != *other));
-        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
-        others.retain(|known| prefixes.contains(&known.prefix));
-        prefixes.retain(|prefix| others.iter().all(|known| known.prefix != *prefix));
-        others.extend(prefixes.iter().map(|prefix| TokensOfPrefix::new(prefix)));
-    }
-
-    /// Returns the names of the tokens that only other sidecars use, in these slots.
-    pub(super) fn of_others_in_slots(&self, slots: &SlotSet) -> Vec<(u16, String)> {
-        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
-        let slots = self.slots_of_tokens(slots);
-        let of_slot = |slot: u16| {
-            others.iter().map(move |tokens| (slot, self.name_in(tokens, || slot).into_owned()))
+        let of_prefix = |prefix: &String| TokensOfPrefix {
+            name: format!("{{{prefix}}}:purge-token"),
+            tags: OnceLock::new(),
+            prefix: prefix.clone(),
         };
-        slots.into_iter().flat_map(of_slot).collect()
+        let prefixes = prefixes.iter().map(of_prefix).collect();
+        Self { prefixes, are_by_slot: AtomicBool::new(false) }
     }
 
     /// Sets whether the server is one of a cluster. All sidecars that use it see the same.
@@ -98,15 +82,11 @@ impl PurgeTokens {
     /// Returns the names of the tokens in these slots, each with its slot. Without a cluster the tokens
     /// are in force for all of them.
     pub(super) fn in_slots(&self, slots: &SlotSet) -> impl Iterator<Item = (u16, Cow<'_, str>)> {
-        let slots = self.slots_of_tokens(slots);
+        let slots: Vec<u16> = if self.is_one_for_all() { vec![0] } else { slots.iter().collect() };
         let of_slot = move |slot| {
             self.prefixes.iter().map(move |tokens| (slot, self.name_in(tokens, || slot)))
         };
         slots.into_iter().flat_map(of_slot)
-    }
-
-    fn slots_of_tokens(&self, slots: &SlotSet) -> Vec<u16> {
-        if self.is_one_for_all() { vec![0] } else { slots.iter().collect() }
     }
 
     /// Returns the beginnings that these names have, and no others.
@@ -122,13 +102,6 @@ impl PurgeTokens {
         }
         let tag = of.tags.get_or_init(|| tags(&of.prefix))[usize::from(slot())];
         Cow::Owned(name_with(&of.prefix, tag))
-    }
-}
-
-impl TokensOfPrefix {
-    fn new(prefix: &str) -> Self {
-        let name = format!("{{{prefix}}}:purge-token");
-        Self { name, tags: OnceLock::new(), prefix: prefix.to_owned() }
     }
 }
 
@@ -178,10 +151,5 @@ mod tests {
         let names: Vec<_> = tokens.in_slots(&SlotSet::ALL).map(|(_, name)| name).collect();
         assert_eq!(names, ["{job_status:}:purge-token", "{p:}:purge-token"]);
         assert_eq!(tokens.beginnings().collect::<Vec<_>>(), names);
-        for others in [&["q:", "p:"][..], &["p:", "q:"], &["r:", "q:"]] {
-            tokens.set_others(others.iter().map(ToString::to_string).collect());
-        }
-        let names = tokens.of_others_in_slots(&SlotSet::ALL);
-        assert_eq!(names, [(0, "{q:}:purge-token".into()), (0, "{r:}:purge-token".into())]);
     }
 }

@@ -18,7 +18,6 @@ use super::{server_info::ServerInfo, session::Session, state::ShardState};
 use crate::store::{
     CredentialKey, Redirect, StoreError,
     errors::{DETACHED_TIMEOUT, Result, StoreErrorKind},
-    sidecar_record::prefixes_in,
     words::millis,
 };
 
@@ -79,7 +78,6 @@ async fn exchange_records(shard: &ShardState, session: &Session) -> Result<()> {
     }
     let (live,) = live?;
     records.compare(&live);
-    shard.context.purge_tokens.set_others(prefixes_in(&live));
     Ok(())
 }
 

@@ -243,7 +243,9 @@ impl Server {
         let mut call = self.end.key(MAIN);
         call.key(META).key(LEASE).key(FENCE).arg(write).arg(linger_ms);
         let reply: Vec<Value> = self.invoke(&call);
-        bool::from_redis_value_ref(&reply[0]).expect("whether there was an entry")
+        // The reply names only jobs that had an entry or a fill in flight: here its number comes first.
+        let there = reply.get(1).map(|there| bool::from_redis_value_ref(there));
+        there.is_some_and(|there| there.expect("whether there was an entry"))
     }
 
     /// Ends the linger of a write.
