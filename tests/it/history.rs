@@ -350,11 +350,6 @@ async fn clients_that_wait_are_given_every_change_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_wait_are_given_every_change_in_time_told_by_keys() {
-    wait_calmly("without faults, by keys", |plan| Plan { tracking: "keys", ..plan }).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_wait_are_given_every_change_in_time_without_near_entries() {
     let alone = |plan| Plan { store: Store::RedisAlone, ..plan };
     wait_calmly("without faults and near entries", alone).await;
