@@ -22,6 +22,7 @@ mod invalidate;
 mod job_news;
 mod job_notes;
 mod lookup;
+mod placeholder_repeat;
 mod reader;
 mod shared_purge_all;
 mod shared_state;

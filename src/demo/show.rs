@@ -77,7 +77,8 @@ impl Show {
             reads: 0,
         }]);
         let introduction = setup.introduction();
-        let both = || SideBySide::new(setup, Arc::clone(&jobs), Arc::clone(&figures));
+        let both =
+            || SideBySide::new(setup.pollers, setup.jobs, Arc::clone(&jobs), Arc::clone(&figures));
         let both = setup.has_push.then(both);
         Self { out, rewrites, introduction, figures, jobs, started: Instant::now(), window, both }
     }

@@ -5,7 +5,6 @@ use std::{fmt::Write as _, sync::Arc, time::Duration};
 use super::{
     api::SampleJobs,
     figures::{DemoGroup, Figures, Quantiles},
-    show::DemoSetup,
 };
 
 /// The two groups, each with jobs of its own, so that the reads of the API have a cause.
@@ -28,8 +27,13 @@ struct GroupTotals {
 }
 
 impl SideBySide {
-    pub(super) fn new(setup: &DemoSetup, jobs: Arc<SampleJobs>, figures: Arc<Figures>) -> Self {
-        Self { clients: setup.pollers, jobs_each: setup.jobs, jobs, figures }
+    pub(super) fn new(
+        clients: u16,
+        jobs_each: usize,
+        jobs: Arc<SampleJobs>,
+        figures: Arc<Figures>,
+    ) -> Self {
+        Self { clients, jobs_each, jobs, figures }
     }
 
     /// The figures in one line under [`HEADING`].

@@ -14,10 +14,10 @@ use hyper::{
     body::Incoming,
     header::{ACCEPT, IF_NONE_MATCH},
 };
-use jobcache::config::{Config, Flags, PushMode};
+use jobcache::config::PushMode;
 
 use crate::support::{
-    Client, RedisServer, Reply, SOON, Setup, Upstream,
+    Client, Reply, SOON, Setup, Upstream,
     client::HOST,
     eventually, full,
     redis::key,

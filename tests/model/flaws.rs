@@ -29,8 +29,13 @@ pub(super) enum Flaw {
 }
 
 /// Mutants of mechanisms that the model does not have: slots that move, and tracking by keys.
-pub(super) const LEFT_OUT: [Mutant; 3] =
-    [Mutant::NearAcrossMoves, Mutant::RedirectedIsDone, Mutant::NearUntracked];
+pub(super) const LEFT_OUT: [Mutant; 5] = [
+    Mutant::NearAcrossMoves,
+    Mutant::RedirectedIsDone,
+    Mutant::NearUntracked,
+    Mutant::PushListenLate,
+    Mutant::PushRunningRead,
+];
 
 impl Flaw {
     pub(super) fn name(self) -> String {

@@ -244,7 +244,7 @@ impl Server {
         call.key(META).key(LEASE).key(FENCE).arg(write).arg(linger_ms);
         let reply: Vec<Value> = self.invoke(&call);
         // The reply names only jobs that had an entry or a fill in flight: here its number comes first.
-        let there = reply.get(1).map(|there| bool::from_redis_value_ref(there));
+        let there = reply.get(1).map(bool::from_redis_value_ref);
         there.is_some_and(|there| there.expect("whether there was an entry"))
     }
 
