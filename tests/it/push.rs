@@ -194,7 +194,6 @@ async fn the_status_counts_who_waits_and_what_they_got() {
         "{push}"
     );
     assert_eq!(push["delivery_ms"]["samples"], 2, "{push}");
-    assert!(push["delivery_ms"]["p99"].as_f64() > Some(0.0), "{push}");
     assert!(push["woken"].as_u64() >= Some(2), "{push}");
 }
 
