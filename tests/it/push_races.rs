@@ -14,10 +14,10 @@ use hyper::{
     body::Incoming,
     header::{ACCEPT, IF_NONE_MATCH},
 };
-use jobcache::config::PushMode;
+use jobcache::config::{Config, Flags, PushMode};
 
 use crate::support::{
-    Client, Reply, SOON, Setup, Upstream,
+    Client, RedisServer, Reply, SOON, Setup, Upstream,
     client::HOST,
     eventually, full,
     redis::key,
@@ -396,4 +396,47 @@ async fn the_time_of_a_delivery_does_not_count_while_nobody_waits() {
     let fast = setup.sidecar.admin.metric(&format!("{metric}_bucket{{le=\"1.0\"}}")).await;
     assert!(all > 0);
     assert_eq!(fast, all);
+}
+
+#[tokio::test]
+async fn a_reload_that_takes_the_route_away_answers_what_was_held() {
+    let (redis, upstream) = (RedisServer::start().await, Upstream::start().await);
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("jobcache.toml");
+    let write = |text: &str| std::fs::write(&path, text).expect("a file written");
+    let here = "settle = '0s'\n[push]\nmode = 'all'\n";
+    write(here);
+    let env = [
+        ("REDIS_URL", redis.url()),
+        ("UPSTREAM_URL", upstream.url()),
+        ("JOBCACHE_CONFIG", path.to_str().expect("a path").to_owned()),
+        ("JOBCACHE_STORE_BUDGET", "2s".to_owned()),
+        ("JOBCACHE_STORE_RECONNECT_GRACE", "0s".to_owned()),
+    ];
+    let env = env.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    let load = move || Config::load(Flags::default(), env.clone());
+    let (sidecar, reloader) = Sidecar::reloading(load).await;
+    sidecar.warm().await;
+    let known = tag(&sidecar, NOBODY).await;
+    let poll = hold(&sidecar, NOBODY, &known);
+    let mut stream = Stream::open(&sidecar, &[]).await;
+    stream.expect(r#""status":"running"}"#).await;
+    waiting(&sidecar, 2).await;
+    // The mode of push needs a restart.
+    write("routes = ['/elsewhere/{id}']\n[push]\nmode = 'all'\n");
+    soon(reloader.reload()).await.expect("a sidecar that runs");
+
+    let status = soon(poll).await.expect("an answer").status;
+    assert!([200, 304].contains(&status.as_u16()), "{status}");
+    assert!(stream.next().await.expect("an event").starts_with("retry: "));
+    assert_eq!(stream.next().await, None);
+    waiting(&sidecar, 0).await;
+    write(here);
+    soon(reloader.reload()).await.expect("a sidecar that runs");
+    // Waiters under the new configuration hear of changes.
+    let poll = hold(&sidecar, NOBODY, &tag(&sidecar, NOBODY).await);
+    waiting(&sidecar, 1).await;
+    upstream.commit("x1");
+    purge(&sidecar).await;
+    soon(poll).await.expect("an answer").assert(200, &version("x1", 1));
 }
