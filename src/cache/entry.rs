@@ -133,6 +133,12 @@ impl Entry {
         self.expires_at_ms
     }
 
+    /// Returns when the upstream was asked for the response at the earliest, in ms since 1970 by the
+    /// store's clock.
+    pub fn asked_at_ms(&self) -> i64 {
+        self.stored_at_ms
+    }
+
     /// Returns the bytes of memory that the entry takes, for a bounded cache.
     pub fn weight(&self) -> usize {
         /// The reference counts of the `Arc` around an entry.

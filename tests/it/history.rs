@@ -345,20 +345,22 @@ async fn wait_calmly(name: &str, change: impl FnOnce(Plan) -> Plan) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "its bound is too short for a busy machine"]
 async fn clients_that_wait_are_given_every_change_in_time() {
     wait_calmly("without faults", |plan| plan).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "its bound is too short for a busy machine"]
+async fn clients_that_wait_are_given_every_change_in_time_told_by_keys() {
+    wait_calmly("without faults, by keys", |plan| Plan { tracking: "keys", ..plan }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_wait_are_given_every_change_in_time_without_near_entries() {
     let alone = |plan| Plan { store: Store::RedisAlone, ..plan };
     wait_calmly("without faults and near entries", alone).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "its bound is too short for a busy machine"]
 async fn clients_that_wait_are_given_every_change_in_time_without_redis() {
     let memory = |plan: Plan| {
         let load = Load { deleters: 0, ..plan.load };

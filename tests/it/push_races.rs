@@ -130,6 +130,44 @@ impl Stream {
     }
 }
 
+/// Another sidecar's read is older than that of the topic, and is stored after it.
+#[tokio::test]
+async fn a_stream_gets_no_entry_that_was_read_before_its_last_version() {
+    const Y: &str = "/jobs/y1";
+    let setup = Setup::with(|config| {
+        config.push.mode = PushMode::All;
+        config.push.max_reads = 1;
+    })
+    .await;
+    let second = setup.second().await;
+    let mut stream = Stream::open(&setup.sidecar, &[]).await;
+    stream.expect(&version("x1", 0)).await;
+    let other = setup.sidecar.client.request(Method::GET, Y).header("accept", "text/event-stream");
+    let mut other = Stream::of(soon(other.open()).await);
+    other.expect(&version("y1", 0)).await;
+    // The topic of the other job keeps the turn.
+    let turn = setup.upstream.hold_first(1, Method::GET, Y);
+    setup.sidecar.admin.request(Method::POST, "/purge/y1").send().await;
+    turn.arrived(1).await;
+
+    let gate = setup.upstream.hold_first_after_read(Method::GET, X);
+    setup.upstream.commit("x1");
+    setup.redis.del(&key("x1")).await;
+    let reader = second.client.request(Method::GET, X).header(JSON.0, JSON.1);
+    let (read, ()) = tokio::join!(reader.send(), async {
+        gate.arrived(1).await;
+        setup.upstream.commit("x1");
+        turn.release();
+        stream.expect(&version("x1", 2)).await;
+        gate.release();
+    });
+    read.assert(200, &version("x1", 1));
+
+    setup.upstream.commit("x1");
+    purge(&setup.sidecar).await;
+    stream.expect(&version("x1", 3)).await;
+}
+
 /// Answers each caller with a body that names it and this version.
 fn personalise(upstream: &Upstream) -> Arc<AtomicU64> {
     let number = Arc::new(AtomicU64::new(0));

@@ -5,6 +5,11 @@
 //! it has read the job ([`ChangeId`]), so the placeholder, the lease and the fill of one change make
 //! it read once, and so does an entry that is replaced by that of another identity. Second, it waits
 //! for a fence, because a write is about to end, or its API about to show it.
+//!
+//! Versions are in the order in which the upstream gave them. An own read begins after the last one has
+//! ended, so what it finds is later. Another reader's response, as an entry or from a joined flight, may
+//! have been read beside the last version, and be older ([`Driver::may_be_older`]). Such a response is
+//! not published; the driver reads the upstream itself.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -35,6 +40,9 @@ use crate::{
 const FENCE_WAIT: Duration = Duration::from_millis(1_050);
 const MAX_FENCE_WAIT: Duration = Duration::from_secs(2);
 
+/// Greatest difference between what two sidecars take for the time of the store.
+const CLOCK_MARGIN_MS: i64 = 20;
+
 /// First pause after a read that failed. It doubles up to `push.recheck`.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
@@ -55,7 +63,7 @@ enum Cause {
 
 /// What a read has found.
 enum ReadResult {
-    Entry(Arc<Entry>, VersionSource, Option<ChangeId>),
+    Entry(FoundEntry),
     /// No change since the last version was read.
     Unchanged,
     /// A write is under way, or was just answered.
@@ -66,9 +74,20 @@ enum ReadResult {
     Failed,
 }
 
+/// A response, and where it comes from.
+struct FoundEntry {
+    entry: Arc<Entry>,
+    source: VersionSource,
+    /// The change since which it was read.
+    change: Option<ChangeId>,
+    /// Whether this driver has read it from the upstream.
+    is_own: bool,
+}
+
 /// What a read answers.
 #[derive(Clone, Copy)]
 struct Began {
+    at: Instant,
     /// The last look that was asked for before it.
     asked: Option<u64>,
     /// Whether the read goes past a fence.
@@ -111,6 +130,11 @@ pub(super) struct Driver {
     news_at: Option<Instant>,
     /// The change since which the last version was read.
     known: Option<ChangeId>,
+    /// End of the read of the last version, by the clock of this process and in ms since 1970 by the
+    /// store's clock.
+    read_until: Option<(Instant, i64)>,
+    /// Whether the last response of another reader may have been older than the last version.
+    is_doubtful: bool,
     fence: Option<FenceWait>,
     /// When to read again, and the pause before that.
     retry: Option<(Instant, Duration)>,
@@ -134,6 +158,8 @@ impl Driver {
             lookup,
             news_at: None,
             known: None,
+            read_until: None,
+            is_doubtful: false,
             fence: None,
             retry: None,
         }
@@ -154,7 +180,8 @@ impl Driver {
             if self.topic.asked().is_some() {
                 if std::mem::take(&mut is_idle) {
                     // The time of a delivery counts from when somebody waits for it.
-                    (self.news_at, _) = (None, self.news.take());
+                    self.news.take();
+                    self.news_at = None;
                 }
                 let is_overdue = Instant::now() >= self.recheck_at;
                 self.read(if is_overdue { Cause::Recheck } else { Cause::Asked }).await;
@@ -238,7 +265,7 @@ impl Driver {
             self.context.push.metrics.rechecks.inc();
             self.recheck_at = Instant::now() + self.context.push.config.recheck;
         }
-        Began { asked: self.topic.asked(), is_past_fence: false }
+        Began { at: Instant::now(), asked: self.topic.asked(), is_past_fence: false }
     }
 
     /// Waits until another read is wanted although one is late: for a later look or later news, or because
@@ -259,6 +286,14 @@ impl Driver {
         }
         let asked =
             if mutants::is(Mutant::PushRunningRead) { self.topic.asked() } else { began.asked };
+        if let ReadResult::Entry(found) = &found
+            && self.may_be_older(found, began)
+        {
+            // The looks are answered by the read that follows.
+            self.is_doubtful = true;
+            self.retry = Some((Instant::now(), FIRST_RETRY));
+            return;
+        }
         let version = self.publish(found, began.is_past_fence);
         if let Some(number) = asked {
             self.topic.end_looks(number, version);
@@ -268,7 +303,9 @@ impl Driver {
     fn publish(&mut self, found: ReadResult, is_past_fence: bool) -> Option<Arc<Version>> {
         let (fence, retry) = (self.fence.take(), self.retry.take());
         match found {
-            ReadResult::Entry(entry, source, change) => {
+            ReadResult::Entry(FoundEntry { entry, source, change, .. }) => {
+                self.is_doubtful = false;
+                self.read_until = Some((Instant::now(), self.context.cache.store().now_ms()));
                 if source == VersionSource::Upstream {
                     self.recheck_at = Instant::now() + self.context.push.config.recheck;
                 }
@@ -281,6 +318,7 @@ impl Driver {
             }
             ReadResult::Unchanged => {
                 self.news_at = None;
+                self.is_doubtful = false;
                 self.topic.last()
             }
             ReadResult::Fenced => {
@@ -303,6 +341,18 @@ impl Driver {
         }
     }
 
+    /// Whether a response may have been read before the end of the last version's read, and differs from
+    /// it.
+    fn may_be_older(&self, found: &FoundEntry, began: Began) -> bool {
+        let Some((until, until_ms)) = self.read_until else { return false };
+        let is_later = if found.is_own {
+            began.at >= until
+        } else {
+            found.entry.asked_at_ms() > until_ms + CLOCK_MARGIN_MS
+        };
+        !is_later && self.topic.last().is_some_and(|last| !last.has_body_of(&found.entry))
+    }
+
     /// Reads again after a pause, which doubles.
     fn retry_after(&mut self, last: Option<(Instant, Duration)>) {
         let most = self.context.push.config.recheck;
@@ -313,7 +363,8 @@ impl Driver {
     /// Looks the job up, and begins to read the upstream if that is what the lookup says.
     async fn find(&mut self, cause: Cause, mut began: Began) -> ReadStep {
         let reader = &self.context.cache.reader;
-        let lookup = if cause == Cause::Recheck { &self.recheck } else { &self.lookup };
+        let rechecks = cause == Cause::Recheck || self.is_doubtful;
+        let lookup = if rechecks { &self.recheck } else { &self.lookup };
         let mut budget = self.context.cache.budget();
         let mut change = None;
         let mut found = reader.lookup_change(lookup, &mut budget, &mut change).await;
@@ -329,7 +380,12 @@ impl Driver {
         }
         match found {
             Lookup::Hit(entry) => {
-                ReadStep::Done(ReadResult::Entry(entry, VersionSource::Cache, change))
+                let (source, is_own) = (VersionSource::Cache, false);
+                let found = FoundEntry { entry, source, change, is_own };
+                if is_known && self.may_be_older(&found, began) {
+                    return ReadStep::Done(ReadResult::Unchanged);
+                }
+                ReadStep::Done(ReadResult::Entry(found))
             }
             // A flight or lease that is not used is given up when it is dropped.
             _ if is_known => ReadStep::Done(ReadResult::Unchanged),
@@ -382,8 +438,14 @@ impl PendingRead {
     /// Waits for the end of the read.
     async fn end(self, number: usize) -> (usize, Began, ReadResult) {
         let Self { began, change, flight, answer } = self;
+        let is_own = answer.is_some();
         let found = match (flight.wait().await, answer) {
-            (Ok(entry), _) => ReadResult::Entry(entry, VersionSource::Upstream, change),
+            (Ok(entry), _) => ReadResult::Entry(FoundEntry {
+                entry,
+                source: VersionSource::Upstream,
+                change,
+                is_own,
+            }),
             (Err(_), Some(answer)) => match answer.await {
                 Ok(answer) if is_about_the_job(&answer.verdict, answer.response.status()) => {
                     ReadResult::Unshareable(answer.response.status())

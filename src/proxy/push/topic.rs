@@ -63,9 +63,14 @@ pub(super) enum VersionSource {
 }
 
 impl Version {
+    /// Whether an entry has the same status and body.
+    pub(super) fn has_body_of(&self, entry: &Entry) -> bool {
+        self.body_hash == body_hash(entry)
+    }
+
     /// Whether an entry is the same state of the job.
     fn is_same(&self, entry: &Entry) -> bool {
-        self.body_hash == body_hash(entry) && self.entry.etag() == entry.etag()
+        self.has_body_of(entry) && self.entry.etag() == entry.etag()
     }
 }
 

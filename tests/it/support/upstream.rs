@@ -197,6 +197,11 @@ impl Upstream {
         self.gate(method, path, Moment::After, usize::MAX)
     }
 
+    /// Pauses the first matching request after the version was read or incremented.
+    pub(crate) fn hold_first_after_read(&self, method: Method, path: &str) -> Gate {
+        self.gate(method, path, Moment::After, 1)
+    }
+
     /// Pauses matching requests before the first byte of their body is read.
     pub(crate) fn hold_upload(&self, method: Method, path: &str) -> Gate {
         self.gate(method, path, Moment::Upload, usize::MAX)
