@@ -98,7 +98,7 @@ fn plan(sidecars: u8, seed: u64, length: Duration) -> Plan {
         faults: Faults { kinds: &Fault::ALL, peace_ms: (450, 850), hang_ms: 1400 },
         staleness_ms: 0,
         tracking: "broadcast",
-        push: PushLoad::NONE,
+        push: PushLoad { polls: 4, streams: 4, recheck: Duration::from_secs(3) },
         store: Store::Redis,
         callers: EVERYONE,
         named_one_in: 3,
