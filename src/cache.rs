@@ -186,6 +186,7 @@ impl Cache {
             may_fill: *method == Method::GET,
             solo: false,
             rechecks: false,
+            other_entries: decide::OtherEntries::default(),
             variant,
         }
     }

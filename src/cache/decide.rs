@@ -12,7 +12,10 @@
 #[cfg(test)]
 mod tests;
 
-use super::{entry::Reject, flight::CoalesceKey};
+use super::{
+    entry::{Entry, Reject},
+    flight::CoalesceKey,
+};
 use crate::{
     semantics::{
         audience::{Caller, Standing, Variant},
@@ -39,7 +42,17 @@ pub struct LookupRequest {
     pub(super) solo: bool,
     /// The request takes no entry as it is: the upstream shall confirm it.
     pub(super) rechecks: bool,
+    pub(super) other_entries: OtherEntries,
     pub(super) variant: Variant,
+}
+
+/// What a read does with an entry of another route or API under its key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum OtherEntries {
+    /// It takes the place of the entry.
+    #[default]
+    Replaced,
+    LeftAlone,
 }
 
 impl LookupRequest {
@@ -57,6 +70,38 @@ impl LookupRequest {
         Self { rechecks: true, ..self }
     }
 
+    /// Returns the lookup of those that wait for the job to change. It has no wishes of a single client,
+    /// and replaces no entry of another route or API, which may have its own clients that wait.
+    #[must_use]
+    pub fn for_topic(self) -> Self {
+        Self {
+            directives: RequestDirectives::default(),
+            other_entries: OtherEntries::LeftAlone,
+            ..self
+        }
+    }
+
+    /// Stores nothing, and takes no lease.
+    #[must_use]
+    pub fn without_fill(self) -> Self {
+        Self { may_fill: false, ..self }
+    }
+
+    /// Whether the client wants an entry or no answer.
+    pub fn is_for_entries_only(&self) -> bool {
+        self.directives.only_if_cached
+    }
+
+    /// Whether the client takes no entry that the upstream has not confirmed.
+    pub fn takes_no_entry(&self) -> bool {
+        self.directives.no_cache
+    }
+
+    /// Whether the client accepts an entry of this age and lifetime.
+    pub fn admits(&self, entry: &Entry, now_ms: i64) -> bool {
+        self.directives.admit(entry.age(now_ms), entry.ttl(now_ms))
+    }
+
     /// Returns the key of the job.
     pub fn key(&self) -> &Key {
         &self.key
@@ -68,8 +113,16 @@ impl LookupRequest {
     }
 
     pub(super) fn facts(&self, is_hit_for_miss: bool, yields_key: bool) -> Facts {
-        let Self { directives, may_fill, solo: is_solo, rechecks, .. } = *self;
-        Facts { directives, may_fill, is_solo, rechecks, is_hit_for_miss, yields_key }
+        let Self { directives, may_fill, solo: is_solo, rechecks, other_entries, .. } = *self;
+        Facts {
+            directives,
+            may_fill,
+            is_solo,
+            rechecks,
+            is_hit_for_miss,
+            yields_key,
+            yields_to_others: other_entries == OtherEntries::LeftAlone,
+        }
     }
 }
 
@@ -119,6 +172,8 @@ pub(super) struct Facts {
     pub(super) is_hit_for_miss: bool,
     /// Another program keeps storing values under the key.
     pub(super) yields_key: bool,
+    /// The request leaves the entry of another route or API alone.
+    pub(super) yields_to_others: bool,
 }
 
 /// An entry of this job, as one caller sees it.
@@ -215,10 +270,13 @@ pub(super) fn with_entry(facts: &Facts, entry: EntryFacts, in_grace: bool) -> Wi
 /// Decides a read if the store holds no value, or one that is no valid entry for this request.
 pub(super) fn without_entry(facts: &Facts, reject: Option<Reject>, in_grace: bool) -> NoEntry {
     let is_foreign = reject == Some(Reject::Foreign);
+    let is_left_alone = reject == Some(Reject::Identity) && facts.yields_to_others;
     if in_grace {
         // Fills go on: what another sidecar still has to repeat deletes them in time.
         return match unconfirmed(facts, Bypass::Grace) {
-            Uncached::Unconfirmed(why) if !facts.is_hit_for_miss && !is_foreign => {
+            Uncached::Unconfirmed(why)
+                if !facts.is_hit_for_miss && !is_foreign && !is_left_alone =>
+            {
                 NoEntry::UnconfirmedWithLease(why)
             }
             uncached => NoEntry::Uncached(uncached),
@@ -226,6 +284,9 @@ pub(super) fn without_entry(facts: &Facts, reject: Option<Reject>, in_grace: boo
     }
     if is_foreign && facts.yields_key {
         return NoEntry::Uncached(unconfirmed(facts, Bypass::Foreign));
+    }
+    if is_left_alone {
+        return NoEntry::Uncached(unconfirmed(facts, Bypass::Leased));
     }
     match fill_refusal(facts) {
         Some(why) => NoEntry::Uncached(Uncached::Pass(why)),

@@ -133,6 +133,11 @@ impl Entry {
         self.expires_at_ms
     }
 
+    /// Whether the response was shared without a lifetime, and so not stored.
+    pub fn is_unstored(&self) -> bool {
+        self.expires_at_ms <= self.stored_at_ms
+    }
+
     /// Returns when the upstream was asked for the response at the earliest, in ms since 1970 by the
     /// store's clock.
     pub fn asked_at_ms(&self) -> i64 {

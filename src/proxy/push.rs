@@ -19,13 +19,16 @@
 //! Redis.
 //!
 //! `topics` has the topics of a configuration and the limits, `topic` what waiters and driver share,
-//! `driver` decides when to read, and `long_poll` and `live_stream` are the two forms of waiting.
+//! `driver` decides when to read (`topic_read` is one read, `pace` their rate), and `long_poll` and
+//! `live_stream` are the two forms of waiting.
 
 mod driver;
 mod live_stream;
 mod long_poll;
+mod pace;
 mod push_metrics;
 mod topic;
+mod topic_read;
 mod topics;
 
 use std::sync::Arc;
@@ -52,6 +55,10 @@ pub(super) async fn answer(
     PushedRead { wants, permit }: PushedRead,
     admission: &Permit,
 ) -> Result<Answer, Unpushed> {
+    // Such a client gets no read of the upstream, and 504 without an entry.
+    if lookup.is_for_entries_only() {
+        return Err(Unpushed::Ordinary);
+    }
     // A topic may outlive the connection.
     let peer = Peer { connection: None, ..client };
     let reader = TopicReader { head: Arc::new(head.clone()), peer };
@@ -66,7 +73,7 @@ pub(super) async fn answer(
     };
     match wants {
         PushRequest::Poll { wait } => {
-            long_poll::answer(context, head, waiter, wait, admission).await
+            long_poll::answer(context, (lookup, head), waiter, wait, admission).await
         }
         PushRequest::Stream { last_event_id } => {
             let answer = live_stream::answer(context, head, waiter, last_event_id).await;

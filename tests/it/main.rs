@@ -53,6 +53,7 @@ mod proxy_protocol;
 mod proxying;
 mod purge;
 mod push;
+mod push_circles;
 mod push_documents;
 mod push_races;
 mod query;

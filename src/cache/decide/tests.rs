@@ -12,6 +12,7 @@ const PLAIN: Facts = Facts {
     may_fill: true,
     is_solo: false,
     rechecks: false,
+    yields_to_others: false,
     is_hit_for_miss: false,
     yields_key: false,
 };
@@ -80,6 +81,7 @@ fn what_a_read_gets_for_which_there_is_an_entry() {
 #[test]
 fn how_a_read_goes_on_for_which_there_is_no_entry() {
     let yielding = facts(|f| f.yields_key = true);
+    let waiting = facts(|f| f.yields_to_others = true);
     let (foreign, other_job) = (Some(Reject::Foreign), Some(Reject::Identity));
     let uncached = NoEntry::Uncached;
     let with_lease = NoEntry::UnconfirmedWithLease(Bypass::Grace);
@@ -90,7 +92,10 @@ fn how_a_read_goes_on_for_which_there_is_no_entry() {
         (PLAIN, other_job, false, NoEntry::Lease),
         (yielding, foreign, false, uncached(shared(Bypass::Foreign))),
         (yielding, other_job, false, NoEntry::Lease),
+        (waiting, None, false, NoEntry::Lease),
+        (waiting, other_job, false, uncached(shared(Bypass::Leased))),
         (PLAIN, None, true, with_lease),
+        (waiting, other_job, true, uncached(shared(Bypass::Grace))),
         (PLAIN, other_job, true, with_lease),
         (PLAIN, foreign, true, uncached(shared(Bypass::Grace))),
         (hit_for_miss(), None, true, uncached(shared(Bypass::Grace))),

@@ -10,27 +10,26 @@
 //! ended, so what it finds is later. Another reader's response, as an entry or from a joined flight, may
 //! have been read beside the last version, and be older ([`Driver::may_be_older`]). Such a response is
 //! not published; the driver reads the upstream itself.
+//!
+//! A read changes keys, and so makes news for others and for the driver itself. What two readers keep doing
+//! to each other must not become a stream of reads: a response that is not stored is read without a lease
+//! from then on, an entry of another route or API is left alone, and [`Pace`] limits what remains.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hyper::StatusCode;
-use tokio::{
-    sync::oneshot,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 
-use super::topic::{Topic, TopicName, Version, VersionSource};
+use super::{
+    pace::Pace,
+    topic::{Accepts, Topic, TopicName, Version, VersionSource},
+    topic_read::{Began, FoundEntry, PendingRead, ReadResult, ReadStep},
+};
 use crate::{
-    cache::{
-        ChangeId, LeaderRead, Lookup, LookupRequest, NewsListener, entry::Entry, flight::Flight,
-    },
+    cache::{ChangeId, LeaderRead, Lookup, LookupRequest, NewsListener},
     mutants::{self, Mutant},
-    proxy::{
-        answer::{Answer, Verdict},
-        lead::LeadTask,
-        proxy_context::ProxyContext,
-    },
+    proxy::{lead::LeadTask, proxy_context::ProxyContext},
     semantics::policy::Bypass,
     store::Budget,
 };
@@ -61,55 +60,6 @@ enum Cause {
     Recheck,
 }
 
-/// What a read has found.
-enum ReadResult {
-    Entry(FoundEntry),
-    /// No change since the last version was read.
-    Unchanged,
-    /// A write is under way, or was just answered.
-    Fenced,
-    /// The upstream has answered with something that cannot be shared.
-    Unshareable(StatusCode),
-    /// No answer, or one that says nothing about the job.
-    Failed,
-}
-
-/// A response, and where it comes from.
-struct FoundEntry {
-    entry: Arc<Entry>,
-    source: VersionSource,
-    /// The change since which it was read.
-    change: Option<ChangeId>,
-    /// Whether this driver has read it from the upstream.
-    is_own: bool,
-}
-
-/// What a read answers.
-#[derive(Clone, Copy)]
-struct Began {
-    at: Instant,
-    /// The last look that was asked for before it.
-    asked: Option<u64>,
-    /// Whether the read goes past a fence.
-    is_past_fence: bool,
-}
-
-/// A read of the upstream that is under way.
-struct PendingRead {
-    began: Began,
-    /// The change since which it reads.
-    change: Option<ChangeId>,
-    flight: Flight,
-    /// The answer, if the driver leads the flight.
-    answer: Option<oneshot::Receiver<Answer>>,
-}
-
-/// The result of a lookup.
-enum ReadStep {
-    Done(ReadResult),
-    Pending(PendingRead),
-}
-
 /// A wait for the fence of the job.
 #[derive(Clone, Copy)]
 struct FenceWait {
@@ -123,9 +73,9 @@ pub(super) struct Driver {
     topic: Arc<Topic>,
     name: TopicName,
     lookup: LookupRequest,
-    /// The same lookup, which accepts no entry as it is.
-    recheck: LookupRequest,
     news: NewsListener,
+    /// Limits the reads for news.
+    pace: Pace,
     /// When the news came that no version has answered yet.
     news_at: Option<Instant>,
     /// The change since which the last version was read.
@@ -135,6 +85,10 @@ pub(super) struct Driver {
     read_until: Option<(Instant, i64)>,
     /// Whether the last response of another reader may have been older than the last version.
     is_doubtful: bool,
+    /// Whether the last version was shared, but not stored.
+    is_unstored: bool,
+    /// Whether the upstream's last response was a success that could not be shared.
+    is_unshareable: bool,
     fence: Option<FenceWait>,
     /// When to read again, and the pause before that.
     retry: Option<(Instant, Duration)>,
@@ -150,16 +104,18 @@ impl Driver {
     ) -> Self {
         Self {
             news: context.cache.reader.listen(&name.0),
-            recheck: lookup.clone().rechecking(),
+            pace: Pace::new(Instant::now()),
             recheck_at: Instant::now() + context.push.config.recheck,
             context,
             topic,
             name,
-            lookup,
+            lookup: lookup.for_topic(),
             news_at: None,
             known: None,
             read_until: None,
             is_doubtful: false,
+            is_unstored: false,
+            is_unshareable: false,
             fence: None,
             retry: None,
         }
@@ -196,7 +152,7 @@ impl Driver {
             let cause = tokio::select! {
                 () = &mut is_over => return,
                 () = self.topic.woken() => continue,
-                () = self.news.changed(), if has_waiters => Cause::News,
+                () = self.pace.delay(&mut self.news), if has_waiters => Cause::News,
                 () = sleep_until(due) => cause,
             };
             if has_waiters {
@@ -233,6 +189,9 @@ impl Driver {
                 ReadStep::Done(found) => return self.conclude(found, began),
                 ReadStep::Pending(reading) => reading,
             };
+            if cause == Cause::News {
+                self.pace.count(Instant::now());
+            }
             let is_own = reading.answer.is_some();
             let mut late = pin!(reading.flight.clone().late());
             pending.push(reading.end(number));
@@ -265,7 +224,9 @@ impl Driver {
             self.context.push.metrics.rechecks.inc();
             self.recheck_at = Instant::now() + self.context.push.config.recheck;
         }
-        Began { at: Instant::now(), asked: self.topic.asked(), is_past_fence: false }
+        let asked = self.topic.asked();
+        let accepts = self.topic.accepts();
+        Began { at: Instant::now(), asked, accepts, is_past_fence: false }
     }
 
     /// Waits until another read is wanted although one is late: for a later look or later news, or because
@@ -302,9 +263,11 @@ impl Driver {
 
     fn publish(&mut self, found: ReadResult, is_past_fence: bool) -> Option<Arc<Version>> {
         let (fence, retry) = (self.fence.take(), self.retry.take());
+        let was_unshareable = std::mem::take(&mut self.is_unshareable);
         match found {
             ReadResult::Entry(FoundEntry { entry, source, change, .. }) => {
                 self.is_doubtful = false;
+                self.is_unstored = entry.is_unstored();
                 self.read_until = Some((Instant::now(), self.context.cache.store().now_ms()));
                 if source == VersionSource::Upstream {
                     self.recheck_at = Instant::now() + self.context.push.config.recheck;
@@ -329,16 +292,26 @@ impl Driver {
                 self.retry = retry;
                 None
             }
-            ReadResult::Unshareable(status) => {
-                self.known = None;
-                self.topic.refuse(status);
+            ReadResult::Unshareable(status) if was_unshareable => self.refuse(status),
+            ReadResult::Refused(status) => self.refuse(status),
+            ReadResult::Unshareable(_) => {
+                // An API may renew a cookie with one response, and send the next one without.
+                self.is_unshareable = true;
+                self.retry_after(None);
                 None
             }
             ReadResult::Failed => {
+                self.is_unshareable = was_unshareable;
                 self.retry_after(retry);
                 None
             }
         }
+    }
+
+    fn refuse(&mut self, status: StatusCode) -> Option<Arc<Version>> {
+        self.known = None;
+        self.topic.refuse(status);
+        None
     }
 
     /// Whether a response may have been read before the end of the last version's read, and differs from
@@ -363,13 +336,14 @@ impl Driver {
     /// Looks the job up, and begins to read the upstream if that is what the lookup says.
     async fn find(&mut self, cause: Cause, mut began: Began) -> ReadStep {
         let reader = &self.context.cache.reader;
-        let rechecks = cause == Cause::Recheck || self.is_doubtful;
-        let lookup = if rechecks { &self.recheck } else { &self.lookup };
+        let lookup = &self.lookup_for(cause, began.accepts);
         let mut budget = self.context.cache.budget();
         let mut change = None;
         let mut found = reader.lookup_change(lookup, &mut budget, &mut change).await;
-        let is_known = self.is_known(change.as_ref(), cause);
-        began.is_past_fence = found.bypass() == Some(Bypass::Fenced);
+        let is_known = began.accepts == Accepts::Entries && self.is_known(change.as_ref(), cause);
+        let is_fenced = found.bypass() == Some(Bypass::Fenced);
+        // Without a lease no fence is seen.
+        began.is_past_fence = is_fenced || (self.is_unstored && cause == Cause::News);
         // A client that has just come reads past a fence, as in an ordinary read.
         let awaits_fence = cause == Cause::News && began.asked.is_none();
         if let Lookup::Pass(why) = found
@@ -389,13 +363,24 @@ impl Driver {
             }
             // A flight or lease that is not used is given up when it is dropped.
             _ if is_known => ReadStep::Done(ReadResult::Unchanged),
-            _ if awaits_fence && began.is_past_fence => ReadStep::Done(ReadResult::Fenced),
+            _ if awaits_fence && is_fenced => ReadStep::Done(ReadResult::Fenced),
             Lookup::Lead(lead) => self.lead(*lead, began, change, budget).await,
             Lookup::Join(flight, _) => {
                 ReadStep::Pending(PendingRead { began, change, flight, answer: None })
             }
             Lookup::Pass(_) => ReadStep::Done(ReadResult::Failed),
         }
+    }
+
+    fn lookup_for(&self, cause: Cause, accepts: Accepts) -> LookupRequest {
+        let mut lookup = self.lookup.clone();
+        if cause == Cause::Recheck || self.is_doubtful || accepts == Accepts::Confirmed {
+            lookup = lookup.rechecking();
+        }
+        if self.is_unstored {
+            lookup = lookup.without_fill();
+        }
+        lookup
     }
 
     /// Whether the last version was read since this change, and is still as good as an entry.
@@ -432,37 +417,4 @@ impl Drop for Driver {
     fn drop(&mut self) {
         self.context.push.end(&self.name, &self.topic);
     }
-}
-
-impl PendingRead {
-    /// Waits for the end of the read.
-    async fn end(self, number: usize) -> (usize, Began, ReadResult) {
-        let Self { began, change, flight, answer } = self;
-        let is_own = answer.is_some();
-        let found = match (flight.wait().await, answer) {
-            (Ok(entry), _) => ReadResult::Entry(FoundEntry {
-                entry,
-                source: VersionSource::Upstream,
-                change,
-                is_own,
-            }),
-            (Err(_), Some(answer)) => match answer.await {
-                Ok(answer) if is_about_the_job(&answer.verdict, answer.response.status()) => {
-                    ReadResult::Unshareable(answer.response.status())
-                }
-                _ => ReadResult::Failed,
-            },
-            (Err(_), None) => ReadResult::Failed,
-        };
-        (number, began, found)
-    }
-}
-
-/// Whether an answer says that the upstream does not give the job to this identity. A server that fails
-/// or is overloaded says nothing about it, and neither does a success that came too late to be shared.
-fn is_about_the_job(verdict: &Verdict, status: StatusCode) -> bool {
-    let is_from_upstream = !matches!(verdict, Verdict::Failed(_) | Verdict::Refused(_));
-    let is_transient = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
-    let is_refusal = !status.is_success() && !status.is_server_error();
-    is_from_upstream && is_refusal && !is_transient.contains(&status)
 }

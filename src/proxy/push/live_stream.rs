@@ -20,7 +20,7 @@ use hyper::{
 };
 use tokio::time::sleep;
 
-use super::topic::{Update, Version, VersionSource, Waiter};
+use super::topic::{Accepts, Update, Version, VersionSource, Waiter};
 use crate::{
     cache::entry::Entry,
     config::FinalStates,
@@ -50,7 +50,7 @@ pub(super) async fn answer(
     mut waiter: Waiter,
     last_event_id: Option<String>,
 ) -> Option<Answer> {
-    let current = waiter.look().await?;
+    let current = waiter.look(Accepts::Entries).await?;
     if !is_event(&current.entry) {
         let response = entry_response(&current.entry, head, context.cache.store().now_ms());
         let verdict = Verdict::Miss { filled: None, collapsed: true, why: None };

@@ -9,8 +9,9 @@ use std::{sync::Arc, time::Duration};
 use hyper::http::{HeaderMap, HeaderName, HeaderValue, request::Parts};
 use tokio::time::{Instant, sleep_until};
 
-use super::topic::{Unpushed, Update, Version, VersionSource, Waiter};
+use super::topic::{Accepts, Unpushed, Update, Version, VersionSource, Waiter};
 use crate::{
+    cache::LookupRequest,
     limits::Permit,
     proxy::{
         answer::{Answer, Verdict, entry_response},
@@ -24,13 +25,13 @@ const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-appli
 /// or the time is over.
 pub(super) async fn answer(
     context: &ProxyContext,
-    head: &Parts,
+    (lookup, head): (&LookupRequest, &Parts),
     mut waiter: Waiter,
     wait: Duration,
     admission: &Permit,
 ) -> Result<Answer, Unpushed> {
     let deadline = Instant::now() + wait;
-    let current = waiter.look().await.ok_or(Unpushed::Ordinary)?;
+    let current = look(context, lookup, &mut waiter).await.ok_or(Unpushed::Ordinary)?;
     if !current.entry.is_held_by(&head.headers) {
         return Ok(version_answer(context, head, &current));
     }
@@ -43,7 +44,7 @@ pub(super) async fn answer(
             version.inspect(|version| context.push.metrics.count_poll(version))
         }
         // A look reads the store, so it sees every change that was acknowledged before it.
-        () = sleep_until(deadline) => waiter.look().await.ok_or(Unpushed::Ordinary),
+        () = sleep_until(deadline) => waiter.look(Accepts::Entries).await.ok_or(Unpushed::Ordinary),
     }?;
     let response = entry_response(&version.entry, head, context.cache.store().now_ms());
     let verdict = Verdict::Held { is_hit: version.source == VersionSource::Cache };
@@ -52,6 +53,21 @@ pub(super) async fn answer(
         answer.response.headers_mut().insert(PREFERENCE_APPLIED, applied);
     }
     Ok(answer)
+}
+
+/// Returns the current version, which the upstream confirms if the client accepts no entry of its age.
+async fn look(
+    context: &ProxyContext,
+    lookup: &LookupRequest,
+    waiter: &mut Waiter,
+) -> Option<Arc<Version>> {
+    if !lookup.takes_no_entry() {
+        let current = waiter.look(Accepts::Entries).await?;
+        if lookup.admits(&current.entry, context.cache.store().now_ms()) {
+            return Some(current);
+        }
+    }
+    waiter.look(Accepts::Confirmed).await
 }
 
 /// Waits for a version that the client does not know.

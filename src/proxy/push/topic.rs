@@ -8,7 +8,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
@@ -87,6 +87,15 @@ pub(in crate::proxy) enum Unpushed {
     Refused,
 }
 
+/// What a look may find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Accepts {
+    /// Whatever an ordinary read may get.
+    Entries,
+    /// Only what the upstream has answered after the look was asked for.
+    Confirmed,
+}
+
 /// News for a waiter.
 #[derive(Debug)]
 pub(super) enum Update {
@@ -123,11 +132,17 @@ struct Looks {
     found: Option<Arc<Version>>,
 }
 
+/// Numbers of the last look that was asked for, and of the last one that accepts no entry as it is.
+#[derive(Clone, Copy, Debug, Default)]
+struct AskedLooks {
+    last: u64,
+    confirmed: u64,
+}
+
 /// The waiters of one job and one identity, as their driver and they themselves see them.
 pub(super) struct Topic {
     waiters: AtomicUsize,
-    /// Number of the last look that was asked for.
-    asked: AtomicU64,
+    asked: Mutex<AskedLooks>,
     wake: Notify,
     looks: watch::Sender<Looks>,
     updates: watch::Sender<Updates>,
@@ -140,7 +155,7 @@ impl Topic {
     pub(super) fn new(reader: TopicReader, counted: GaugeGuard) -> Self {
         Self {
             waiters: AtomicUsize::new(0),
-            asked: AtomicU64::new(0),
+            asked: Mutex::default(),
             wake: Notify::new(),
             looks: watch::Sender::default(),
             updates: watch::Sender::default(),
@@ -170,8 +185,28 @@ impl Topic {
 
     /// Returns the number of the last look that was asked for, unless that one has ended.
     pub(super) fn asked(&self) -> Option<u64> {
-        let asked = self.asked.load(Ordering::Acquire);
+        let asked = self.asked_looks().last;
         (asked > self.looks.borrow().ended).then_some(asked)
+    }
+
+    /// Asks for a look, and returns its number.
+    fn ask(&self, accepts: Accepts) -> u64 {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.last += 1;
+        if accepts == Accepts::Confirmed {
+            asked.confirmed = asked.last;
+        }
+        asked.last
+    }
+
+    fn asked_looks(&self) -> AskedLooks {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what the looks accept that were asked for and have not ended.
+    pub(super) fn accepts(&self) -> Accepts {
+        let is_over = self.asked_looks().confirmed <= self.looks.borrow().ended;
+        if is_over { Accepts::Entries } else { Accepts::Confirmed }
     }
 
     /// Answers all looks up to a number.
@@ -247,9 +282,9 @@ impl Waiter {
 
     /// Asks for a read that begins after now, and returns what it finds; `None` if that cannot be
     /// shared. Everything found after that is an [`Update`].
-    pub(super) async fn look(&mut self) -> Option<Arc<Version>> {
+    pub(super) async fn look(&mut self, accepts: Accepts) -> Option<Arc<Version>> {
         let mut looks = self.topic.looks.subscribe();
-        let number = self.topic.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        let number = self.topic.ask(accepts);
         self.topic.wake.notify_one();
         let found = looks.wait_for(|looks| looks.ended >= number).await.ok()?.found.clone()?;
         self.seen = found.number;
