@@ -26,7 +26,7 @@ use crate::{
 /// Time that a reader waits for the entry of another one before it reads the upstream itself, and for
 /// which it looks for that entry once it has a response.
 pub(super) const ENTRY_WAIT: Duration = Duration::from_millis(250);
-/// First pause between two reads of the store. Doubles.
+/// First pause between two reads of the store. It doubles up to [`ENTRY_WAIT`]: news may be late or lost.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 
 /// Whether a read waits for the entry of the reader that holds the lease.
@@ -89,7 +89,7 @@ impl SharedState {
                 None => {}
             }
             let _ = timeout(pause, news.changed()).await;
-            pause *= 2;
+            pause = (pause * 2).min(ENTRY_WAIT);
         }
     }
 }
