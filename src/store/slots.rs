@@ -50,12 +50,39 @@ fn tag(name: &[u8]) -> &[u8] {
     inner.filter(|tag| !tag.is_empty()).unwrap_or(name)
 }
 
+/// Returns for each slot the smallest number that puts a hash tag into it, if the tag is this text and then
+/// the number. Each number costs a single step, because the CRC of all but its last digit is known.
+pub(super) fn numbers_by_slot(text: &[u8]) -> Vec<u32> {
+    let table = &*TABLE;
+    let before = crc16(text);
+    let mut numbers = vec![None; usize::from(SLOTS)];
+    let mut missing = numbers.len();
+    let mut crcs: Vec<u16> = Vec::new();
+    for (number, digit) in (0_u32..).zip((b'0'..=b'9').cycle()) {
+        if missing == 0 {
+            break;
+        }
+        let leading = number / 10;
+        let start = if leading == 0 { before } else { crcs[leading as usize] };
+        let crc = crc16_step(table, start, digit);
+        crcs.push(crc);
+        let found = &mut numbers[usize::from(crc % SLOTS)];
+        if found.is_none() {
+            *found = Some(number);
+            missing -= 1;
+        }
+    }
+    numbers.into_iter().flatten().collect()
+}
+
 fn crc16(bytes: &[u8]) -> u16 {
     let table = &*TABLE;
-    bytes.iter().fold(0, |crc, byte| {
-        let [high, _] = crc.to_be_bytes();
-        (crc << 8) ^ table[usize::from(high ^ byte)]
-    })
+    bytes.iter().fold(0, |crc, byte| crc16_step(table, crc, *byte))
+}
+
+fn crc16_step(table: &[u16; 256], crc: u16, byte: u8) -> u16 {
+    let [high, _] = crc.to_be_bytes();
+    (crc << 8) ^ table[usize::from(high ^ byte)]
 }
 
 /// A set of slots.

@@ -8,13 +8,18 @@
 //! 4. A task deletes afterwards what is void (`lua/sweep.lua`). Nobody waits for it, and it changes
 //!    no answer.
 
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use redis::cmd;
 use tokio::time::timeout;
 
-use super::{engine::RedisEngine, purge_token::PurgeTokens, session::Session, shard::Shard};
+use super::{
+    engine::RedisEngine,
+    purge_token::{PurgeTokens, TokenOfSlot},
+    session::Session,
+    shard::Shard,
+};
 use crate::store::{
     Ended, Redirect, StoreError,
     errors::{DETACHED_TIMEOUT, Result, StoreErrorKind},
@@ -114,26 +119,25 @@ impl RedisEngine {
     ) -> Result<(SlotSet, Option<StoreError>)> {
         let tokens = &self.context.purge_tokens;
         let new = PurgeTokens::random();
-        let names: Vec<(u16, Cow<'_, str>)> = tokens.in_slots(slots).collect();
-        let set = |name: &str| cmd("SET").arg(name).arg(&new).to_owned();
-        let renewed = session.query_each(names.iter().map(|(_, name)| set(name))).await?;
+        let set = |token: TokenOfSlot<'_>| cmd("SET").arg(&*token.name()).arg(&new).to_owned();
+        let renewed = session.query_each(tokens.in_slots(slots).map(set)).await?;
         let mut renewals = Renewals { failed_slots: SlotSet::NONE, failed: None };
         let mut refused = Vec::new();
-        for ((slot, name), renewed) in names.iter().zip(renewed) {
+        for (token, renewed) in tokens.in_slots(slots).zip(renewed) {
             match renewed {
                 Err(error) if error.kind() == StoreErrorKind::Refused => {
-                    refused.push((*slot, name));
+                    refused.push(token);
                 }
                 Err(StoreError::Redirected(Redirect::Ask(_))) => {
-                    renewals.note(*slot, self.query_single(shard, &set(name)).await);
+                    renewals.note(token.slot, self.query_single(shard, &set(token)).await);
                 }
-                renewed => renewals.note(*slot, renewed),
+                renewed => renewals.note(token.slot, renewed),
             }
         }
         // A server that is full takes no new token. Without a token nothing counts either.
-        let deletions = refused.iter().map(|(_, name)| cmd("DEL").arg(&***name).to_owned());
-        for ((slot, _), deleted) in refused.iter().zip(session.query_each(deletions).await?) {
-            renewals.note(*slot, deleted);
+        let deletions = refused.iter().map(|token| cmd("DEL").arg(&*token.name()).to_owned());
+        for (token, deleted) in refused.iter().zip(session.query_each(deletions).await?) {
+            renewals.note(token.slot, deleted);
         }
         let Renewals { failed_slots, failed } = renewals;
         let confirmed = match failed {

@@ -19,7 +19,7 @@ use std::{
 
 use crate::store::{
     Key,
-    slots::{SLOTS, SlotSet, slot_of, slot_of_key},
+    slots::{SlotSet, numbers_by_slot, slot_of, slot_of_key},
 };
 
 /// The names of the tokens.
@@ -36,6 +36,20 @@ struct TokensOfPrefix {
     name: String,
     /// In a cluster, the number that puts a name into each slot.
     tags: OnceLock<Vec<u32>>,
+}
+
+/// One token. Its name is made when it is needed: there may be thousands.
+#[derive(Clone, Copy)]
+pub(super) struct TokenOfSlot<'t> {
+    pub(super) slot: u16,
+    of: &'t TokensOfPrefix,
+    tokens: &'t PurgeTokens,
+}
+
+impl TokenOfSlot<'_> {
+    pub(super) fn name(&self) -> Cow<'_, str> {
+        self.tokens.name_in(self.of, || self.slot)
+    }
 }
 
 impl PurgeTokens {
@@ -79,13 +93,11 @@ impl PurgeTokens {
         self.name_in(tokens, || slot_of(name))
     }
 
-    /// Returns the names of the tokens in these slots, each with its slot. Without a cluster the tokens
-    /// are in force for all of them.
-    pub(super) fn in_slots(&self, slots: &SlotSet) -> impl Iterator<Item = (u16, Cow<'_, str>)> {
+    /// Returns the tokens in these slots. Without a cluster the tokens are in force for all of them.
+    pub(super) fn in_slots(&self, slots: &SlotSet) -> impl Iterator<Item = TokenOfSlot<'_>> {
         let slots: Vec<u16> = if self.is_one_for_all() { vec![0] } else { slots.iter().collect() };
-        let of_slot = move |slot| {
-            self.prefixes.iter().map(move |tokens| (slot, self.name_in(tokens, || slot)))
-        };
+        let of_slot =
+            move |slot| self.prefixes.iter().map(move |of| TokenOfSlot { slot, of, tokens: self });
         slots.into_iter().flat_map(of_slot)
     }
 
@@ -100,7 +112,8 @@ impl PurgeTokens {
         if self.is_one_for_all() {
             return Cow::Borrowed(&of.name);
         }
-        let tag = of.tags.get_or_init(|| tags(&of.prefix))[usize::from(slot())];
+        let tags = of.tags.get_or_init(|| numbers_by_slot(format!("{}{{", of.prefix).as_bytes()));
+        let tag = tags[usize::from(slot())];
         Cow::Owned(name_with(&of.prefix, tag))
     }
 }
@@ -109,25 +122,26 @@ fn name_with(prefix: &str, tag: u32) -> String {
     format!("{{{prefix}{{{tag}}}:purge-token")
 }
 
-/// Returns for each slot the smallest number that puts a name into it.
-fn tags(prefix: &str) -> Vec<u32> {
-    let mut tags = vec![None; usize::from(SLOTS)];
-    let mut missing = tags.len();
-    let mut tag = 0;
-    while missing > 0 {
-        let found = &mut tags[usize::from(slot_of(name_with(prefix, tag).as_bytes()))];
-        if found.is_none() {
-            *found = Some(tag);
-            missing -= 1;
-        }
-        tag += 1;
-    }
-    tags.into_iter().flatten().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::slots::SLOTS;
+
+    /// Older sidecars look for the smallest number, too.
+    #[test]
+    fn the_token_of_a_slot_has_the_smallest_number() {
+        let tokens = PurgeTokens::new(&["p:".into()]);
+        tokens.set_by_slot(true);
+        let mut smallest = vec![None; usize::from(SLOTS)];
+        for tag in (0..300_000).rev() {
+            let name = name_with("p:", tag);
+            let slot = slot_of(name.as_bytes());
+            smallest[usize::from(slot)] = Some(name);
+        }
+        for token in tokens.in_slots(&SlotSet::ALL) {
+            assert_eq!(smallest[usize::from(token.slot)].as_deref(), Some(&*token.name()));
+        }
+    }
 
     #[test]
     fn a_token_is_in_the_slot_of_its_keys() {
@@ -139,7 +153,7 @@ mod tests {
             assert_eq!(slot_of(name.as_bytes()), slot_of_key(&key), "{name}");
             assert!(name.starts_with(&format!("{{{prefix}{{")), "{name}");
             let slots = SlotSet::of_name(key.main().as_bytes());
-            assert!(tokens.in_slots(&slots).any(|(_, token)| token == name));
+            assert!(tokens.in_slots(&slots).any(|token| token.name() == name));
         }
         assert_eq!(tokens.in_slots(&SlotSet::ALL).count(), 2 * usize::from(SLOTS));
     }
@@ -148,7 +162,8 @@ mod tests {
     fn without_a_cluster_a_prefix_has_one_token() {
         let tokens = PurgeTokens::new(&["job_status:".into(), "p:".into()]);
         assert_eq!(tokens.of_key(&Key::new("p:", "7")), "{p:}:purge-token");
-        let names: Vec<_> = tokens.in_slots(&SlotSet::ALL).map(|(_, name)| name).collect();
+        let names: Vec<_> =
+            tokens.in_slots(&SlotSet::ALL).map(|token| token.name().into_owned()).collect();
         assert_eq!(names, ["{job_status:}:purge-token", "{p:}:purge-token"]);
         assert_eq!(tokens.beginnings().collect::<Vec<_>>(), names);
     }

@@ -12,11 +12,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures_util::{StreamExt as _, stream::FuturesOrdered};
 use redis::{
     Cmd, FromRedisValue, Pipeline, RedisResult, Script, ScriptInvocation, Value,
     aio::MultiplexedConnection,
 };
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep_until, timeout},
+};
 
 use super::{
     bulk_lane::{BulkLane, past_large},
@@ -39,6 +43,8 @@ use crate::{
 const TIMEOUTS_IN_A_ROW: u32 = 5;
 /// Together with the pause between two probes it stays below the second that the guarantee names.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Commands that are sent at once. Encoding them takes well below a millisecond.
+const CHUNK: usize = 256;
 /// `COUNT` of each SCAN.
 const SCAN_STEP: usize = 500;
 
@@ -219,19 +225,37 @@ impl Session {
         Ok(self.has_evicted.load(Ordering::Relaxed))
     }
 
-    /// Runs commands in one round trip; each has its own result.
+    /// Runs commands in one round trip; each has its own result. There may be thousands: they are sent in
+    /// chunks, without a wait for replies, and other tasks run in between.
     pub(super) async fn query_each(
         &self,
-        commands: impl Iterator<Item = Cmd>,
+        mut commands: impl Iterator<Item = Cmd>,
     ) -> Result<Vec<Result<()>>> {
-        let mut pipeline = redis::pipe();
-        for command in commands {
-            pipeline.add_command(command);
+        let mut chunks = FuturesOrdered::new();
+        let mut replies = Vec::new();
+        loop {
+            let mut pipeline = redis::pipe();
+            for command in commands.by_ref().take(CHUNK) {
+                pipeline.add_command(command);
+            }
+            if pipeline.is_empty() {
+                break;
+            }
+            chunks.push_back(self.query_chunk(pipeline));
+            tokio::select! {
+                biased;
+                Some(chunk) = chunks.next() => replies.extend(chunk?),
+                () = yield_now() => {}
+            }
         }
-        if pipeline.is_empty() {
-            return Ok(Vec::new());
+        while let Some(chunk) = chunks.next().await {
+            replies.extend(chunk?);
         }
-        let replies: Vec<RedisResult<Value>> = self.query_all(pipeline.ignore_errors()).await?;
+        Ok(replies)
+    }
+
+    async fn query_chunk(&self, mut commands: Pipeline) -> Result<Vec<Result<()>>> {
+        let replies: Vec<RedisResult<Value>> = self.query_all(commands.ignore_errors()).await?;
         Ok(replies.into_iter().map(|reply| Ok(reply.map(drop)?)).collect())
     }
 
