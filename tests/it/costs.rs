@@ -111,6 +111,16 @@ fn heads() -> Vec<(&'static str, String)> {
         ("types", field("Accept", &numbered("a/b", ";q=0.5,"))),
         ("codings", field("Accept-Encoding", &numbered("a", ";q=0.5,"))),
         ("proxies", field("Forwarded", &numbered("for=1.2.3.4;host=a", ","))),
+        ("proxies without pairs", field("Forwarded", &large("a,"))),
+        ("options that are fields", {
+            let fields: String = (0..80).map(|n| field(&format!("x{n}"), "v")).collect();
+            field("Connection", &numbered("x", ",")) + &fields
+        }),
+        ("a field that is an option", {
+            let half = LARGE / 2;
+            let options = "forwarded,".repeat(half / 10);
+            field("Forwarded", &"a,".repeat(half / 2)) + &field("Connection", &options)
+        }),
         ("addresses", field("X-Forwarded-For", &numbered("1.2.3.", ","))),
         ("baggage", field("baggage", &numbered("sentry-a", "=b,"))),
         ("preferences", field("Prefer", &numbered("wait", "=1,"))),
@@ -126,6 +136,13 @@ fn targets() -> Vec<(&'static str, &'static str, String)> {
         ("a thousand ids in a path", "DELETE", format!("/jobs/{}", ids(8))),
         ("a thousand ids that a rule names", "DELETE", format!("/batch/a?ids={}", ids(4))),
         ("a long target", "DELETE", format!("/jobs{}", large("/a1"))),
+        ("a long target of nothing", "DELETE", format!("/jobs{}", large("/"))),
+        ("a long target without names", "DELETE", format!("/jobs{}", large("/a"))),
+        ("a thousand ids in three cases", "DELETE", {
+            let ids: Vec<_> = (0..1_000).map(|n| format!("aBcDeF{n}")).collect();
+            format!("/jobs/{}", ids.join(","))
+        }),
+        ("a long query of text", "DELETE", format!("/jobs?q={}", large("{a:[1,2,'7']},"))),
         ("a long target with dots", "DELETE", format!("/jobs{}", large("/7/.."))),
         ("a long query", "GET", format!("{X}?{}", numbered("_", "=1&"))),
         ("a long query of a write", "DELETE", format!("/jobs?{}", numbered("a", "=b&"))),

@@ -21,6 +21,9 @@ use crate::semantics::{job_id::JobId, policy::Bypass};
 /// Longest segment that a shape shows.
 const MAX_SEGMENT: usize = 48;
 
+/// Longest target that has a shape.
+const MAX_TARGET: usize = 8 << 10;
+
 /// Most segments of a shape. Longer paths are not at the jobs in any usual API.
 const MAX_SEGMENTS: usize = 16;
 
@@ -58,6 +61,9 @@ impl Routes {
     /// Returns the shape of a target at, above or below a collection of jobs that names no job;
     /// `None` for every other target. Rules are not considered.
     pub fn unclaimed_shape(&self, target: &str) -> Option<String> {
+        if target.len() > MAX_TARGET {
+            return None;
+        }
         let (path, query) = path_and_query(target);
         let decoded = percent_decode_str(path).decode_utf8_lossy();
         let segments: Vec<&str> = decoded.split('/').filter(|part| !part.is_empty()).collect();
@@ -231,5 +237,6 @@ mod tests {
             check(target, None);
         }
         check(&"/jobs".repeat(100), None);
+        check(&format!("/jobs{}", "/".repeat(10_000)), None);
     }
 }
