@@ -102,6 +102,15 @@ pub struct Filler {
     pub(super) notes: Arc<JobNotes>,
 }
 
+/// What a reader of a job with an entry wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Aim {
+    /// To join the audience of the entry.
+    Join,
+    /// A newer response.
+    Refresh,
+}
+
 impl Filler {
     /// Decides from its head whether a response may be stored and shared.
     ///
@@ -164,11 +173,12 @@ impl Filler {
                 (EventKind::Fill, self.fill_leased(&read, lease, ttl).await)
             }
             FillTarget::Held(held) => match self.entry_to_join(&read, &place, *held).await {
-                Some(known) => self.fill_known(&read, &known, false).await,
+                Some(known) => self.fill_known(&read, &known, Aim::Join).await,
                 None => return FillResult::Unconfirmed,
             },
             FillTarget::Entry(known) => {
-                self.fill_known(&read, &known, why == Some(Bypass::NoCache)).await
+                let aim = if why == Some(Bypass::NoCache) { Aim::Refresh } else { Aim::Join };
+                self.fill_known(&read, &known, aim).await
             }
         };
         // Until now, readers that have seen this token in the store could still join.
@@ -239,24 +249,24 @@ impl Filler {
         &self,
         &FilledRead { key, policy, caller, entry, .. }: &FilledRead<'_>,
         known: &KnownEntry,
-        is_refresh: bool,
+        aim: Aim,
     ) -> Option<Vec<AudienceMember>> {
         let own = entry.audience().members.to_vec();
         let audience = known.entry.audience();
         match known.entry.likeness(entry, &policy.volatile) {
             // The client asked for a new read: its response replaces the entry even if it is the same.
-            Likeness::Same | Likeness::ShorterLived if is_refresh => return Some(own),
+            Likeness::Same | Likeness::ShorterLived if aim == Aim::Refresh => return Some(own),
             Likeness::Same => return None,
             // The upstream has served this response to the old audience too.
             Likeness::ShorterLived => return Some(audience.joined_by(caller, known.seen.now_ms)),
-            Likeness::OtherHeaders(names) if !is_refresh => {
+            Likeness::OtherHeaders(names) if aim == Aim::Join => {
                 let warnings = &self.state.notes.differing_header_warnings;
                 self.notes.note_differing(warnings, (key, self.config.id(key)), names);
             }
             Likeness::OtherHeaders(_) | Likeness::OtherBody => {}
         }
         // A client may renew what is its own as often as it likes.
-        if !(is_refresh && audience.is_own_of(caller)) {
+        if !(aim == Aim::Refresh && audience.is_own_of(caller)) {
             self.notes.add_replacement(key, caller.credential());
         }
         Some(own)
@@ -266,12 +276,12 @@ impl Filler {
         &self,
         read: &FilledRead<'_>,
         known: &KnownEntry,
-        is_refresh: bool,
+        aim: Aim,
     ) -> (EventKind, Result<Fill, StoreError>) {
         let SharedState { store, silent_changes, .. } = &*self.state;
         let &FilledRead { key, identity, caller, reader, entry, .. } = read;
         let (generation, seen) = (known.entry.generation(), &known.seen);
-        let Some(members) = self.audience_of_replacement(read, known, is_refresh) else {
+        let Some(members) = self.audience_of_replacement(read, known, aim) else {
             let caller = caller.to_hex();
             let admitted = store.change(key, seen, generation, EntryChange::Admit(&caller)).await;
             if let Ok(Fill::Stored) = admitted {
