@@ -4,6 +4,10 @@
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,7 +20,7 @@ use hyper::{
 use jobcache::config::{Config, PushMode};
 
 use crate::support::{
-    Body, Client, Reply, Setup, full,
+    Body, Client, Reply, SOON, Setup, eventually, full,
     redis::key,
     sidecar::Sidecar,
     soon,
@@ -75,10 +79,8 @@ fn hold(
 }
 
 async fn waiting(sidecar: &Sidecar, count: u64) {
-    crate::support::eventually(crate::support::SOON, async || {
-        sidecar.admin.metric("jobcache_push_held_polls").await == count
-    })
-    .await;
+    eventually(SOON, async || sidecar.admin.metric("jobcache_push_held_polls").await == count)
+        .await;
 }
 
 /// Counts the reads of a while.
@@ -108,6 +110,28 @@ async fn a_response_that_is_shared_but_not_stored_is_not_read_again_and_again() 
         reads(&setup, &[]).await;
         assert_eq!(reads(&setup, &[&path]).await, 0, "{number}");
     }
+}
+
+/// Only a stored value makes Redis report a `DEL`.
+#[tokio::test]
+async fn a_job_whose_responses_become_storable_is_stored_at_once() {
+    let setup = setup_with(|_| ()).await;
+    let state = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&state);
+    setup.upstream.respond(X, move |_| {
+        let body = ["", "\"one\"", "\"two\""][seen.load(Ordering::SeqCst)];
+        Some(with_headers(body, &[]))
+    });
+    let mut stream = stream(&setup.sidecar, X).await;
+    reads(&setup, &[]).await;
+    state.store(1, Ordering::SeqCst);
+    let reply = setup.sidecar.admin.request(Method::POST, "/purge/x1").send().await;
+    assert_eq!(reply.status, StatusCode::OK);
+    text(&mut stream, "data: \"one\"").await;
+    eventually(SOON, async || setup.redis.get(&key("x1")).await.is_some()).await;
+    state.store(2, Ordering::SeqCst);
+    setup.redis.del(&key("x1")).await;
+    text(&mut stream, "data: \"two\"").await;
 }
 
 /// Both routes give one Redis key, and replace each other's entries.
@@ -163,7 +187,7 @@ async fn a_version_that_cannot_be_shared_ends_polls_and_streams() {
         setup.upstream.respond(X, move |_| Some(with_headers("{}", &[("x-name", name)])));
         setup.redis.del(&key("x1")).await;
         // What could not be stored is read past the cache for a while.
-        crate::support::eventually(crate::support::SOON, async || {
+        eventually(SOON, async || {
             setup.redis.del(&key("x1")).await;
             setup.sidecar.get(X).await.cache_status().ends_with("stored")
         })
@@ -176,9 +200,9 @@ async fn a_version_that_cannot_be_shared_ends_polls_and_streams() {
 async fn one_response_that_cannot_be_shared_ends_no_hold() {
     let setup = setup_with(|_| ()).await;
     let mut stream = stream(&setup.sidecar, X).await;
-    let count = std::sync::atomic::AtomicU64::new(0);
+    let count = AtomicU64::new(0);
     setup.upstream.respond(X, move |_| {
-        let is_first = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0;
+        let is_first = count.fetch_add(1, Ordering::SeqCst) == 0;
         let cookie = [("set-cookie", "a=b")];
         Some(with_headers("\"next\"", if is_first { &cookie } else { &[] }))
     });

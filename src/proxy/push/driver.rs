@@ -267,7 +267,7 @@ impl Driver {
         match found {
             ReadResult::Entry(FoundEntry { entry, source, change, .. }) => {
                 self.is_doubtful = false;
-                self.is_unstored = entry.is_unstored();
+                let was_unstored = std::mem::replace(&mut self.is_unstored, entry.is_unstored());
                 self.read_until = Some((Instant::now(), self.context.cache.store().now_ms()));
                 if source == VersionSource::Upstream {
                     self.recheck_at = Instant::now() + self.context.push.config.recheck;
@@ -275,6 +275,9 @@ impl Driver {
                 if is_past_fence {
                     // The API may show the write later.
                     self.retry_after(retry);
+                } else if was_unstored && !self.is_unstored {
+                    // With a lease, so that it is stored: only then does Redis report a `DEL`.
+                    self.retry = Some((Instant::now(), FIRST_RETRY));
                 }
                 self.known = change;
                 Some(self.topic.publish(entry, source, self.news_at.take()))
