@@ -30,6 +30,7 @@ pub mod invalidation_rules;
 mod key_template;
 mod location_targets;
 mod method_override;
+mod namer;
 mod path_pattern;
 mod path_variants;
 mod template;

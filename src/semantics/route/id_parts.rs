@@ -11,7 +11,7 @@ use std::{borrow::Cow, collections::HashSet};
 
 use percent_encoding::percent_decode_str;
 
-use super::{path_pattern::is_cut, template::Namer};
+use super::{namer::Namer, path_pattern::is_cut};
 use crate::semantics::job_id::{
     Ids, JobId, MAX_DECODES, is_canonical, is_key, is_plainly_canonical, is_word,
 };

@@ -11,8 +11,9 @@ use serde_json::Value;
 use super::{
     id_parts::MAX_NAMED,
     method_override::overrides,
+    namer::Namer,
     path_pattern::{ID, PathPattern},
-    template::{Namer, Template},
+    template::Template,
 };
 use crate::semantics::{
     job_id::JobId,

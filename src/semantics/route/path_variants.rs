@@ -14,7 +14,8 @@ use percent_encoding::percent_decode_str;
 use super::{
     id_parts::{Effort, NamedIds},
     invalidation_rules::{InvalidationRule, RuleMatch},
-    template::{MAX_TEMPLATES, Namer, Template},
+    namer::Namer,
+    template::{MAX_TEMPLATES, Template},
 };
 use crate::semantics::job_id::JobId;
 
