@@ -39,8 +39,10 @@ const MAX_COLLECTIONS: usize = MAX_TEMPLATES + 16;
 /// Units of [`Effort`] for a rule that is tried on the end of a walk.
 const RULE_COST: usize = 120;
 
-/// Units of [`Effort`] for a byte of a walk, for a segment, and for an id at its place.
+/// Units of [`Effort`] for a byte of a walk, besides that for a slash, for a segment of its end, and for an id
+/// at its place.
 const WALK_BYTE_COST: usize = 6;
+const WALK_SLASH_COST: usize = 12;
 const SEGMENT_COST: usize = 60;
 const PLACE_COST: usize = 1_000;
 
@@ -221,8 +223,10 @@ impl Search<'_, '_> {
     /// of each walk decoded, and the result of each walk where it differs from the text.
     fn read(&mut self, text: &str, next_texts: &mut Vec<String>) {
         let mut walks = Vec::new();
+        let slashes = memchr::memchr_iter(b'/', text.as_bytes()).count();
+        let cost = WALK_BYTE_COST * text.len() + WALK_SLASH_COST * slashes;
         for liberties in Liberties::of(text) {
-            if !self.effort.spend(WALK_BYTE_COST * text.len()) {
+            if !self.effort.spend(cost) {
                 return;
             }
             walks.push(self.walk(text, liberties));
