@@ -279,7 +279,9 @@ impl Session {
         if claim.is_some() && claim != self.server.term {
             return Err(StoreError::Unusable("the master has taken over slots".into()));
         }
-        self.clock_ahead_ms.store(clock_ahead_ms(time, sent), Ordering::Relaxed);
+        let known = self.clock_ahead_ms.load(Ordering::Relaxed);
+        let ahead = refined_clock_ms(known, time, (sent, clock::now()));
+        self.clock_ahead_ms.store(ahead, Ordering::Relaxed);
         Ok(())
     }
 
@@ -335,6 +337,18 @@ pub(super) fn clock_ahead_ms((seconds, micros): (i64, i64), sent: SystemTime) ->
     seconds * 1000 + micros / 1000 - unix_ms(sent)
 }
 
+/// Returns the server's clock minus ours in ms, from what is `known` and a reply to `TIME`. The server
+/// has read its clock at some moment between the request and the reply, so a slow reply tells little.
+fn refined_clock_ms(
+    known: i64,
+    time: (i64, i64),
+    (sent, received): (SystemTime, SystemTime),
+) -> i64 {
+    let most = clock_ahead_ms(time, sent);
+    let least = clock_ahead_ms(time, received).min(most);
+    known.clamp(least, most)
+}
+
 /// Escapes the characters that are special in `SCAN MATCH`.
 fn escape_glob(text: &str) -> String {
     let is_special = |c: &char| matches!(c, '*' | '?' | '[' | ']' | '\\' | '^' | '-');
@@ -350,5 +364,19 @@ mod tests {
     fn globs_in_a_prefix_match_themselves_only() {
         assert_eq!(escape_glob("a*b[c]?\\:"), "a\\*b\\[c\\]\\?\\\\:");
         assert_eq!(escape_glob("job_status:"), "job_status:");
+    }
+
+    #[test]
+    fn a_slow_reply_does_not_move_the_clock_and_a_step_of_the_clock_does() {
+        let at = |ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
+        let refined = |known, server_ms: i64, sent, received| {
+            let time = (server_ms / 1000, server_ms % 1000 * 1000);
+            refined_clock_ms(known, time, (at(sent), at(received)))
+        };
+        assert_eq!(refined(0, 5_400, 5_000, 5_401), 0, "the reply took 400 ms");
+        assert_eq!(refined(400, 6_000, 6_000, 6_001), 0, "the first reply was slow");
+        assert_eq!(refined(0, 9_000, 7_000, 7_001), 1_999, "the clocks differ");
+        assert_eq!(refined(0, 6_000, 8_000, 8_001), -2_000);
+        assert_eq!(refined(3, 5_000, 5_000, 4_000), 0, "our clock went back meanwhile");
     }
 }
