@@ -46,10 +46,10 @@ pub struct LookupRequest {
     pub(super) variant: Variant,
 }
 
-/// What a read does with an entry of another route or API under its key.
+/// Treatment of an entry of another route or API under the key of a read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum OtherEntries {
-    /// It takes the place of the entry.
+    /// The response replaces it.
     #[default]
     Replaced,
     LeftAlone,
@@ -70,8 +70,9 @@ impl LookupRequest {
         Self { rechecks: true, ..self }
     }
 
-    /// Returns the lookup of those that wait for the job to change. It has no wishes of a single client,
-    /// and replaces no entry of another route or API, which may have its own clients that wait.
+    /// Returns the lookup for all clients that wait for the job to change. It has the cache directives of
+    /// none of them, and replaces no entry of another route or API, which may have waiting clients of its
+    /// own.
     #[must_use]
     pub fn for_topic(self) -> Self {
         Self {
@@ -87,12 +88,12 @@ impl LookupRequest {
         Self { may_fill: false, ..self }
     }
 
-    /// Whether the client wants an entry or no answer.
+    /// Whether the client accepts nothing but an entry (`only-if-cached`).
     pub fn is_for_entries_only(&self) -> bool {
         self.directives.only_if_cached
     }
 
-    /// Whether the client takes no entry that the upstream has not confirmed.
+    /// Whether the client accepts no entry that the upstream has not confirmed (`no-cache`).
     pub fn takes_no_entry(&self) -> bool {
         self.directives.no_cache
     }
@@ -121,7 +122,7 @@ impl LookupRequest {
             rechecks,
             is_hit_for_miss,
             yields_key,
-            yields_to_others: other_entries == OtherEntries::LeftAlone,
+            other_entries,
         }
     }
 }
@@ -172,8 +173,7 @@ pub(super) struct Facts {
     pub(super) is_hit_for_miss: bool,
     /// Another program keeps storing values under the key.
     pub(super) yields_key: bool,
-    /// The request leaves the entry of another route or API alone.
-    pub(super) yields_to_others: bool,
+    pub(super) other_entries: OtherEntries,
 }
 
 /// An entry of this job, as one caller sees it.
@@ -270,7 +270,8 @@ pub(super) fn with_entry(facts: &Facts, entry: EntryFacts, in_grace: bool) -> Wi
 /// Decides a read if the store holds no value, or one that is no valid entry for this request.
 pub(super) fn without_entry(facts: &Facts, reject: Option<Reject>, in_grace: bool) -> NoEntry {
     let is_foreign = reject == Some(Reject::Foreign);
-    let is_left_alone = reject == Some(Reject::Identity) && facts.yields_to_others;
+    let is_left_alone =
+        reject == Some(Reject::Identity) && facts.other_entries == OtherEntries::LeftAlone;
     if in_grace {
         // Fills go on: what another sidecar still has to repeat deletes them in time.
         return match unconfirmed(facts, Bypass::Grace) {

@@ -42,6 +42,10 @@ use crate::{
 /// Tolerance for lifetimes, in ms: HTTP counts seconds, and both `Date` and `Age` are rounded.
 const TOLERANCE_MS: i64 = 2_000;
 
+/// Greatest difference, in ms, between two readings of the store's clock at one moment, by this process or
+/// another sidecar. Each is off by at most the round trip in which the clock was read.
+pub const CLOCK_MARGIN_MS: i64 = 100;
+
 /// A response that may be served to more than one request.
 #[derive(Debug)]
 pub struct Entry {
@@ -138,8 +142,7 @@ impl Entry {
         self.expires_at_ms <= self.stored_at_ms
     }
 
-    /// Returns when the upstream was asked for the response at the earliest, in ms since 1970 by the
-    /// store's clock.
+    /// Returns when the upstream was asked for the response, in ms since 1970 by the store's clock.
     pub fn asked_at_ms(&self) -> i64 {
         self.stored_at_ms
     }

@@ -102,7 +102,7 @@ pub struct Filler {
     pub(super) notes: Arc<JobNotes>,
 }
 
-/// What a reader of a job with an entry wants.
+/// Purpose of a read of a job with an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Aim {
     /// To join the audience of the entry.

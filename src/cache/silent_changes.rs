@@ -32,7 +32,10 @@ use serde::Serialize;
 use tracing::warn;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-use super::{entry::Entry, job_news::JobNews};
+use super::{
+    entry::{CLOCK_MARGIN_MS, Entry},
+    job_news::JobNews,
+};
 use crate::{
     observe::throttle::HourlyPerName,
     semantics::audience::Caller,
@@ -48,8 +51,6 @@ const COMPARABLE_FOR: Duration = Duration::from_mins(1);
 /// Time after a fill in which a reported change of the key probably is that fill, and in which it
 /// may be.
 const OWN_CHANGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
-/// Greatest difference between the clocks of this process and the store.
-const CLOCK_MARGIN: Duration = Duration::from_millis(100);
 /// Shortest interval between two searches for jobs that can be forgotten.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Time in which silent changes of a route are counted, and in which a purge or `DEL` prevents a
@@ -232,7 +233,7 @@ impl SilentChanges {
         let mut state = self.lock();
         let Some(known) = state.jobs.get_mut(name) else { return };
         let age = now.saturating_duration_since(known.noted_at);
-        if now + CLOCK_MARGIN >= known.expires_at
+        if now + Duration::from_millis(CLOCK_MARGIN_MS.unsigned_abs()) >= known.expires_at
             || age < OWN_CHANGE.0 && !std::mem::replace(&mut known.is_fill_reported, true)
         {
             return;
@@ -366,8 +367,7 @@ impl RememberedEntry {
 
     /// Whether the TTL had not ended at this time by the store's clock.
     fn ends_after(&self, at_ms: i64) -> bool {
-        let margin = i64::try_from(CLOCK_MARGIN.as_millis()).unwrap_or(0);
-        at_ms.saturating_add(margin) < self.expires_at_ms
+        at_ms.saturating_add(CLOCK_MARGIN_MS) < self.expires_at_ms
     }
 }
 

@@ -12,7 +12,7 @@ const PLAIN: Facts = Facts {
     may_fill: true,
     is_solo: false,
     rechecks: false,
-    yields_to_others: false,
+    other_entries: OtherEntries::Replaced,
     is_hit_for_miss: false,
     yields_key: false,
 };
@@ -81,7 +81,7 @@ fn what_a_read_gets_for_which_there_is_an_entry() {
 #[test]
 fn how_a_read_goes_on_for_which_there_is_no_entry() {
     let yielding = facts(|f| f.yields_key = true);
-    let waiting = facts(|f| f.yields_to_others = true);
+    let waiting = facts(|f| f.other_entries = OtherEntries::LeftAlone);
     let (foreign, other_job) = (Some(Reject::Foreign), Some(Reject::Identity));
     let uncached = NoEntry::Uncached;
     let with_lease = NoEntry::UnconfirmedWithLease(Bypass::Grace);
