@@ -19,14 +19,16 @@
 //! Redis.
 //!
 //! `topics` has the topics of a configuration and the limits, `topic` what waiters and driver share,
-//! `driver` decides when to read (`topic_read` is one read, `pace` their rate), and `long_poll` and
-//! `live_stream` are the two forms of waiting.
+//! `driver` reads the job: `read_schedule` and `pace` say when, `topic_read` is one read, and `last_read`
+//! orders the versions. `long_poll` and `live_stream` are the two forms of waiting.
 
 mod driver;
+mod last_read;
 mod live_stream;
 mod long_poll;
 mod pace;
 mod push_metrics;
+mod read_schedule;
 mod topic;
 mod topic_read;
 mod topics;

@@ -6,23 +6,20 @@
 //! it read once, and so does an entry that is replaced by that of another identity. Second, it waits
 //! for a fence, because a write is about to end, or its API about to show it.
 //!
-//! Versions are in the order in which the upstream gave them. An own read begins after the last one has
-//! ended, so what it finds is later. Another reader's response, as an entry or from a joined flight, may
-//! have been read beside the last version, and be older ([`Driver::may_be_older`]). Such a response is
-//! not published; the driver reads the upstream itself.
-//!
-//! A read changes keys, and so makes news for others and for the driver itself. What two readers keep doing
-//! to each other must not become a stream of reads: a response that is not stored is read without a lease
-//! from then on, an entry of another route or API is left alone, and [`Pace`] limits what remains.
+//! A read changes keys, and so makes news for other readers and for the driver itself. Two readers must not
+//! keep each other reading. So a response that is not stored is read without a lease from then on, an entry
+//! of another route or API is left alone, and [`Pace`] limits the remaining reads.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hyper::StatusCode;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
+    last_read::LastRead,
     pace::Pace,
+    read_schedule::{Cause, ReadSchedule},
     topic::{Accepts, Topic, TopicName, Version, VersionSource},
     topic_read::{Began, FoundEntry, PendingRead, ReadResult, ReadStep},
 };
@@ -33,39 +30,6 @@ use crate::{
     semantics::policy::Bypass,
     store::Budget,
 };
-
-/// Longest wait for a fence, from the last news and from the first. The fence of a write that has
-/// ended stands for `settle`, which is a second by default; the margin lets it fall first.
-const FENCE_WAIT: Duration = Duration::from_millis(1_050);
-const MAX_FENCE_WAIT: Duration = Duration::from_secs(2);
-
-/// Greatest difference between what two sidecars take for the time of the store.
-const CLOCK_MARGIN_MS: i64 = 20;
-
-/// First pause after a read that failed. It doubles up to `push.recheck`.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-
-/// Why the driver reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cause {
-    /// A waiter has asked for a look.
-    Asked,
-    /// There is news about the key.
-    News,
-    /// The fence has stood for long enough.
-    Fence,
-    /// The last read failed.
-    Retry,
-    /// There was no news for `push.recheck`.
-    Recheck,
-}
-
-/// A wait for the fence of the job.
-#[derive(Clone, Copy)]
-struct FenceWait {
-    since: Instant,
-    until: Instant,
-}
 
 /// Reads a job for the waiters of a topic.
 pub(super) struct Driver {
@@ -78,21 +42,12 @@ pub(super) struct Driver {
     pace: Pace,
     /// When the news came that no version has answered yet.
     news_at: Option<Instant>,
-    /// The change since which the last version was read.
-    known: Option<ChangeId>,
-    /// End of the read of the last version, by the clock of this process and in ms since 1970 by the
-    /// store's clock.
-    read_until: Option<(Instant, i64)>,
-    /// Whether the last response of another reader may have been older than the last version.
-    is_doubtful: bool,
+    last_read: LastRead,
     /// Whether the last version was shared, but not stored.
     is_unstored: bool,
     /// Whether the upstream's last response was a success that could not be shared.
     is_unshareable: bool,
-    fence: Option<FenceWait>,
-    /// When to read again, and the pause before that.
-    retry: Option<(Instant, Duration)>,
-    recheck_at: Instant,
+    schedule: ReadSchedule,
 }
 
 impl Driver {
@@ -105,19 +60,15 @@ impl Driver {
         Self {
             news: context.cache.reader.listen(&name.0),
             pace: Pace::new(Instant::now()),
-            recheck_at: Instant::now() + context.push.config.recheck,
+            schedule: ReadSchedule::new(context.push.config.recheck, Instant::now()),
             context,
             topic,
             name,
             lookup: lookup.for_topic(),
             news_at: None,
-            known: None,
-            read_until: None,
-            is_doubtful: false,
+            last_read: LastRead::default(),
             is_unstored: false,
             is_unshareable: false,
-            fence: None,
-            retry: None,
         }
     }
 
@@ -139,7 +90,7 @@ impl Driver {
                     self.news.take();
                     self.news_at = None;
                 }
-                let is_overdue = Instant::now() >= self.recheck_at;
+                let is_overdue = self.schedule.is_overdue(Instant::now());
                 self.read(if is_overdue { Cause::Recheck } else { Cause::Asked }).await;
                 continue;
             }
@@ -148,7 +99,11 @@ impl Driver {
             if !has_waiters && context.push.is_crowded() {
                 return;
             }
-            let (due, cause) = if has_waiters { self.next_due() } else { self.idle_due() };
+            let (due, cause) = if has_waiters {
+                self.schedule.next_due()
+            } else {
+                (self.schedule.idle_until(), Cause::Recheck)
+            };
             let cause = tokio::select! {
                 () = &mut is_over => return,
                 () = self.topic.woken() => continue,
@@ -161,20 +116,6 @@ impl Driver {
                 return;
             }
         }
-    }
-
-    /// Returns when to read without news, and why.
-    fn next_due(&self) -> (Instant, Cause) {
-        let fence = self.fence.map(|fence| (fence.until, Cause::Fence));
-        let retry = self.retry.map(|(at, _)| (at, Cause::Retry));
-        let recheck = (self.recheck_at, Cause::Recheck);
-        let due = [fence, retry].into_iter().flatten();
-        due.fold(recheck, |first, next| if next.0 < first.0 { next } else { first })
-    }
-
-    /// Returns when a topic without waiters ends.
-    fn idle_due(&self) -> (Instant, Cause) {
-        (self.recheck_at + self.context.push.config.recheck, Cause::Recheck)
     }
 
     /// Reads the job, and tells the waiters. If the read is late and somebody waits for a later one, that
@@ -222,7 +163,7 @@ impl Driver {
         }
         if cause == Cause::Recheck {
             self.context.push.metrics.rechecks.inc();
-            self.recheck_at = Instant::now() + self.context.push.config.recheck;
+            self.schedule.restart(Instant::now());
         }
         let asked = self.topic.asked();
         let accepts = self.topic.accepts();
@@ -251,8 +192,8 @@ impl Driver {
             && self.may_be_older(found, began)
         {
             // The looks are answered by the read that follows.
-            self.is_doubtful = true;
-            self.retry = Some((Instant::now(), FIRST_RETRY));
+            self.last_read.doubt();
+            self.schedule.retry_at_once(Instant::now());
             return;
         }
         let version = self.publish(found, began.is_past_fence);
@@ -262,37 +203,32 @@ impl Driver {
     }
 
     fn publish(&mut self, found: ReadResult, is_past_fence: bool) -> Option<Arc<Version>> {
-        let (fence, retry) = (self.fence.take(), self.retry.take());
+        let ended = self.schedule.end_waits();
+        let now = Instant::now();
         let was_unshareable = std::mem::take(&mut self.is_unshareable);
         match found {
             ReadResult::Entry(FoundEntry { entry, source, change, .. }) => {
-                self.is_doubtful = false;
                 let was_unstored = std::mem::replace(&mut self.is_unstored, entry.is_unstored());
-                self.read_until = Some((Instant::now(), self.context.cache.store().now_ms()));
+                self.last_read.replace(change, (now, self.context.cache.store().now_ms()));
                 if source == VersionSource::Upstream {
-                    self.recheck_at = Instant::now() + self.context.push.config.recheck;
+                    self.schedule.restart(now);
                 }
                 if is_past_fence {
                     // The API may show the write later.
-                    self.retry_after(retry);
+                    self.schedule.retry_longer(ended, now);
                 } else if was_unstored && !self.is_unstored {
                     // With a lease, so that it is stored: only then does Redis report a `DEL`.
-                    self.retry = Some((Instant::now(), FIRST_RETRY));
+                    self.schedule.retry_at_once(now);
                 }
-                self.known = change;
                 Some(self.topic.publish(entry, source, self.news_at.take()))
             }
             ReadResult::Unchanged => {
                 self.news_at = None;
-                self.is_doubtful = false;
+                self.last_read.confirm();
                 self.topic.last()
             }
             ReadResult::Fenced => {
-                let now = Instant::now();
-                let since = fence.map_or(now, |fence| fence.since);
-                let until = (now + FENCE_WAIT).min(since + MAX_FENCE_WAIT);
-                self.fence = Some(FenceWait { since, until });
-                self.retry = retry;
+                self.schedule.await_fence(ended, now);
                 None
             }
             ReadResult::Unshareable(status) if was_unshareable => self.refuse(status),
@@ -300,40 +236,25 @@ impl Driver {
             ReadResult::Unshareable(_) => {
                 // An API may renew a cookie with one response, and send the next one without.
                 self.is_unshareable = true;
-                self.retry_after(None);
+                self.schedule.retry_soon(now);
                 None
             }
             ReadResult::Failed => {
                 self.is_unshareable = was_unshareable;
-                self.retry_after(retry);
+                self.schedule.retry_longer(ended, now);
                 None
             }
         }
     }
 
     fn refuse(&mut self, status: StatusCode) -> Option<Arc<Version>> {
-        self.known = None;
+        self.last_read.forget_change();
         self.topic.refuse(status);
         None
     }
 
-    /// Whether a response may have been read before the end of the last version's read, and differs from
-    /// it.
     fn may_be_older(&self, found: &FoundEntry, began: Began) -> bool {
-        let Some((until, until_ms)) = self.read_until else { return false };
-        let is_later = if found.is_own {
-            began.at >= until
-        } else {
-            found.entry.asked_at_ms() > until_ms + CLOCK_MARGIN_MS
-        };
-        !is_later && self.topic.last().is_some_and(|last| !last.has_body_of(&found.entry))
-    }
-
-    /// Reads again after a pause, which doubles.
-    fn retry_after(&mut self, last: Option<(Instant, Duration)>) {
-        let most = self.context.push.config.recheck;
-        let pause = last.map_or(FIRST_RETRY, |(_, pause)| pause * 2).min(most);
-        self.retry = Some((Instant::now() + pause, pause));
+        self.last_read.may_be_older(self.topic.last().as_deref(), found, began)
     }
 
     /// Looks the job up, and begins to read the upstream if that is what the lookup says.
@@ -377,7 +298,8 @@ impl Driver {
 
     fn lookup_for(&self, cause: Cause, accepts: Accepts) -> LookupRequest {
         let mut lookup = self.lookup.clone();
-        if cause == Cause::Recheck || self.is_doubtful || accepts == Accepts::Confirmed {
+        if cause == Cause::Recheck || self.last_read.is_doubtful() || accepts == Accepts::Confirmed
+        {
             lookup = lookup.rechecking();
         }
         if self.is_unstored {
@@ -389,8 +311,7 @@ impl Driver {
     /// Whether the last version was read since this change, and is still as good as an entry.
     fn is_known(&self, change: Option<&ChangeId>, cause: Cause) -> bool {
         let now_ms = self.context.cache.store().now_ms();
-        change.is_some()
-            && change == self.known.as_ref()
+        self.last_read.is_since(change)
             && !matches!(cause, Cause::Recheck | Cause::Retry)
             && self.topic.last().is_some_and(|last| now_ms < last.entry.expires_at_ms())
     }

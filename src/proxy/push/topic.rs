@@ -87,12 +87,12 @@ pub(in crate::proxy) enum Unpushed {
     Refused,
 }
 
-/// What a look may find.
+/// Versions that a look accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Accepts {
-    /// Whatever an ordinary read may get.
+    /// All that an ordinary read may get.
     Entries,
-    /// Only what the upstream has answered after the look was asked for.
+    /// Only responses of the upstream to a request that began after the look was asked for.
     Confirmed,
 }
 
@@ -203,7 +203,7 @@ impl Topic {
         *self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns what the looks accept that were asked for and have not ended.
+    /// Returns the versions that all looks accept that have not ended.
     pub(super) fn accepts(&self) -> Accepts {
         let is_over = self.asked_looks().confirmed <= self.looks.borrow().ended;
         if is_over { Accepts::Entries } else { Accepts::Confirmed }

@@ -12,7 +12,7 @@ use crate::{
     semantics::policy::{Bypass, NoStore},
 };
 
-/// What a read has found.
+/// Result of a read.
 pub(super) enum ReadResult {
     Entry(FoundEntry),
     /// No change since the last version was read.
@@ -37,13 +37,13 @@ pub(super) struct FoundEntry {
     pub(super) is_own: bool,
 }
 
-/// What a read answers.
+/// Beginning of a read, by which its result is judged.
 #[derive(Clone, Copy)]
 pub(super) struct Began {
     pub(super) at: Instant,
     /// The last look that was asked for before it.
     pub(super) asked: Option<u64>,
-    /// What the clients accept that have asked for a look.
+    /// Versions that all clients accept that have asked for a look.
     pub(super) accepts: Accepts,
     /// Whether the read goes past a fence, or may do so.
     pub(super) is_past_fence: bool,
@@ -88,7 +88,7 @@ impl PendingRead {
 }
 
 impl ReadResult {
-    /// Returns what an answer says that cannot be shared. A server that fails or is overloaded says nothing
+    /// Judges an answer that cannot be shared. A server that fails or is overloaded says nothing
     /// about the job, and neither does a success that came too late to be shared.
     fn of_answer(Answer { response, verdict, .. }: &Answer) -> Self {
         let status = response.status();
