@@ -217,7 +217,8 @@ impl Driver {
                     // The API may show the write later.
                     self.schedule.retry_longer(ended, now);
                 } else if was_unstored && !self.is_unstored {
-                    // With a lease, so that it is stored: only then does Redis report a `DEL`.
+                    // The next read takes a lease, so that its response is stored: only then does Redis
+                    // report a `DEL`.
                     self.schedule.retry_at_once(now);
                 }
                 Some(self.topic.publish(entry, source, self.news_at.take()))

@@ -40,7 +40,7 @@ pub(in crate::proxy) struct Topics {
     released: CancellationToken,
 }
 
-/// What a read asks of push, and its place among the waiters.
+/// A read that asks for push, with its place among the waiters.
 pub(in crate::proxy) struct PushedRead {
     pub(super) wants: PushRequest,
     pub(super) permit: Permit,
