@@ -53,7 +53,8 @@ labels! {
         RedirectedIsDone = "redirected-is-done",
         /// An entry is kept although tracking by keys does not cover its key.
         NearUntracked = "near-unfollowed",
-        /// News that came during a read for held clients counts as answered by it.
+        /// News that came during a read for held clients counts as answered by it, and no later look at the
+        /// store makes up for that.
         PushListenLate = "push-listen-late",
         /// A client that waits gets what a read has found that began before the client came.
         PushRunningRead = "push-running-read",

@@ -305,6 +305,45 @@ async fn without_redis_and_without_a_webhook_a_change_is_found_by_the_recheck() 
     assert!(next.ends_with(&version("x1", 1)), "{next}");
 }
 
+/// Redis reports no change of what it does not have, so the version has to get there.
+#[tokio::test]
+async fn a_version_that_redis_refused_is_stored_as_soon_as_redis_takes_it() {
+    let setup = setup().await;
+    tag(&setup.sidecar, X).await;
+    let mut stream = Stream::open(&setup.sidecar, &[]).await;
+    stream.next().await.expect("the current version");
+    limit_memory(&setup, "1").await;
+    setup.upstream.commit("x1");
+    setup.redis.del(&key("x1")).await;
+    let next = stream.next().await.expect("an event");
+    assert!(next.ends_with(&version("x1", 1)), "{next}");
+    assert_eq!(setup.redis.get(&key("x1")).await, None);
+
+    limit_memory(&setup, "0").await;
+    let is_stored = async || setup.redis.get(&key("x1")).await.is_some_and(|it| !it.is_empty());
+    eventually(SOON, is_stored).await;
+    setup.upstream.commit("x1");
+    setup.redis.del(&key("x1")).await;
+    let next = stream.next().await.expect("an event");
+    assert!(next.ends_with(&version("x1", 2)), "{next}");
+}
+
+async fn limit_memory(setup: &Setup, bytes: &str) {
+    let mut set = redis::cmd("CONFIG");
+    let () = setup.redis.run(set.arg("SET").arg("maxmemory").arg(bytes)).await;
+}
+
+#[tokio::test]
+async fn without_redis_the_api_is_read_once_for_a_stream_until_the_recheck() {
+    let mut setup = setup().await;
+    setup.redis.kill();
+    let mut stream = Stream::open(&setup.sidecar, &[]).await;
+    stream.next().await.expect("the current version");
+    // Longer than the first two looks whether Redis has the version.
+    tokio::time::sleep(Duration::from_millis(3_500)).await;
+    assert_eq!(setup.upstream.reads(X), 1);
+}
+
 #[tokio::test]
 async fn a_drain_answers_polls_and_ends_streams() {
     let mut setup = setup().await;

@@ -6,6 +6,9 @@
 //! it read once, and so does an entry that is replaced by that of another identity. Second, it waits
 //! for a fence, because a write is about to end, or its API about to show it.
 //!
+//! News comes only of what the store has. So after each response of the upstream the driver looks whether the
+//! store has it ([`Cause::Confirm`]): the store may have been late, or may have refused it.
+//!
 //! A read changes keys, and so makes news for other readers and for the driver itself. Two readers must not
 //! keep each other reading. So a response that is not stored is read without a lease from then on, an entry
 //! of another route or API is left alone, and [`Pace`] limits the remaining reads.
@@ -209,9 +212,13 @@ impl Driver {
         match found {
             ReadResult::Entry(FoundEntry { entry, source, change, .. }) => {
                 let was_unstored = std::mem::replace(&mut self.is_unstored, entry.is_unstored());
-                self.last_read.replace(change, (now, self.context.cache.store().now_ms()));
+                let now_ms = self.context.cache.store().now_ms();
+                self.last_read.replace(change, (now, now_ms));
                 if source == VersionSource::Upstream {
                     self.schedule.restart(now);
+                    if now_ms < entry.expires_at_ms() && !mutants::is(Mutant::PushListenLate) {
+                        self.schedule.confirm(ended, now);
+                    }
                 }
                 if is_past_fence {
                     // The API may show the write later.
@@ -227,6 +234,10 @@ impl Driver {
                 self.news_at = None;
                 self.last_read.confirm();
                 self.topic.last()
+            }
+            ReadResult::Unconfirmed => {
+                self.schedule.confirm(ended, now);
+                None
             }
             ReadResult::Fenced => {
                 self.schedule.await_fence(ended, now);
@@ -265,6 +276,10 @@ impl Driver {
         let mut budget = self.context.cache.budget();
         let mut change = None;
         let mut found = reader.lookup_change(lookup, &mut budget, &mut change).await;
+        let awaits_nothing = began.asked.is_none() && self.news_at.is_none();
+        if cause == Cause::Confirm && awaits_nothing && change.is_none() {
+            return ReadStep::Done(ReadResult::Unconfirmed);
+        }
         let is_known = began.accepts == Accepts::Entries && self.is_known(change.as_ref(), cause);
         let is_fenced = found.bypass() == Some(Bypass::Fenced);
         // Without a lease no fence is seen.

@@ -9,7 +9,8 @@ use tokio::time::Instant;
 const FENCE_WAIT: Duration = Duration::from_millis(1_050);
 const MAX_FENCE_WAIT: Duration = Duration::from_secs(2);
 
-/// First pause after a read that failed. It doubles up to `push.recheck`.
+/// First pause after a read that failed, or that the store has not confirmed. It doubles up to
+/// `push.recheck`.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// Why the driver reads.
@@ -23,6 +24,8 @@ pub(super) enum Cause {
     Fence,
     /// The last read failed.
     Retry,
+    /// The store may not have the last version, and reports no change of what it does not have.
+    Confirm,
     /// There was no news for `push.recheck`.
     Recheck,
 }
@@ -34,6 +37,7 @@ pub(super) struct ReadSchedule {
     recheck_at: Instant,
     fence: Option<FenceWait>,
     retry: Option<Retry>,
+    confirm: Option<Retry>,
 }
 
 /// A wait for the fence of the job.
@@ -55,11 +59,12 @@ struct Retry {
 pub(super) struct EndedWaits {
     fence: Option<FenceWait>,
     retry: Option<Retry>,
+    confirm: Option<Retry>,
 }
 
 impl ReadSchedule {
     pub(super) fn new(interval: Duration, now: Instant) -> Self {
-        Self { interval, recheck_at: now + interval, fence: None, retry: None }
+        Self { interval, recheck_at: now + interval, fence: None, retry: None, confirm: None }
     }
 
     /// Returns when to read without news, and why.
@@ -67,7 +72,8 @@ impl ReadSchedule {
         let fence = self.fence.map(|fence| (fence.until, Cause::Fence));
         let retry = self.retry.map(|retry| (retry.at, Cause::Retry));
         let recheck = (self.recheck_at, Cause::Recheck);
-        let due = [fence, retry].into_iter().flatten();
+        let confirm = self.confirm.map(|confirm| (confirm.at, Cause::Confirm));
+        let due = [fence, retry, confirm].into_iter().flatten();
         due.fold(recheck, |first, next| if next.0 < first.0 { next } else { first })
     }
 
@@ -87,7 +93,8 @@ impl ReadSchedule {
 
     /// Ends the waits, because a read has a result.
     pub(super) fn end_waits(&mut self) -> EndedWaits {
-        EndedWaits { fence: self.fence.take(), retry: self.retry.take() }
+        let Self { fence, retry, confirm, .. } = self;
+        EndedWaits { fence: fence.take(), retry: retry.take(), confirm: confirm.take() }
     }
 
     /// Reads again once the fence has fallen, and otherwise as planned.
@@ -100,12 +107,13 @@ impl ReadSchedule {
 
     /// Reads again after a pause, which is twice as long as the one that has ended.
     pub(super) fn retry_longer(&mut self, ended: EndedWaits, now: Instant) {
-        self.retry_after(ended.retry.map_or(FIRST_RETRY, |retry| retry.pause * 2), now);
+        let pause = ended.retry.map_or(FIRST_RETRY, |retry| retry.pause * 2);
+        self.retry = Some(self.after(pause, now));
     }
 
     /// Reads again after the first pause.
     pub(super) fn retry_soon(&mut self, now: Instant) {
-        self.retry_after(FIRST_RETRY, now);
+        self.retry = Some(self.after(FIRST_RETRY, now));
     }
 
     /// Reads again without a pause.
@@ -113,8 +121,16 @@ impl ReadSchedule {
         self.retry = Some(Retry { at: now, pause: FIRST_RETRY });
     }
 
-    fn retry_after(&mut self, pause: Duration, now: Instant) {
+    /// Looks whether the store has the last version after a pause, which doubles if the last look has
+    /// not shown that.
+    pub(super) fn confirm(&mut self, ended: EndedWaits, now: Instant) {
+        let last = ended.confirm.filter(|confirm| confirm.at <= now);
+        let pause = last.map_or(FIRST_RETRY, |confirm| confirm.pause * 2);
+        self.confirm = Some(self.after(pause, now));
+    }
+
+    fn after(&self, pause: Duration, now: Instant) -> Retry {
         let pause = pause.min(self.interval);
-        self.retry = Some(Retry { at: now + pause, pause });
+        Retry { at: now + pause, pause }
     }
 }

@@ -17,6 +17,8 @@ pub(super) enum ReadResult {
     Entry(FoundEntry),
     /// No change since the last version was read.
     Unchanged,
+    /// The store has not said whether the last version is the current one.
+    Unconfirmed,
     /// A write is under way, or was just answered.
     Fenced,
     /// The upstream no longer gives the job to this identity.
