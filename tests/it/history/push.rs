@@ -171,6 +171,11 @@ async fn hold_poll(
         Some(answer) if answer.status == StatusCode::OK => {
             let version = answer.version.expect("a version");
             told.reads.push(watch.read(world, (version, answer.view), answer.how));
+            if !answer.is_applied {
+                // Answered at once, as an ordinary read: another sidecar may have shown the client a
+                // newer version, whose change is not acknowledged yet.
+                subscription.versions.clear();
+            }
             subscription.versions.push((subscription.end, version));
             (Some(line), answer.tag.map(|tag| (tag, version)))
         }
