@@ -55,28 +55,57 @@ async fn timed(setup: &Setup, path: &str) -> (Reply, Duration) {
     (reply, start.elapsed())
 }
 
-/// Polls the large job and its neighbours at the same time for so long. Returns the statuses of the
-/// large job with the times of its polls, and the longest poll of a neighbour.
+/// Polls of the large job and its neighbours.
+struct Polls {
+    /// The statuses of the large job, and the times of its polls.
+    big: Vec<(String, Duration)>,
+    /// The longest poll of a neighbour.
+    slowest: Duration,
+    /// Polls of neighbours that were no hits.
+    lost: Vec<String>,
+}
+
+/// Polls the large job and its neighbours at the same time for so long. Redis is another process, which a
+/// busy machine may delay for longer than the budget, so there are three attempts.
 async fn poll(setup: &Setup, time: Duration) -> (Vec<(String, Duration)>, Duration) {
-    let (start, mut big_polls, mut slowest) = (Instant::now(), Vec::new(), Duration::ZERO);
+    let mut polls = poll_once(setup, time).await;
+    for _ in 0..2 {
+        if !polls.lost.is_empty() {
+            eprintln!("once more: {:?}", polls.lost);
+            polls = poll_once(setup, time).await;
+        }
+    }
+    let Polls { big, slowest, lost } = polls;
+    assert!(lost.is_empty(), "{lost:?}");
+    (big, slowest)
+}
+
+async fn poll_once(setup: &Setup, time: Duration) -> Polls {
+    let start = Instant::now();
+    let mut polls = Polls { big: Vec::new(), slowest: Duration::ZERO, lost: Vec::new() };
     let body = big();
     while start.elapsed() < time {
         let neighbours = (0..NEIGHBOURS).map(async |number| {
-            let mut slowest = Duration::ZERO;
+            let (mut slowest, mut lost) = (Duration::ZERO, Vec::new());
             for _ in 0..4 {
                 let (reply, took) = timed(setup, &neighbour(number)).await;
-                assert!(reply.is_hit(), "a neighbour after {:?}: {reply:?}", start.elapsed());
+                if !reply.is_hit() {
+                    lost.push(format!("a neighbour after {:?}: {reply:?}", start.elapsed()));
+                }
                 slowest = slowest.max(took);
             }
-            slowest
+            (slowest, lost)
         });
         let big_poll = timed(setup, BIG);
-        let (took, (reply, big_took)) = tokio::join!(join_all(neighbours), big_poll);
-        slowest = took.into_iter().fold(slowest, Duration::max);
+        let (neighbours, (reply, big_took)) = tokio::join!(join_all(neighbours), big_poll);
+        for (slowest, lost) in neighbours {
+            polls.slowest = polls.slowest.max(slowest);
+            polls.lost.extend(lost);
+        }
         assert!(reply.body == body.as_bytes(), "{}", reply.cache_status());
-        big_polls.push((reply.cache_status().to_owned(), big_took));
+        polls.big.push((reply.cache_status().to_owned(), big_took));
     }
-    (big_polls, slowest)
+    polls
 }
 
 async fn openings(setup: &Setup) -> usize {
